@@ -1,0 +1,229 @@
+"""The Gemma transformer: generations 1, 2 and 3 by configuration, as one `nnx.Module`.
+
+Layers are stacked on a leading axis L and scanned, so that compile time and memory do not grow
+with depth. Two ways through the same block: `hidden` (training: whole rows, rematerialised) and
+`extend` (sampling: new tokens against a KV cache). Knows nothing of tokenizers, files, Countdown
+or rewards; takes token ids and gives hidden states and logits.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from aha_lib.presets import ModelConfig
+
+# Logical axes of each stacked weight; runtime.RULES maps them to the mesh.
+_WEIGHTS = {
+    "q": ("layers", "embed", "heads", "head"),
+    "k": ("layers", "embed", "kv_heads", "head"),
+    "v": ("layers", "embed", "kv_heads", "head"),
+    "o": ("layers", "heads", "head", "embed"),
+    "gate": ("layers", "embed", "ff"),
+    "up": ("layers", "embed", "ff"),
+    "down": ("layers", "ff", "embed"),
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens seen so far.
+
+    Rows are left-padded, so that all of them write the same slot next.
+    """
+
+    k: Float[Array, "L B K S h"]
+    v: Float[Array, "L B K S h"]
+    valid: Bool[Array, "B S"]  # slots that hold a token, not padding
+
+
+class Layers(nnx.Module):
+    """The parameters of all layers, each stacked on a leading axis L."""
+
+    def __init__(self, c: ModelConfig, rngs: nnx.Rngs, dtype):
+        sizes = {"layers": c.layers, "embed": c.width, "heads": c.heads, "kv_heads": c.kv_heads,
+                 "head": c.head_dim, "ff": c.ff}  # fmt: skip
+        for name, axes in _WEIGHTS.items():
+            shape = tuple(sizes[a] for a in axes)
+            fan_in = {"o": c.heads * c.head_dim, "down": c.ff}.get(name, c.width)
+            value = jax.random.normal(rngs.params(), shape, dtype) * fan_in**-0.5
+            setattr(self, name, nnx.Param(value, out_sharding=axes))
+        norms = ["pre_attn_norm", "pre_ff_norm"]
+        norms += ["post_attn_norm", "post_ff_norm"] * c.post_norms + ["q_norm", "k_norm"] * c.qk_norm
+        for name in norms:
+            axis = "head" if name in ("q_norm", "k_norm") else "embed"
+            value = jnp.zeros((c.layers, sizes[axis]), dtype)
+            setattr(self, name, nnx.Param(value, out_sharding=("layers", None)))
+
+
+class Gemma(nnx.Module):
+    """A Gemma language model with tied input and output embeddings.
+
+    `dtype` is that of activations and of the weights when they are used; parameters are stored
+    in `param_dtype`. Norms, softmax and logits are float32 always.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs,
+                 dtype=jnp.float32, param_dtype=jnp.float32):  # fmt: skip
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        table = jax.random.normal(rngs.params(), (config.vocab, config.width), param_dtype)
+        with nnx.use_eager_sharding(False):  # axes are names here; runtime places the arrays
+            self.embed = nnx.Param(table * config.width**-0.5, out_sharding=("vocab", "embed"))
+            self.layers = Layers(config, rngs, param_dtype)
+            self.final_norm = nnx.Param(jnp.zeros(config.width, param_dtype), out_sharding=(None,))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+    ) -> Float[Array, "B T D"]:
+        """Final hidden states of whole rows; layers are rematerialised in the backward pass.
+
+        Tokens attend to earlier tokens of the same segment (document, or 1 for a row's tokens
+        and 0 for its padding). `positions` count within the segment, from 0.
+        """
+        c = self.config
+        slots = jnp.arange(tokens.shape[1])
+        mask = (segments[:, :, None] == segments[:, None, :]) & (slots[:, None] >= slots)
+        near = slots[:, None] - slots < c.window
+        rope = _rope_tables(c, positions)
+
+        @jax.checkpoint
+        def layer(x, inputs):
+            p, is_global = inputs
+            q, k, v = _project(c, p, x, jnp.where(is_global, *rope))
+            attended = _attend(c, q, k, v, mask & (is_global | near))
+            return _finish(c, p, x, attended), None
+
+        x, _ = jax.lax.scan(layer, self._embed(tokens), (self._stacked(), _global_layers(c)))
+        return _rms_norm(x, self.final_norm[...], c.norm_eps)
+
+    def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+        """Next-token logits, float32. Call it on few positions at a time: V is 262,144."""
+        table = self.embed[...].astype(self.dtype)
+        out = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        return _softcap(out, self.config.final_softcap)
+
+    def empty_cache(self, rows: int, slots: int) -> Cache:
+        """A cache for `rows` sequences of at most `slots` tokens, in the activations' dtype."""
+        c = self.config
+        zeros = jnp.zeros((c.layers, rows, c.kv_heads, slots, c.head_dim), self.dtype)
+        return Cache(zeros, zeros, jnp.zeros((rows, slots), bool))
+
+    def extend(
+        self,
+        tokens: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        cache: Cache,
+        slot: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Read T new tokens per row into slots `slot`, `slot` + 1, … and give their hidden states.
+
+        Prefill is one call with the left-padded prompts at slot 0, decode one call per token.
+        `valid` is False for padding, which nobody attends to. The cache is a loop carry that XLA
+        updates in place: never pass it through a scan's inputs and outputs, that copies it.
+        """
+        c = self.config
+        seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, slot))
+        before = jnp.cumsum(seen, axis=1) - 1
+        positions = jax.lax.dynamic_slice_in_dim(before, slot, tokens.shape[1], axis=1)
+        query, key = slot + jnp.arange(tokens.shape[1])[:, None], jnp.arange(seen.shape[1])
+        mask = seen[:, None, :] & (query >= key)
+        near = query - key < c.window
+        rope = _rope_tables(c, positions)
+
+        def layer(carry, inputs):
+            x, keys, values = carry
+            p, is_global, index = inputs
+            q, k, v = _project(c, p, x, jnp.where(is_global, *rope))
+            keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, 0, slot, 0))
+            values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, 0, slot, 0))
+            attended = _attend(c, q, keys[index], values[index], mask & (is_global | near))
+            return (_finish(c, p, x, attended), keys, values), None
+
+        inputs = (self._stacked(), _global_layers(c), jnp.arange(c.layers))
+        start = (self._embed(tokens), cache.k, cache.v)
+        (x, keys, values), _ = jax.lax.scan(layer, start, inputs)
+        return _rms_norm(x, self.final_norm[...], c.norm_eps), Cache(keys, values, seen)
+
+    def _embed(self, tokens):
+        x = self.embed[...].astype(self.dtype)[tokens]
+        return x * jnp.asarray(math.sqrt(self.config.width), self.dtype)
+
+    def _stacked(self) -> dict[str, Array]:
+        pure = nnx.to_pure_dict(nnx.state(self.layers))
+        return {k: v if "norm" in k else v.astype(self.dtype) for k, v in pure.items()}
+
+
+def _global_layers(c: ModelConfig) -> Bool[Array, " L"]:
+    return (jnp.arange(c.layers) + 1) % c.global_every == 0
+
+
+def _project(c, p, x, rope):
+    """Queries [B, T, H, h], keys and values [B, K, T, h] of one layer."""
+    x = _rms_norm(x, p["pre_attn_norm"], c.norm_eps)
+    q, k, v = (jnp.einsum("btd,dnh->btnh", x, p[name]) for name in "qkv")
+    if c.qk_norm:
+        q, k = _rms_norm(q, p["q_norm"], c.norm_eps), _rms_norm(k, p["k_norm"], c.norm_eps)
+    q = _rotate(q, rope) * (c.query_scalar or c.head_dim) ** -0.5
+    return q, _rotate(k, rope).swapaxes(1, 2), v.swapaxes(1, 2)
+
+
+def _attend(c, q, k, v, mask):
+    """Grouped-query attention; the heads that share a KV head are folded into its rows.
+
+    Softmax is normalised after the product with the values: h numbers to divide, not S.
+    """
+    B, T, H, h = q.shape
+    K, S = k.shape[1:3]
+    q = q.reshape(B, T, K, H // K, h).swapaxes(1, 2).reshape(B, K, T * H // K, h)
+    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
+    scores = _softcap(scores, c.attn_softcap).reshape(B, K, T, H // K, S)
+    scores = jnp.where(mask[:, None, :, None, :], scores, -1e30)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    weights = weights.reshape(B, K, T * H // K, S).astype(v.dtype)
+    out = jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=jnp.float32)
+    out = (out.reshape(B, K, T, H // K, h) / total).astype(v.dtype)
+    return out.swapaxes(1, 2).reshape(B, T, H, h)
+
+
+def _finish(c, p, x, attended):
+    """The rest of a layer: output projection, GeGLU feed-forward, their norms and residuals."""
+    y = jnp.einsum("btnh,nhd->btd", attended, p["o"])
+    x = x + (_rms_norm(y, p["post_attn_norm"], c.norm_eps) if c.post_norms else y)
+    y = _rms_norm(x, p["pre_ff_norm"], c.norm_eps)
+    y = jax.nn.gelu(y @ p["gate"], approximate=True) * (y @ p["up"])
+    y = y @ p["down"]
+    return x + (_rms_norm(y, p["post_ff_norm"], c.norm_eps) if c.post_norms else y)
+
+
+def _rms_norm(x, scale, eps):
+    """RMSNorm (1910.07467) with Gemma's 1 + w, in float32."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+
+
+def _rope_tables(c, positions) -> tuple[Array, Array]:
+    """Cosines and sines for global and for local layers, each [2, B, T, 1, h / 2] (2104.09864)."""
+    exponents = jnp.arange(c.head_dim // 2) * (2 / c.head_dim)
+
+    def table(base, scale):
+        angles = (positions[..., None, None] / scale) * base**-exponents
+        return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+
+    return table(c.rope_base, c.rope_scale), table(c.rope_base_local, 1.0)
+
+
+def _rotate(x, rope):
+    cos, sin = rope
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def _softcap(x, cap):
+    return jnp.tanh(x / cap) * cap if cap else x

@@ -1,0 +1,90 @@
+"""Model shapes, run settings and the named presets that join them.
+
+Frozen dataclasses and two tables, nothing that acts. Knows nothing of JAX, files or devices.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Gemma: all that distinguishes generations 1, 2 and 3, and their sizes.
+
+    Layer i attends globally when (i + 1) is a multiple of `global_every`, else to a sliding
+    window. Sources: the Gemma (2403.08295), Gemma 2 (2408.00118) and Gemma 3 (2503.19786)
+    reports, and the configurations published with the weights.
+    """
+
+    vocab: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ff: int
+    global_every: int = 1
+    window: int = 0  # tokens a local layer sees, itself included; 0: no layer is local
+    rope_base: float = 10_000.0  # of global layers
+    rope_base_local: float = 10_000.0
+    rope_scale: float = 1.0  # positions of global layers are divided by it
+    query_scalar: float = 0.0  # queries are scaled by query_scalar ** -0.5; 0: the head size
+    attn_softcap: float = 0.0  # 0: none
+    final_softcap: float = 0.0
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} KV heads evenly.")
+        if self.global_every > 1 and self.window < 1:
+            raise ValueError("Local layers need a window of at least one token.")
+
+    @property
+    def generation(self) -> int:
+        """1, 2 or 3: Gemma 2 brought the norms after each block, Gemma 3 those of q and k."""
+        return 3 if self.qk_norm else 2 if self.post_norms else 1
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, the (tied) embedding counted once."""
+        attention = self.width * self.head_dim * 2 * (self.heads + self.kv_heads)
+        norms = self.width * (4 if self.post_norms else 2) + 2 * self.head_dim * self.qk_norm
+        layer = attention + 3 * self.width * self.ff + norms
+        return self.vocab * self.width + self.layers * layer + self.width
+
+
+def _gemma1(**shape) -> ModelConfig:
+    return ModelConfig(vocab=256_128, head_dim=256, **shape)
+
+
+def _gemma2(**shape) -> ModelConfig:
+    return ModelConfig(
+        vocab=256_128, global_every=2, window=4096, attn_softcap=50.0, final_softcap=30.0,
+        post_norms=True, **shape,
+    )  # fmt: skip
+
+
+def _gemma3(*, vocab=262_144, global_every=6, **shape) -> ModelConfig:
+    return ModelConfig(
+        vocab=vocab, global_every=global_every, rope_base=1_000_000.0, qk_norm=True,
+        post_norms=True, **shape,
+    )  # fmt: skip
+
+
+MODELS: dict[str, ModelConfig] = {
+    # fmt: off
+    "tiny": _gemma3(vocab=118, layers=4, width=128, heads=4, kv_heads=1, head_dim=32, ff=256,
+                    global_every=2, window=128),
+    "gemma-2b": _gemma1(layers=18, width=2048, heads=8, kv_heads=1, ff=16_384),
+    "gemma-7b": _gemma1(layers=28, width=3072, heads=16, kv_heads=16, ff=24_576),
+    "gemma2-2b": _gemma2(layers=26, width=2304, heads=8, kv_heads=4, head_dim=256, ff=9216),
+    "gemma2-9b": _gemma2(layers=42, width=3584, heads=16, kv_heads=8, head_dim=256, ff=14_336),
+    "gemma3-270m": _gemma3(layers=18, width=640, heads=4, kv_heads=1, head_dim=256, ff=2048,
+                           window=512),
+    "gemma3-1b": _gemma3(layers=26, width=1152, heads=4, kv_heads=1, head_dim=256, ff=6912,
+                         window=512),
+    "gemma3-4b": _gemma3(layers=34, width=2560, heads=8, kv_heads=4, head_dim=256, ff=10_240,
+                         window=1024, rope_scale=8.0, vocab=262_208),
+    # fmt: on
+}

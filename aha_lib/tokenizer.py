@@ -1,0 +1,68 @@
+"""Text to token ids and back, by SentencePiece, for Gemma and for the tiny model alike.
+
+Knows nothing of JAX or of Countdown's rules; the tiny vocabulary is a SentencePiece model too,
+written by `tiny_model` and kept in `data/tiny.model`.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+TINY_WORDS = [*map(str, range(101)), *"+-*/=,:()", "no", "yes", "<answer>", "</answer>"]
+TINY_PATH = Path(__file__).parent / "data" / "tiny.model"
+
+
+class Tokenizer:
+    """A SentencePiece model with its special ids, found by piece and not by number.
+
+    Attributes: `vocab_size`, `pad_id`, `eos_id`, `bos_id`, and `stop_ids`: the ids after which a
+    completion is over (`<eos>`, and `<end_of_turn>` where the vocabulary has it).
+    """
+
+    def __init__(self, model: bytes):
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self._pieces.vocab_size()
+        self.pad_id, self.eos_id, self.bos_id = map(self.piece_id, ("<pad>", "<eos>", "<bos>"))
+        ends = [self._pieces.piece_to_id(piece) for piece in ("<eos>", "<end_of_turn>")]
+        self.stop_ids = frozenset(ends) - {self._pieces.unk_id()}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a `tokenizer.model` file."""
+        return cls(Path(path).read_bytes())
+
+    def piece_id(self, piece: str) -> int:
+        """The id of an exact piece; ValueError where the vocabulary lacks it."""
+        token = self._pieces.piece_to_id(piece)
+        if token == self._pieces.unk_id():
+            raise ValueError(f"This tokenizer has no piece {piece!r}; is it a Gemma tokenizer?")
+        return token
+
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+        """Token ids of `text`, after one BOS unless `bos` is False."""
+        return [self.bos_id] * bos + self._pieces.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; padding, BOS and EOS are left out."""
+        special = {self.pad_id, self.bos_id, self.eos_id}
+        return self._pieces.decode([int(i) for i in ids if int(i) not in special])
+
+
+def tiny_model() -> bytes:
+    """The tiny vocabulary as a serialized SentencePiece model: one piece for every word."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    for piece in ("<pad>", "<eos>", "<bos>"):
+        proto.pieces.add(piece=piece, score=0.0, type=kinds.CONTROL)
+    proto.pieces.add(piece="<unk>", score=0.0, type=kinds.UNKNOWN)
+    for word in TINY_WORDS:
+        proto.pieces.add(piece=f"▁{word}", score=0.0, type=kinds.NORMAL)
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    trainer.model_type, trainer.vocab_size = trainer.WORD, len(proto.pieces)
+    trainer.pad_id, trainer.eos_id, trainer.bos_id, trainer.unk_id = 0, 1, 2, 3
+    trainer.pad_piece, trainer.eos_piece = "<pad>", "<eos>"
+    trainer.bos_piece, trainer.unk_piece = "<bos>", "<unk>"
+    normalizer.name, normalizer.add_dummy_prefix = "identity", True
+    return proto.SerializeToString()
