@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aha_lib.presets import ModelConfig
+from aha_lib.runtime import constrain
 
 # Logical axes of each stacked weight; runtime.RULES maps them to the mesh.
 _WEIGHTS = {
@@ -104,8 +105,40 @@ class Gemma(nnx.Module):
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Next-token logits, float32. Call it on few positions at a time: V is 262,144."""
         table = self.embed[...].astype(self.dtype)
+        hidden = constrain(hidden, "rows")
         out = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        out = constrain(out, "rows", *[None] * (out.ndim - 2), "vocab")
         return _softcap(out, self.config.final_softcap)
+
+    def logprobs(
+        self,
+        hidden: Float[Array, "B T D"],
+        targets: Int[Array, "B T"],
+        *,
+        temperature: float = 1.0,
+        chunk: int = 256,
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """Log-probability of each target token and entropy of its distribution, in nats.
+
+        Both of the distribution softmax(logits / temperature). Logits exist for `chunk`
+        positions at a time only, in the backward pass too.
+        """
+        T = targets.shape[1]
+        chunks = -(-T // chunk)
+        size = -(-T // chunks)
+        padding = ((0, 0), (0, chunks * size - T))
+        hidden = jnp.pad(hidden, (*padding, (0, 0))).reshape(len(hidden), chunks, size, -1)
+        targets = jnp.pad(targets, padding).reshape(len(targets), chunks, size)
+
+        @jax.checkpoint
+        def piece(_, inputs):
+            h, t = inputs
+            logs = jax.nn.log_softmax(self.logits(h) / temperature)
+            chosen = jnp.take_along_axis(logs, t[..., None], axis=-1)[..., 0]
+            return None, (chosen, -jnp.sum(jnp.exp(logs) * logs, axis=-1))
+
+        _, both = jax.lax.scan(piece, None, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1)))
+        return tuple(x.swapaxes(0, 1).reshape(len(targets), -1)[:, :T] for x in both)
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """A cache for `rows` sequences of at most `slots` tokens, in the activations' dtype."""
@@ -116,6 +149,7 @@ class Gemma(nnx.Module):
     def extend(
         self,
         tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
         valid: Bool[Array, "B T"],
         cache: Cache,
         slot: Int[Array, ""] | int,
@@ -123,13 +157,12 @@ class Gemma(nnx.Module):
         """Read T new tokens per row into slots `slot`, `slot` + 1, … and give their hidden states.
 
         Prefill is one call with the left-padded prompts at slot 0, decode one call per token.
-        `valid` is False for padding, which nobody attends to. The cache is a loop carry that XLA
+        `positions` count a row's tokens from 0, padding left out; `valid` is False for padding,
+        which nobody attends to. The cache is a loop carry that XLA
         updates in place: never pass it through a scan's inputs and outputs, that copies it.
         """
         c = self.config
         seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, slot))
-        before = jnp.cumsum(seen, axis=1) - 1
-        positions = jax.lax.dynamic_slice_in_dim(before, slot, tokens.shape[1], axis=1)
         query, key = slot + jnp.arange(tokens.shape[1])[:, None], jnp.arange(seen.shape[1])
         mask = seen[:, None, :] & (query >= key)
         near = query - key < c.window
@@ -151,7 +184,7 @@ class Gemma(nnx.Module):
 
     def _embed(self, tokens):
         x = self.embed[...].astype(self.dtype)[tokens]
-        return x * jnp.asarray(math.sqrt(self.config.width), self.dtype)
+        return constrain(x * jnp.asarray(math.sqrt(self.config.width), self.dtype), "rows")
 
     def _stacked(self) -> dict[str, Array]:
         pure = nnx.to_pure_dict(nnx.state(self.layers))
@@ -198,7 +231,8 @@ def _finish(c, p, x, attended):
     y = _rms_norm(x, p["pre_ff_norm"], c.norm_eps)
     y = jax.nn.gelu(y @ p["gate"], approximate=True) * (y @ p["up"])
     y = y @ p["down"]
-    return x + (_rms_norm(y, p["post_ff_norm"], c.norm_eps) if c.post_norms else y)
+    x = x + (_rms_norm(y, p["post_ff_norm"], c.norm_eps) if c.post_norms else y)
+    return constrain(x, "rows")  # else XLA may split the width, and sum logits over devices
 
 
 def _rms_norm(x, scale, eps):

@@ -88,3 +88,9 @@ MODELS: dict[str, ModelConfig] = {
                          window=1024, rope_scale=8.0, vocab=262_208),
     # fmt: on
 }
+
+# Keywords of countdown.generate.
+PUZZLES: dict[str, dict] = {
+    "tiny": dict(numbers=3, low=1, high=20, target_low=10, target_high=99, bound=100),
+    "tinyzero": dict(numbers=(3, 4), low=1, high=99, target_low=10, target_high=100),
+}
