@@ -256,7 +256,9 @@ def _parse(text: str) -> tuple[list[int | str], int | None]:
             if token != ")":
                 waiting.append(token)
                 operand_next = True
-            elif not waiting or waiting.pop() != "(":
+            elif waiting:
+                waiting.pop()  # its "("
+            else:
                 raise ValueError(") without (")
     if operand_next or "(" in waiting:
         raise ValueError("it is not complete")
