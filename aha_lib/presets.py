@@ -94,3 +94,43 @@ PUZZLES: dict[str, dict] = {
     "tiny": dict(numbers=3, low=1, high=20, target_low=10, target_high=99, bound=100),
     "tinyzero": dict(numbers=(3, 4), low=1, high=99, target_low=10, target_high=100),
 }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that determines a run: the same settings give the same run on the same machine."""
+
+    preset: str = "tiny"  # a name in SETTINGS
+    model: str = "tiny"  # "tiny", a Kaggle handle or a folder, as weights.load takes it
+    puzzles: str = "tiny"  # a name in PUZZLES
+    template: str = "tiny"  # prompt template of countdown.prompt
+    seed: int = 0
+    steps: int = 100
+    # Rollout
+    prompts: int = 16  # puzzles a step
+    group: int = 16  # completions of each puzzle
+    prompt_len: int = 8  # tokens, BOS included
+    completion_len: int = 144  # tokens, EOS included
+    temperature: float = 1.0
+    # Loss
+    scale_by_std: bool = True  # divide advantages by the group's standard deviation
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl: float = 0.0  # weight of the KL divergence from the base model
+    # Update
+    micro_batch: int = 32  # rows in memory at a time
+    learning_rate: float = 6e-4
+    warmup: int = 5  # steps from 0 to the full learning rate
+    decay: float = 1.0  # share of the learning rate that is left after the last step (cosine)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    # Measuring and keeping
+    eval_every: int = 10
+    eval_puzzles: int = 256
+    pass_k: int = 16  # completions of each held-out puzzle for pass@k, at step 0
+    checkpoint_every: int = 10
+
+
+SETTINGS: dict[str, Settings] = {
+    "tiny": Settings(),
+}

@@ -1,0 +1,180 @@
+"""Prompts to completions with their log-probabilities.
+
+One prefill per prompt, shared by its group; then a decode loop on the device, in stages: between
+two stages the host lengthens the KV cache and drops the rows that are finished. Knows nothing of
+text, Countdown or rewards; takes token ids.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from aha_lib.gemma import Cache, Gemma
+from aha_lib.runtime import shard_batch, to_host
+
+
+class Completions(NamedTuple):
+    """What the model wrote, on the host: B = P · G rows, those of a group side by side."""
+
+    tokens: Int[np.ndarray, "B T"]  # pad_id after the end
+    logprobs: Float[np.ndarray, "B T"]  # nats, of the distribution sampled from; 0 after the end
+    mask: Bool[np.ndarray, "B T"]  # True for sampled tokens, the stop token included
+
+
+class _Rows(NamedTuple):
+    """The rows still being written: what the decode loop carries."""
+
+    hidden: Float[Array, "B D"]  # of the newest token
+    position: Int[Array, " B"]  # of the token to be written
+    done: Bool[Array, " B"]
+    key: Key[Array, " B"]
+    cache: Cache
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    """Token ids as one array, padded on the left, and the mask of what is not padding.
+
+    Raises ValueError where a row is longer than `length`.
+    """
+    longest = max(map(len, rows))
+    if longest > length:
+        raise ValueError(f"A prompt has {longest} tokens: raise prompt_len above {length}.")
+    tokens = np.full((len(rows), length), pad_id, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, length - len(row) :] = row
+    return tokens, np.arange(length) >= length - np.array([len(row) for row in rows])[:, None]
+
+
+def sample(
+    model: Gemma,
+    prompts: Int[np.ndarray, "P T"],
+    valid: Bool[np.ndarray, "P T"],
+    key: Key[Array, ""],
+    *,
+    group: int,
+    length: int,
+    stop_ids: Iterable[int],
+    pad_id: int,
+    temperature: float = 1.0,
+    stages: int = 4,
+) -> Completions:
+    """Sample `group` completions of at most `length` tokens for each left-padded prompt.
+
+    Row i draws from keys folded from (key, i, position), so a row's tokens depend neither on the
+    other rows nor on how the batch is sharded. `temperature` 0 takes the likeliest token (its
+    log-probabilities are then those at temperature 1). No top-k or top-p: they would make the
+    returned log-probabilities those of another distribution than the one trained on.
+    """
+    graph, params = nnx.split(model)
+    rows = _prefill(graph, params, prompts, valid, key, group)
+    stop_ids = tuple(sorted(stop_ids))
+    count = group * len(prompts)
+    out = Completions(
+        np.full((count, length), pad_id, np.int32),
+        np.zeros((count, length), np.float32),
+        np.zeros((count, length), bool),
+    )
+    bounds = [round(length * i / stages) for i in range(stages + 1)]
+    index = np.arange(count)  # which row of `out` each row being written is
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        slot = prompts.shape[1] + start
+        rows, *written = _decode(
+            graph, params, _lengthen(rows, slot + stop - start), temperature, slot=slot,
+            length=stop - start, stop_ids=stop_ids, pad_id=pad_id,
+        )  # fmt: skip
+        for array, part in zip(out, written, strict=True):
+            array[index, start:stop] = to_host(part)
+        done = to_host(rows.done)
+        if done.all():
+            break
+        keep = len(index)  # halved while all that is unfinished fits: few shapes to compile
+        while keep % 2 == 0 and keep > count // 8 and (~done).sum() <= keep // 2:
+            keep //= 2
+        if keep < len(index):
+            order = np.argsort(done, kind="stable")[:keep]
+            rows, index = _take(rows, order), index[order]
+    return out
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "group"))
+def _prefill(graph, params, prompts, valid, key, group) -> _Rows:
+    model, (P, T) = nnx.merge(graph, params), prompts.shape
+    prompts, valid = shard_batch((jnp.asarray(prompts), jnp.asarray(valid)))
+    positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+    hidden, cache = model.extend(prompts, positions, valid, model.empty_cache(P, T), 0)
+    repeat = functools.partial(jnp.repeat, repeats=group)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(P * group))
+    cache = Cache(repeat(cache.k, axis=1), repeat(cache.v, axis=1), repeat(cache.valid, axis=0))
+    position = repeat(positions[:, -1] + 1, axis=0)
+    done = jnp.zeros(P * group, bool)
+    return _Rows(repeat(hidden[:, -1], axis=0), position, done, keys, cache)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("graph", "slot", "length", "stop_ids", "pad_id"),
+    donate_argnames="rows",
+)
+def _decode(graph, params, rows, temperature, *, slot, length, stop_ids, pad_id):
+    """Write up to `length` tokens per row into cache slots `slot`, `slot` + 1, …"""
+    greedy = temperature == 0
+    model, B = nnx.merge(graph, params), len(rows.done)
+    written = (jnp.full((B, length), pad_id), jnp.zeros((B, length)), jnp.zeros((B, length), bool))
+
+    def unfinished(carry):
+        t, rows, _ = carry
+        return (t < length) & ~rows.done.all()
+
+    def step(carry):
+        t, rows, (tokens, logprobs, mask) = carry
+        logs = jax.nn.log_softmax(model.logits(rows.hidden) / jnp.where(greedy, 1, temperature))
+        token = jnp.where(greedy, logs.argmax(-1), _draw(logs, rows.key, rows.position))
+        token = jnp.where(rows.done, pad_id, token).astype(jnp.int32)
+        logprob = jnp.take_along_axis(logs, token[:, None], axis=1)[:, 0]
+        put = lambda array, column: jax.lax.dynamic_update_slice(array, column[:, None], (0, t))  # noqa: E731
+        written = (
+            put(tokens, token), put(logprobs, jnp.where(rows.done, 0, logprob)),
+            put(mask, ~rows.done),
+        )  # fmt: skip
+        done = rows.done | jnp.isin(token, jnp.array(stop_ids))
+        hidden, cache = model.extend(
+            token[:, None], rows.position[:, None], ~rows.done[:, None], rows.cache, slot + t
+        )
+        return t + 1, _Rows(hidden[:, 0], rows.position + 1, done, rows.key, cache), written
+
+    start = (0, shard_batch(rows), written)
+    _, rows, written = jax.lax.while_loop(unfinished, step, start)
+    return rows, *written
+
+
+def _draw(logs, keys, position):
+    """One token per row by inverting the distribution's sum: one uniform number a row, not V."""
+    fold = jax.vmap(jax.random.fold_in)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key))(fold(keys, position))
+    sums = jnp.cumsum(jnp.exp(logs), axis=-1)
+    token = jnp.sum(sums <= uniform[:, None] * sums[:, -1:], axis=-1)
+    return jnp.minimum(token, logs.shape[-1] - 1)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _lengthen(rows, slots):
+    """A cache of `slots` slots, the new ones empty."""
+    k, v, valid = rows.cache
+    more = (0, slots - valid.shape[1])
+    wide = ((0, 0),) * 3 + (more, (0, 0))
+    return rows._replace(cache=Cache(jnp.pad(k, wide), jnp.pad(v, wide), jnp.pad(valid, ((0, 0), more))))
+
+
+@jax.jit
+def _take(rows, order):
+    k, v, valid = rows.cache
+    cache = Cache(k[:, order], v[:, order], valid[order])
+    return _Rows(*(x[order] for x in rows[:-1]), cache)

@@ -1,0 +1,247 @@
+"""The training loop, its metrics and its checkpoints.
+
+A step is a function of (state, step number): its puzzles and random keys are folded from the seed
+and the number, so that a resumed run is the same run. Joins the text side (puzzles, rewards,
+traces) to the array side (sampler, grpo); knows nothing of plots.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from tqdm.auto import tqdm
+
+from aha_lib import countdown, grpo, sampler, traces, weights
+from aha_lib.presets import PUZZLES, SETTINGS, Settings
+from aha_lib.tokenizer import Tokenizer
+
+PANEL_SEED = 0  # the held-out panel is the same for every run, whatever its seed
+
+
+def puzzles(settings: Settings, step: int) -> list[countdown.Puzzle]:
+    """The training puzzles of step 1, 2, …; those of step 0 are the held-out panel."""
+    s, ranges = settings, PUZZLES[settings.puzzles]
+    if step == 0:
+        indices = range(s.eval_puzzles)
+        return [countdown.generate(PANEL_SEED, i, **ranges, held_out=True) for i in indices]
+    first = (step - 1) * s.prompts
+    return [countdown.generate(s.seed, i, **ranges) for i in range(first, first + s.prompts)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Puzzles and what the model wrote for them, as arrays and as text, a row a completion."""
+
+    puzzles: list[countdown.Puzzle]
+    prompts: np.ndarray
+    valid: np.ndarray
+    completions: sampler.Completions
+    texts: list[str]
+    seconds: float
+
+
+def rollout(
+    model, tokenizer: Tokenizer, puzzles: Sequence[countdown.Puzzle], key, settings: Settings,
+    *, group: int, temperature: float,
+) -> Rollout:  # fmt: skip
+    """Sample `group` completions of every puzzle."""
+    start, s = time.perf_counter(), settings
+    ids = [tokenizer.encode(countdown.prompt(puzzle, s.template)) for puzzle in puzzles]
+    prompts, valid = sampler.pad_left(ids, s.prompt_len, tokenizer.pad_id)
+    completions = sampler.sample(
+        model, prompts, valid, key, group=group, length=s.completion_len,
+        stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, temperature=temperature,
+    )  # fmt: skip
+    texts = [
+        tokenizer.decode(row[mask])
+        for row, mask in zip(completions.tokens, completions.mask, strict=True)
+    ]
+    each = [puzzle for puzzle in puzzles for _ in range(group)]
+    prompts, valid = np.repeat(prompts, group, axis=0), np.repeat(valid, group, axis=0)
+    return Rollout(each, prompts, valid, completions, texts, time.perf_counter() - start)
+
+
+def evaluate(model, tokenizer, settings: Settings, key, step: int) -> tuple[dict, dict]:
+    """Greedy and sampled completions of the held-out panel.
+
+    Gives the metrics (accuracies, mean length in tokens, backtracks per completion, outcomes and
+    styles as counts; at step 0 also pass@1…pass@k) and the completions' texts for the record.
+    """
+    panel = puzzles(settings, 0)
+    base = step == 0 and settings.pass_k > 1
+    group = settings.pass_k if base else 1
+    out = rollout(model, tokenizer, panel, key, settings, group=group,
+                  temperature=settings.temperature)  # fmt: skip
+    greedy = rollout(model, tokenizer, panel, key, settings, group=1, temperature=0.0)
+    parsed = [traces.parse(*pair) for pair in zip(out.texts, out.puzzles, strict=True)]
+    right = np.array([trace.right for trace in parsed]).reshape(len(panel), group)
+    greedily = [countdown.reward(t, p).value == 1 for t, p in zip(greedy.texts, panel, strict=True)]
+    metrics = {
+        "heldout_accuracy": float(right.mean()),
+        "heldout_greedy": float(np.mean(greedily)),
+        "heldout_length": float(out.completions.mask.sum(1).mean()),
+        "heldout_backtracks": float(np.mean([trace.backtracks for trace in parsed])),
+        "outcomes": dict(Counter(traces.outcome(t, p)
+                                 for t, p in zip(out.texts, out.puzzles, strict=True))),
+        "styles": dict(Counter(traces.style(trace) for trace in parsed)),
+    }  # fmt: skip
+    if base:
+        metrics["pass_at"] = {k: pass_at_k(right, k) for k in (1, 2, 4, 8, 16) if k <= group}
+    texts = {"step": step, "sampled": out.texts[::group], "greedy": greedy.texts}
+    return metrics, texts
+
+
+def pass_at_k(right: np.ndarray, k: int) -> float:
+    """The unbiased estimate of pass@k from n ≥ k samples a row (2107.03374, eq. 1)."""
+    n, wrong = right.shape[1], right.shape[1] - right.sum(1)
+    miss = np.ones(len(right))
+    for i in range(k):  # C(wrong, k) / C(n, k)
+        miss *= np.maximum(wrong - i, 0) / (n - i)
+    return float(1 - miss.mean())
+
+
+def step(graph, state, reference, tokenizer, settings: Settings, number: int, key):
+    """GRPO step `number` (from 1): sample, reward, update. Gives the new state and the metrics."""
+    s, model = settings, nnx.merge(graph, state.params)
+    out = rollout(model, tokenizer, puzzles(s, number), jax.random.fold_in(key, number), s,
+                  group=s.group, temperature=s.temperature)  # fmt: skip
+    start = time.perf_counter()
+    rewards = np.array([
+        countdown.reward(text, puzzle).value
+        for text, puzzle in zip(out.texts, out.puzzles, strict=True)
+    ])  # fmt: skip
+    backtracks = [traces.parse(*x).backtracks for x in zip(out.texts, out.puzzles, strict=True)]
+    rewarded = time.perf_counter()
+    grouped = rewards.reshape(s.prompts, s.group)
+    tokens, logprobs, mask = out.completions
+    gain = grpo.advantages(grouped, scale_by_std=s.scale_by_std).reshape(-1).astype(np.float32)
+    batch = grpo.Batch(out.prompts, out.valid, tokens, mask, logprobs, gain)
+    state, updated = grpo.train_step(graph, state, reference, batch, s)
+    end, count = time.perf_counter(), int(mask.sum())
+    return state, {
+        "step": number,
+        "reward": float(rewards.mean()),
+        "train_accuracy": float((rewards == 1).mean()),
+        "length": float(mask.sum(1).mean()),
+        "backtracks": float(np.mean(backtracks)),
+        "zero_variance_groups": float((grouped.std(1) < 1e-6).mean()),
+        **updated,
+        "sample_seconds": out.seconds,
+        "reward_seconds": rewarded - start,
+        "update_seconds": end - rewarded,
+        "sample_tokens_per_second": count / out.seconds,
+        "update_tokens_per_second": count / (end - rewarded),
+    }
+
+
+def train(settings: Settings, out: str | Path) -> Iterator[dict]:
+    """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
+
+    Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl` (a row a step),
+    `rollouts.jsonl` (the held-out panel's completions at each evaluation) and `checkpoints/`.
+    A run that was killed goes on from its last checkpoint and gives the rows it would have given.
+
+    Raises ValueError if the folder holds a run with other settings.
+    """
+    s, out = settings, Path(out)
+    _claim(out, s)
+    model, tokenizer, _ = weights.load(s.model)
+    graph, params = nnx.split(model)
+    reference = jax.tree.map(lambda x: x.copy(), params) if s.kl else None
+    state = grpo.TrainState(params, grpo.optimizer(s).init(params))
+    train_key, eval_key = jax.random.split(jax.random.key(s.seed))
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file it writes
+    options = ocp.CheckpointManagerOptions(max_to_keep=1)
+    with ocp.CheckpointManager((out / "checkpoints").resolve(), options=options) as manager:
+        done = manager.latest_step()
+        if done is not None:
+            state = manager.restore(done, args=ocp.args.StandardRestore(state))
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            kept = [r for r in read_rows(out / name) if done is not None and r["step"] <= done]
+            (out / name).write_text("".join(json.dumps(row) + "\n" for row in kept))
+        first = 0 if done is None else done + 1
+        bar = tqdm(range(first, s.steps + 1), initial=first, total=s.steps + 1, unit="step")
+        for number in bar:
+            row = {"step": number}
+            if number:
+                state, row = step(graph, state, reference, tokenizer, s, number, train_key)
+            if number % s.eval_every == 0 or number == s.steps:
+                now = nnx.merge(graph, state.params)
+                measured, texts = evaluate(
+                    now, tokenizer, s, jax.random.fold_in(eval_key, number), number
+                )
+                row |= measured
+                bar.set_postfix_str(f"held-out accuracy {measured['heldout_accuracy']:.2f}")
+                _append(out / "rollouts.jsonl", texts)
+            _append(out / "metrics.jsonl", row)
+            if number % s.checkpoint_every == 0 or number == s.steps:
+                manager.save(number, args=ocp.args.StandardSave(state))
+            yield row
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file, none if there is no file; a torn last line is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def arguments(argv: Sequence[str]) -> tuple[Settings, Path]:
+    """Settings and run folder from a command line; bad ones end the program with status 2."""
+    parser = argparse.ArgumentParser(description="Train by GRPO on Countdown.")
+    parser.add_argument("--out", type=Path, required=True, help="run folder; resumed if it exists")
+    parser.add_argument("--preset", default="tiny", choices=list(SETTINGS))
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="override a field of the settings; may be repeated")  # fmt: skip
+    args = parser.parse_args(argv)
+    try:
+        return override(SETTINGS[args.preset], args.set), args.out
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def override(settings: Settings, assignments: Sequence[str]) -> Settings:
+    """Settings with `name=value` assignments applied.
+
+    Raises ValueError for an unknown name or a value of another type.
+    """
+    kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
+    changes = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in kinds:
+            raise ValueError(f"No setting is called {name!r}; there are: {', '.join(kinds)}.")
+        try:
+            changes[name] = {"True": True, "False": False}[text] if kinds[name] is bool else kinds[
+                name
+            ](text)
+        except (ValueError, KeyError):
+            raise ValueError(f"{name} takes {kinds[name].__name__}, not {text!r}.") from None
+    return dataclasses.replace(settings, **changes)
+
+
+def _claim(out: Path, settings: Settings) -> None:
+    """Write the settings into a new run folder; in an old one they must be the same."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, new = out / "settings.json", dataclasses.asdict(settings)
+    old = json.loads(path.read_text()) if path.exists() else new
+    differing = sorted(k for k in new if old.get(k) != new[k])
+    if differing:
+        raise ValueError(
+            f"{out} holds a run with another {', '.join(differing)}: choose another folder, or "
+            "the same settings to resume it."
+        )
+    path.write_text(json.dumps(new, indent=2) + "\n")
+
+
+def _append(path: Path, row: dict) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
