@@ -53,14 +53,20 @@ def rollout(
     model, tokenizer: Tokenizer, puzzles: Sequence[countdown.Puzzle], key, settings: Settings,
     *, group: int, temperature: float,
 ) -> Rollout:  # fmt: skip
-    """Sample `group` completions of every puzzle."""
+    """Sample `group` completions of every puzzle, as many rows at a time as in a training step."""
     start, s = time.perf_counter(), settings
     ids = [tokenizer.encode(countdown.prompt(puzzle, s.template)) for puzzle in puzzles]
     prompts, valid = sampler.pad_left(ids, s.prompt_len, tokenizer.pad_id)
-    completions = sampler.sample(
-        model, prompts, valid, key, group=group, length=s.completion_len,
-        stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, temperature=temperature,
-    )  # fmt: skip
+    at_a_time = max(1, s.prompts * s.group // group)
+    parts = [
+        sampler.sample(
+            model, prompts[i : i + at_a_time], valid[i : i + at_a_time], jax.random.fold_in(key, i),
+            group=group, length=s.completion_len, stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id, temperature=temperature,
+        )
+        for i in range(0, len(puzzles), at_a_time)
+    ]  # fmt: skip
+    completions = sampler.Completions(*map(np.concatenate, zip(*parts, strict=True)))
     texts = [
         tokenizer.decode(row[mask])
         for row, mask in zip(completions.tokens, completions.mask, strict=True)
