@@ -33,6 +33,10 @@ class Tokenizer:
         """Read a `tokenizer.model` file."""
         return cls(Path(path).read_bytes())
 
+    def save(self, path: str | Path) -> None:
+        """Write the model as a `tokenizer.model` file."""
+        Path(path).write_bytes(self._pieces.serialized_model_proto())
+
     def piece_id(self, piece: str) -> int:
         """The id of an exact piece; ValueError where the vocabulary lacks it."""
         token = self._pieces.piece_to_id(piece)

@@ -1,0 +1,430 @@
+"""Checkpoints from outside to a sharded model, and out again: Kaggle's Orbax, Hugging Face's files.
+
+Every tensor goes from disk to the devices with its sharding, a layer at a time, into the stacked
+parameters: host memory never holds the model twice. Knows nothing of training or of Countdown;
+checkpoints of a run (optimizer, step) are written elsewhere.
+"""
+
+import dataclasses
+import errno
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx, traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm.auto import tqdm
+
+from aha_lib import runtime
+from aha_lib.gemma import Gemma
+from aha_lib.presets import MODELS, ModelConfig
+from aha_lib.tokenizer import Tokenizer
+
+# Preset -> Kaggle handle of its Flax weights; append "-it" for the instruct variant. DeepMind
+# has the same at gs://gemma-data/checkpoints/gemma3-1b-pt (gemma2-2b-pt, gemma3-270m-it, …) and
+# the tokenizers at gs://gemma-data/tokenizers/tokenizer_gemma3.model (tokenizer_gemma2.model).
+HANDLES = {
+    "gemma-2b": "google/gemma/flax/2b",
+    "gemma-7b": "google/gemma/flax/7b",
+    "gemma2-2b": "google/gemma-2/flax/gemma2-2b",
+    "gemma2-9b": "google/gemma-2/flax/gemma2-9b",
+    "gemma3-270m": "google/gemma-3/flax/gemma-3-270m",
+    "gemma3-1b": "google/gemma-3/flax/gemma3-1b",
+    "gemma3-4b": "google/gemma-3/flax/gemma3-4b",
+}
+TINY = Path(__file__).parent / "data" / "tiny"
+
+# Axes of our parameters, a letter each, that of the layers aside; "d" where not named.
+_AXES = {"embed": "vd", "q": "dnh", "k": "dnh", "v": "dnh", "o": "nhd", "gate": "df", "up": "df",
+         "down": "fd"}  # fmt: skip
+# A layer's tensors on disk: our parameters in each and its axes. Hugging Face joins n and h;
+# Flax puts several parameters into one tensor, with a leading axis for them.
+_HF = {
+    "self_attn.q_proj": ("q", "nhd"), "self_attn.k_proj": ("k", "nhd"),
+    "self_attn.v_proj": ("v", "nhd"), "self_attn.o_proj": ("o", "dnh"),
+    "mlp.gate_proj": ("gate", "fd"), "mlp.up_proj": ("up", "fd"), "mlp.down_proj": ("down", "df"),
+    "self_attn.q_norm": ("q_norm", "d"), "self_attn.k_norm": ("k_norm", "d"),
+    "input_layernorm": ("pre_attn_norm", "d"),
+    "post_attention_layernorm": ("post_attn_norm", "d"),
+    "pre_feedforward_layernorm": ("pre_ff_norm", "d"),
+    "post_feedforward_layernorm": ("post_ff_norm", "d"),
+}  # fmt: skip
+_HF_GEMMA1 = _HF | {"post_attention_layernorm": ("pre_ff_norm", "d")}
+del _HF_GEMMA1["pre_feedforward_layernorm"]
+_FLAX = {
+    "attn/q_einsum": ("q", "ndh"), "attn/kv_einsum": ("k v", "ndh"),
+    "attn/qkv_einsum": ("q k v", "ndh"), "attn/attn_vec_einsum": ("o", "nhd"),
+    "mlp/gating_einsum": ("gate up", "df"),  # "fd" in all but the oldest models
+    "mlp/linear": ("down", "fd"),
+    "attn/_query_norm": ("q_norm", "d"), "attn/_key_norm": ("k_norm", "d"),
+    "pre_attention_norm": ("pre_attn_norm", "d"), "post_attention_norm": ("post_attn_norm", "d"),
+    "pre_ffw_norm": ("pre_ff_norm", "d"), "post_ffw_norm": ("post_ff_norm", "d"),
+}  # fmt: skip
+_EMBED = re.compile(r"(.*)(?:embed_tokens\.weight|embedder/input_embedding)")
+_LAYER = re.compile(
+    r"(?:layers\.(\d+)\.|layer_(\d+)/|stacked_layers/attention_type_(\d+)/)"
+    r"(.+?)(?:[./](?:weight|w|scale))?"
+)
+# config.json -> ModelConfig
+_FIELDS = {
+    "num_hidden_layers": "layers", "hidden_size": "width", "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads", "head_dim": "head_dim", "intermediate_size": "ff",
+    "sliding_window": "window", "_sliding_window_pattern": "global_every",
+    "sliding_window_pattern": "global_every", "rope_theta": "rope_base",
+    "rope_local_base_freq": "rope_base_local", "query_pre_attn_scalar": "query_scalar",
+    "attn_logit_softcapping": "attn_softcap", "final_logit_softcapping": "final_softcap",
+    "rms_norm_eps": "norm_eps",
+}  # fmt: skip
+_TYPES = {"gemma": "gemma-2b", "gemma2": "gemma2-2b", "gemma3_text": "gemma3-1b"}
+
+
+class _Checkpoint(NamedTuple):
+    path: epath.Path
+    tensors: dict[str, jax.ShapeDtypeStruct]  # on disk, by name
+    read: callable  # {name: sharding} -> {name: array}
+    embed: str
+    final_norm: str
+    layers: list[tuple[list[int], dict[str, str]]]  # indices of layers, names of tensors by leaf
+
+
+def load(
+    source: str | Path, *, mesh: Mesh | None = None, dtype=jnp.float32, param_dtype=jnp.float32,
+    tokenizer: str | Path | None = None, config: ModelConfig | None = None,
+) -> tuple[Gemma, Tokenizer, ModelConfig]:  # fmt: skip
+    """A model from `source`, its arrays sharded over `mesh` (without one: on the first device).
+
+    `source` is a preset's name ("tiny" comes with the package, the others from Kaggle), a Kaggle
+    handle, or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
+    activations, `param_dtype` that of the stored parameters. `tokenizer` is the path of a
+    `tokenizer.model` that does not lie with the weights. `config` describes a checkpoint that is
+    no preset and has no `config.json`. Raises ValueError or FileNotFoundError if it is broken,
+    incomplete or no Gemma, and what `download` raises.
+    """
+    source = HANDLES.get(str(source), str(source))
+    handle = re.fullmatch(r"[\w.-]+(/[\w.-]+){3,4}", source) and not Path(source).exists()
+    folder = epath.Path(TINY if source == "tiny" else download(source) if handle else source)
+    checkpoint = _open(folder)
+    config = config or _recognise(checkpoint)
+    beside = [place / "tokenizer.model" for place in (folder, checkpoint.path, folder.parent)]
+    found = [p for p in ([epath.Path(tokenizer)] if tokenizer else beside) if p.exists()]
+    if not found:
+        raise FileNotFoundError(f"{folder} has no tokenizer.model: pass its path as tokenizer=…")
+    words = Tokenizer(found[0].read_bytes())
+    if not config.vocab - 128 <= words.vocab_size <= config.vocab:  # tables are padded a little
+        raise ValueError(
+            f"{found[0]} has {words.vocab_size} pieces, the embedding {config.vocab} rows: this "
+            "tokenizer belongs to another model."
+        )
+    model = nnx.eval_shape(
+        lambda: Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
+    )
+    _fill(model, checkpoint, mesh or runtime.make_mesh(jax.devices()[:1]))
+    return model, words, config
+
+
+def download(handle: str) -> Path:
+    """The local folder of a Kaggle model, downloaded with a progress bar unless it is there.
+
+    Credentials are kagglehub's: a Kaggle session's own, Colab's secrets KAGGLE_USERNAME and
+    KAGGLE_KEY (or KAGGLE_API_TOKEN), the environment, or `~/.kaggle`. Raises OSError with one
+    sentence that says what to do.
+    """
+    import kagglehub
+    import requests
+
+    page = "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
+    try:
+        return Path(kagglehub.model_download(handle))
+    except Exception as error:
+        caught, kind = error, type(error).__name__
+    status = getattr(getattr(caught, "response", None), "status_code", None)
+    anonymous = status in (401, 403) and kagglehub.config.get_kaggle_credentials() is None
+    if kind in ("CredentialError", "UnauthenticatedError") or status == 401 or anonymous:
+        advice = ("Kaggle needs your token: create one on kaggle.com (Settings, API), store it in "
+                  "~/.kaggle/kaggle.json or as the secrets KAGGLE_USERNAME and KAGGLE_KEY.")
+    elif status == 403:
+        advice = f"Accept Gemma's licence at {page} with the account of your Kaggle token."
+    elif status == 404:
+        advice = f"Kaggle has no model {handle}: see {page} for the names."
+    elif isinstance(caught, (requests.ConnectionError, requests.Timeout)):
+        advice = (f"kaggle.com does not answer: switch on the session's internet to get {handle}, "
+                  "or give a folder that has it.")
+    elif getattr(caught, "errno", None) == errno.ENOSPC:
+        advice = (f"The disk is full: free space for {handle}, or set KAGGLEHUB_CACHE to a folder "
+                  "on a larger disk, and call again.")
+    else:
+        advice = f"The download of {handle} broke off ({kind}): call again to go on with it."
+    raise OSError(advice)  # outside of "except": a request's traceback may show the token
+
+
+def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write `config.json`, `model.safetensors` and `tokenizer.model` for transformers and `load`.
+
+    Parameters keep their dtype. For models that fit into the host's memory.
+    """
+    folder, params = Path(folder), _by_name(nnx.state(model, nnx.Param))
+    tensors = {"model.embed_tokens.weight": params["embed"], "model.norm.weight": params["final_norm"]}
+    table = _HF if model.config.generation > 1 else _HF_GEMMA1
+    for leaf, i, (value,) in _layer_tensors(params, table):
+        if value.ndim == 3:  # join the axes n and h
+            value = value.reshape((len(value), -1) if leaf.endswith("o_proj") else (-1, value.shape[2]))
+        tensors[f"model.layers.{i}.{leaf}.weight"] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(runtime.to_host(tensors), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_describe(model.config), indent=2) + "\n")
+    if tokenizer:
+        tokenizer.save(folder / "tokenizer.model")
+
+
+def save_kaggle(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write Kaggle's flat Orbax layout: the checkpoint in `folder/weights`, `tokenizer.model`.
+
+    Parameters keep their dtype. The tensors are first laid out anew on the devices, so there
+    must be room for them a second time. Raises ValueError where a checkpoint is already.
+    """
+    c, params = model.config, _by_name(nnx.state(model, nnx.Param))
+    tree = {
+        "transformer/embedder": {"input_embedding": params["embed"]},
+        "transformer/final_norm": {"scale": params["final_norm"]},
+    }
+    unused = ("q", "kv") if c.heads == c.kv_heads else ("qkv",)
+    table = {k: v for k, v in _FLAX.items() if k not in [f"attn/{x}_einsum" for x in unused]}
+    if c.generation == 3 or c.generation == 2 and c.width > 2304:
+        table["mlp/gating_einsum"] = ("gate up", "fd")
+    for leaf, i, parts in _layer_tensors(params, table):
+        value = jnp.stack(parts) if len(parts) > 1 else parts[0]
+        tree[f"transformer/layer_{i}/{leaf}"] = {"scale" if "norm" in leaf else "w": value}
+    ocp.PyTreeCheckpointer().save(epath.Path(folder).resolve() / "weights", tree)
+    if tokenizer:
+        tokenizer.save(Path(folder) / "tokenizer.model")
+
+
+def _by_name(state) -> dict:
+    pure = nnx.to_pure_dict(state)
+    return pure.pop("layers") | pure
+
+
+def _layer_tensors(params, table):
+    """Every layer's tensors as they are on disk: leaf, layer, arrays of its parts."""
+    for leaf, (names, axes) in table.items():
+        names, order = names.split(), [_AXES.get(names.split()[0], "d").index(a) for a in axes]
+        for i in range(len(params.get(names[0], ()))):
+            yield leaf, i, [params[name][i].transpose(order) for name in names]
+
+
+def _open(folder) -> _Checkpoint:
+    """The checkpoint in a folder, or in the one subfolder that has one."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}, nor a preset or a handle of Kaggle.")
+    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
+    found = [p for p in places if (p / "_METADATA").exists() or any(p.glob("*.safetensors"))]
+    if not found and any((p / "manifest.ocdbt").exists() for p in places):
+        raise FileNotFoundError(f"{folder} has an Orbax checkpoint without _METADATA: half a "
+                                "download, fetch it anew.")  # fmt: skip
+    if len(found) != 1:
+        raise FileNotFoundError(f"{folder} has {len(found)} checkpoints (*.safetensors or Orbax), "
+                                "where one is needed.")  # fmt: skip
+    (path,) = found
+    flax = (path / "_METADATA").exists()
+    tensors, read = (_open_orbax if flax else _open_safetensors)(path)
+    match = next(filter(None, map(_EMBED.fullmatch, tensors)), None)
+    if not match:
+        raise ValueError(f"{path} is no whole Gemma: none of its tensors is the embedding.")
+    prefix, groups, layers = match[1], {}, []  # a vision tower has another prefix
+    for name in tensors:
+        if name.startswith(prefix) and (m := _LAYER.fullmatch(name[len(prefix) :])):
+            groups.setdefault(m.groups()[:3], {})[m[4]] = name
+    for (hf, flat, stacked), names in groups.items():
+        repeats = tensors[next(iter(names.values()))].shape[0] if stacked else 1
+        first = int(hf or flat or stacked)
+        layers.append(([first + i * len(groups) for i in range(repeats)], names))
+    final_norm = prefix + ("final_norm/scale" if flax else "norm.weight")
+    for name in (match[0], final_norm, *(n for _, names in layers for n in names.values())):
+        if name not in tensors:
+            raise ValueError(f"{path} lacks {name}: half a download, fetch it anew.")
+        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+            raise ValueError(f"{path} stores {name} as {tensors[name].dtype}: quantised checkpoints "
+                             "are not supported, take the bfloat16 one.")  # fmt: skip
+    return _Checkpoint(path, tensors, read, match[0], final_norm, layers)
+
+
+def _open_safetensors(path):
+    files = {file.name: file for file in path.glob("*.safetensors")}
+    for index in path.glob("*.safetensors.index.json"):
+        needed = json.loads(index.read_text())["weight_map"].values()
+        if missing := sorted(set(needed) - set(files)):
+            raise FileNotFoundError(f"{path} lacks {', '.join(missing)}: download it again.")
+    tensors, home = {}, {}
+    kinds = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+    for file in files.values():
+        try:
+            with safe_open(file, "np") as data:
+                slices = {name: data.get_slice(name) for name in data.keys()}  # noqa: SIM118
+                for name, s in slices.items():
+                    kind = kinds.get(s.get_dtype(), "int8")
+                    tensors[name], home[name] = jax.ShapeDtypeStruct(s.get_shape(), kind), file
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or cut off ({error}): fetch it anew.") from None
+
+    def read(wanted):
+        arrays = {}
+        for name, sharding in wanted.items():
+            with safe_open(home[name], "np") as data:  # a memory map: closing it frees its pages
+                shard = data.get_slice(name).__getitem__
+                arrays[name] = jax.make_array_from_callback(tensors[name].shape, sharding, shard)
+        return arrays
+
+    return tensors, read
+
+
+def _open_orbax(path):
+    checkpointer = ocp.PyTreeCheckpointer()
+    flat = traverse_util.flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+    tensors = {"/".join(k): jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in flat.items()}
+    keys = {"/".join(k): k for k in flat}
+
+    def read(wanted):
+        item = {keys[n]: tensors[n].update(sharding=sharding) for n, sharding in wanted.items()}
+        item = traverse_util.unflatten_dict(item)
+        how = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        restored = traverse_util.flatten_dict(checkpointer.restore(path, args=args))
+        return {"/".join(k): x for k, x in restored.items()}
+
+    return tensors, read
+
+
+def _recognise(checkpoint) -> ModelConfig:
+    """The preset of the same generation, depth and width, as `config.json` amends it."""
+    path, (vocab, width) = checkpoint.path, checkpoint.tensors[checkpoint.embed].shape
+    depth = 1 + max(max(indices) for indices, _ in checkpoint.layers)
+    leaves = " ".join(checkpoint.layers[0][1])
+    generation = 1 + ("post_f" in leaves) + ("q_norm" in leaves or "_query_norm" in leaves)
+    alike = [c for c in MODELS.values()
+             if (c.generation, c.layers, c.width) == (generation, depth, width)]  # fmt: skip
+    if not (path / "config.json").exists():
+        if not alike:
+            raise ValueError(f"{path} is a Gemma {generation} of {depth} layers and width {width}, "
+                             f"which is none of {', '.join(MODELS)}: pass config=…")  # fmt: skip
+        return dataclasses.replace(alike[0], vocab=vocab)
+    said = json.loads((path / "config.json").read_text())
+    said = said.get("text_config", said)
+    kind = said.get("model_type")
+    if kind not in _TYPES:
+        raise ValueError(f"{path} holds a {kind!r} model: supported are {', '.join(_TYPES)}.")
+    rope = said.get("rope_parameters") or {}  # transformers 5; before, one key for each
+    far, near = rope.get("full_attention", rope), rope.get("sliding_attention", rope)
+    scaling = said.get("rope_scaling") or far
+    if scaling.get("rope_type", "default") not in ("default", "linear"):
+        raise ValueError(f"{path} scales RoPE by {scaling['rope_type']!r}, which is not supported.")
+    said = {"rope_theta": far.get("rope_theta"), "rope_local_base_freq": near.get("rope_theta"),
+            "rope_scale": scaling.get("factor")} | said
+    types = said.get("layer_types") or []
+    if "sliding_attention" in types:
+        said["sliding_window_pattern"] = [*types, "full_attention"].index("full_attention") + 1
+    fields = {field: said[key] for key, field in _FIELDS.items() if said.get(key) is not None}
+    base = alike[0] if alike else MODELS[_TYPES[kind]]
+    config = dataclasses.replace(base, vocab=vocab, **fields)
+    if config.query_scalar == config.head_dim:
+        config = dataclasses.replace(config, query_scalar=0.0)
+    if types and types != _layer_types(config):
+        raise ValueError(f"{path} mixes its layers in a way that is not supported: {types}.")
+    return config
+
+
+def _layer_types(c) -> list[str]:
+    kinds = ["full_attention", "sliding_attention"]
+    return [kinds[(i + 1) % c.global_every > 0] for i in range(c.layers)]
+
+
+def _describe(c: ModelConfig) -> dict:
+    """The `config.json` of `c`, in the words of transformers 4 and 5."""
+    said = {key: getattr(c, field) or None for key, field in _FIELDS.items()}
+    far = {"rope_type": "default", "rope_theta": c.rope_base}
+    if c.rope_scale != 1:
+        far |= {"rope_type": "linear", "factor": c.rope_scale}
+    near = {"rope_type": "default", "rope_theta": c.rope_base_local}
+    kind = [*_TYPES][c.generation - 1]
+    return said | {
+        "architectures": [("Gemma", "Gemma2", "Gemma3")[c.generation - 1] + "ForCausalLM"],
+        "model_type": kind, "vocab_size": c.vocab, "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": c.query_scalar or c.head_dim, "layer_types": _layer_types(c),
+        "rope_parameters": {"full_attention": far, "sliding_attention": near} if c.qk_norm else far,
+        "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+    }  # fmt: skip
+
+
+def _fill(model, checkpoint, mesh):
+    """Give the abstract model its arrays, the large embedding first and then layer by layer."""
+    state = nnx.state(model)
+    like, place = _by_name(state), _by_name(runtime.shardings(model, mesh))
+    table = _FLAX | (_HF_GEMMA1 if model.config.generation == 1 else _HF)
+    arrays = {}
+    for name in ("embed", "final_norm"):
+        source = getattr(checkpoint, name)
+        _compare(checkpoint, source, like[name].shape)
+        arrays[name] = checkpoint.read({source: place[name]})[source].astype(like[name].dtype)
+    stacks = like.keys() - arrays.keys()
+    for name in stacks:
+        zeros = partial(jnp.zeros, like[name].shape, like[name].dtype)
+        arrays[name] = jax.jit(zeros, out_shardings=place[name])()
+    missing = {(i, name) for name in stacks for i in range(len(arrays[name]))}
+    for indices, names in tqdm(checkpoint.layers, "Loading layers"):
+        jobs, wanted = {}, {}
+        for leaf, source in names.items():
+            if leaf not in table:  # a buffer
+                continue
+            (parts, axes), shape = table[leaf], checkpoint.tensors[source].shape
+            parts = parts.split()
+            if not missing.issuperset((i, name) for i in indices for name in parts):
+                raise ValueError(f"{checkpoint.path} has {source}, which its configuration has not.")
+            ours = _AXES.get(parts[0], "d")
+            sizes = dict(zip(ours, like[parts[0]].shape[1:], strict=True))
+            spec = dict.fromkeys(ours) | dict(zip(ours, place[parts[0]].spec[1:], strict=False))
+            if leaf == "mlp/gating_einsum" and shape[-1] == sizes["d"]:
+                axes = "fd"
+            jobs[source] = parts, axes
+            if leaf in _HF and "nh" in axes:  # one axis
+                axes = axes.replace("nh", "m")
+                sizes["m"], spec["m"] = sizes["n"] * sizes["h"], spec["n"]
+            lead = shape[: len(shape) - len(axes)]  # of a stack's layers and of a tensor's parts
+            _compare(checkpoint, source, lead + tuple(sizes[a] for a in axes))
+            spec = PartitionSpec(*[None] * len(lead), *[spec[a] for a in axes])
+            wanted[source] = NamedSharding(mesh, spec)
+        for source, tensor in checkpoint.read(wanted).items():
+            parts, axes = jobs[source]
+            for row, i in enumerate(indices):
+                for part, name in enumerate(parts):
+                    at = (row * len(parts) + part, i)
+                    arrays[name] = _put(arrays[name], tensor, at, name, axes, place[name])
+                    missing.discard((i, name))
+    if missing:
+        raise ValueError(f"{checkpoint.path} lacks {len(missing)} parameters, such as layer "
+                         "{}'s {}: half a download, fetch it anew.".format(*min(missing)))  # fmt: skip
+    ends = {name: arrays.pop(name) for name in ("embed", "final_norm")}
+    nnx.update(model, ends | {"layers": arrays})
+
+
+def _compare(checkpoint, source, shape):
+    if checkpoint.tensors[source].shape != shape:
+        raise ValueError(f"{checkpoint.path}: {source} is {checkpoint.tensors[source].shape}, where "
+                         f"the configuration says {shape}.")  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("name", "axes", "place"), donate_argnums=0)
+def _put(stack, tensor, at, name, axes, place):
+    """`stack` with one layer's parameter in it, cut out of a tensor as it is on disk; in place."""
+    ours = _AXES.get(name, "d")
+    sizes = dict(zip(ours, stack.shape[1:], strict=True))
+    value = tensor.reshape(-1, *[sizes[a] for a in axes])[at[0]]
+    value = value.transpose([axes.index(a) for a in ours]).astype(stack.dtype)
+    stack = jax.lax.dynamic_update_index_in_dim(stack, value, at[1], 0)
+    return jax.lax.with_sharding_constraint(stack, place)
