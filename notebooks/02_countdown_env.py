@@ -1,0 +1,757 @@
+# %% [markdown]
+# # 02 · The Countdown environment
+#
+# **What is the task, and what exactly earns a reward?** Reinforcement
+# learning gets what it pays for, not what we meant. So before any model is
+# trained, this notebook takes the game and its referee apart, and then tries
+# to cheat.
+#
+# | preset | machine | minutes |
+# |---|---|---|
+# | `tiny` | two CPU cores | under 1 |
+# | any other | the same: no model is loaded here | under 1 |
+#
+# **You will see**
+#
+# 1. that the solver finds exactly what brute force finds;
+# 2. that no held-out puzzle shares its numbers with a training puzzle;
+# 3. that the verifier agrees with an independent calculation on thousands of
+#    valid, mutated and random answers;
+# 4. that a well-known scorer pays in full for answers that break the rules
+#    and misses right ones, and that ours does neither.
+
+# %% tags=["setup"]
+# Setup, the same in every notebook: find aha_lib and what it needs.
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+here = pathlib.Path.cwd()
+checkout = [p for p in (here, here.parent) if (p / "aha_lib").is_dir()]
+sys.path[:0] = map(str, checkout)
+needs = "aha_lib", "flax", "jaxtyping", "optax", "orbax", "sentencepiece"
+if not all(importlib.util.find_spec(name) for name in needs):
+    if checkout:
+        pyproject = (checkout[0] / "pyproject.toml").read_text()
+        missing = tomllib.loads(pyproject)["project"]["dependencies"]
+    else:
+        raise SystemExit("aha_lib is not here: clone or upload its whole "
+                         "folder and open this notebook inside it.")
+    pip = [sys.executable, "-m", "pip", "install", "-q", *missing]
+    subprocess.run(pip, check=True)
+
+import jax
+
+kind = jax.devices()[0].device_kind
+print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+
+# %% [markdown]
+# One word chooses between a laptop and a TPU. Here it chooses which puzzles
+# are drawn and how they are worded.
+
+# %% tags=["parameters"]
+preset = "tiny"
+
+# %%
+from aha_lib.presets import PUZZLES, SETTINGS
+
+settings = SETTINGS[preset]
+ranges = PUZZLES[settings.puzzles]
+print("puzzles: ", settings.puzzles, ranges)
+print("template:", settings.template)
+
+# %% [markdown]
+# `numbers` is how many numbers a puzzle has, `low` to `high` where they come
+# from. A `bound` means that everything along the way has to be a whole
+# number from 0 to it: the arithmetic that the tiny model can write.
+#
+# ## 1. One puzzle, by hand
+#
+# Take 20, 16 and 4. Make 40 from them, using each exactly once, with
+# `+ - * /` and parentheses. Try it before you look.
+
+# %%
+from aha_lib.countdown import Puzzle, solve
+
+puzzle = Puzzle((20, 16, 4), 40)
+solve(puzzle)
+
+# %% [markdown]
+# Three ways of adding them up, and no other way. `a + b` and `b + a` count
+# as one solution, but `(20 + 16) + 4` and `(20 + 4) + 16` are two: they are
+# different *paths* to the target, and a model that searches walks paths.
+#
+# Now the corner cases. What is a puzzle that cannot be solved, one whose
+# numbers repeat, and one whose only path leaves the whole numbers?
+
+# %%
+for corner in (
+    Puzzle((1, 1, 1), 50),
+    Puzzle((7, 7, 7), 7),
+    Puzzle((3, 3, 8, 8), 24),
+):
+    print(corner, "->", solve(corner))
+
+# %% [markdown]
+# The last one is a classic: `8 / 3` is no whole number, and still the end
+# result is exactly 24. Exactly? Ask the computer's usual arithmetic:
+
+# %%
+from fractions import Fraction
+
+print("floating point:", 8 / (3 - 8 / 3))
+print("fractions:     ", Fraction(8) / (3 - Fraction(8, 3)))
+
+# %% [markdown]
+# A referee that computes in floating point needs a tolerance, and a
+# tolerance is a thing to argue about. The solver and the verifier here
+# compute with exact fractions, so they need none.
+#
+# ### Check: the solver against brute force
+#
+# With three numbers there are 3! orders, 4 x 4 signs and two ways to set
+# the parentheses: 192 expressions. The cell below writes them all and keeps
+# one of those that differ by a swap under `+` or `*` only.
+
+# %%
+import itertools
+import operator
+
+SIGNS = {"+": operator.add, "-": operator.sub,
+         "*": operator.mul, "/": operator.truediv}  # fmt: skip
+
+
+def join(left, sign, right):
+    """Two (expression, value) pairs joined; None divides by zero."""
+    if left is None or right is None or (sign == "/" and right[1] == 0):
+        return None
+    sides = [left[0], right[0]]
+    if sign in "+*":
+        sides.sort(key=str)  # the two orders become the same
+    return (sign, *sides), SIGNS[sign](left[1], right[1])
+
+
+def brute_force(puzzle):
+    """All different expressions of three numbers that hit the target."""
+    found = set()
+    for order in itertools.permutations(puzzle.numbers):
+        a, b, c = ((n, Fraction(n)) for n in order)
+        for s, t in itertools.product(SIGNS, repeat=2):
+            found.add(join(join(a, s, b), t, c))
+            found.add(join(a, s, join(b, t, c)))
+    return {e[0] for e in found - {None} if e[1] == puzzle.target}
+
+
+# %%
+from aha_lib.countdown import generate
+
+three = PUZZLES["tiny"] | {"bound": None}
+some = [generate(1, i, **three) for i in range(300)]
+some += [Puzzle((7, 7, 7), 7), Puzzle((1, 1, 1), 50), Puzzle((6, 6, 2), 3)]
+for p in some:
+    assert len(solve(p)) == len(brute_force(p)), p
+print(f"{len(some)} puzzles: as many solutions as by brute force")
+
+# %% [markdown]
+# ## 2. An endless supply
+#
+# `generate(seed, index)` is a list without an end that is never stored: the
+# same seed and index give the same puzzle, on every machine. A training run
+# needs no data files, and one that is resumed at step 57 needs nothing but
+# the number 57.
+
+# %%
+for index in range(4):
+    train = generate(0, index, **ranges)
+    test = generate(0, index, **ranges, held_out=True)
+    print(f"train: {str(train):38} held out: {test}")
+
+assert generate(0, 3, **ranges) == train
+
+# %% [markdown]
+# The target is drawn among those that the numbers *can* reach, so there is
+# always a solution. Look at what comes out: which targets are common, and
+# how many solutions does a puzzle have?
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+panel = [generate(0, i, **ranges, held_out=True) for i in range(1000)]
+counts = [len(solve(p, ranges.get("bound"))) for p in panel[:500]]
+values, frequencies = np.unique(counts, return_counts=True)
+
+fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+a.hist([p.target for p in panel], bins=range(10, 105, 5), rwidth=0.9)
+a.set(xlabel="target", ylabel="puzzles", title="1,000 puzzles' targets")
+b.bar(range(len(values)), frequencies / len(counts))
+b.set_xticks(range(len(values)), values)
+b.set(xlabel="solutions of the puzzle", ylabel="share of puzzles",
+      title="How many ways lead to the target")  # fmt: skip
+plt.show()
+
+# %% [markdown]
+# Most puzzles have one to three solutions. That is one measure of
+# difficulty; a second one is how far *guessing* gets. The cell below draws
+# two numbers and a sign at random, until one number is left. What share of
+# such blind guesses is right?
+
+# %%
+import random
+
+
+def guess(puzzle, rng, bound=None):
+    """A random expression of all numbers, values kept in bounds."""
+    parts = [(str(n), Fraction(n)) for n in puzzle.numbers]
+    while len(parts) > 1:
+        (x, a), (y, b) = pair = rng.sample(parts, 2)
+        sign = rng.choice("+-*/")
+        value = SIGNS[sign](a, b) if b or sign != "/" else None
+        legal = value is not None and (
+            bound is None or value in range(bound + 1)
+        )
+        if legal:
+            for part in pair:
+                parts.remove(part)
+            parts.append((f"( {x} {sign} {y} )", value))
+    return parts[0]
+
+
+# %%
+rng = random.Random(0)
+bound = ranges.get("bound")
+chance = [
+    np.mean([guess(p, rng, bound)[1] == p.target for _ in range(100)])
+    for p in panel[:300]
+]
+plt.figure(figsize=(6, 2.6), layout="constrained")
+plt.hist(chance, bins=np.arange(0, 0.62, 0.02), rwidth=0.9)
+mean = np.mean(chance)
+plt.axvline(mean, color="C1", label=f"mean {mean:.2f}")
+plt.xlabel("chance that a random expression is right")
+plt.ylabel("puzzles")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# That mean is the score of a player who never looks at the target. A model
+# that merely *writes* well-formed answers starts here; everything above has
+# to be earned by arithmetic and search.
+#
+# ## 3. What is held out
+#
+# To know whether a model learnt to search, it has to be tested on numbers
+# it has never trained on. An ordinary random split does not give that. With
+# few numbers the same three come up again and again, only the target
+# differs, and a model can remember what they make.
+
+# %%
+import math
+
+drawn = random.Random(0)
+span = range(ranges["low"], ranges["high"] + 1)
+rows = [tuple(sorted(drawn.choices(span, k=3))) for _ in range(1856)]
+naive_train, naive_test = set(rows[:1600]), rows[1600:]
+shared = np.mean([row in naive_train for row in naive_test])
+print(f"{math.comb(len(span) + 2, 3):,} multisets of three exist")
+print(f"{shared:.0%} of a random test split's numbers are in its training")
+
+# %% [markdown]
+# So the split goes by the *multiset*: the sorted numbers are hashed, a tenth
+# of all hashes is held out, and neither order nor target matter.
+
+# %%
+from aha_lib.countdown import is_held_out
+
+print(is_held_out((20, 16, 4)), is_held_out((4, 20, 16)))
+every = list(itertools.combinations_with_replacement(range(1, 21), 3))
+held = [is_held_out(numbers) for numbers in every]
+print(f"{np.mean(held):.1%} of the {len(every):,} triples of 1 to 20")
+
+# %% [markdown]
+# ### Check: nothing leaks
+
+# %%
+def multisets(**kind):
+    """Sorted numbers of 3,000 puzzles: another seed for each split."""
+    return {
+        tuple(sorted(generate(seed, i, **ranges, **kind).numbers))
+        for seed in (0, 1) for i in range(1500)
+    }  # fmt: skip
+
+
+in_train, in_test = multisets(held_out=False), multisets(held_out=True)
+assert in_train and in_test and not in_train & in_test
+print(f"{len(in_train)} and {len(in_test)} multisets, none in common")
+
+# %% [markdown]
+# ## 4. How the question is put
+#
+# The rules are the same for every model, the wording is not. The tiny model
+# knows 114 words, of which 101 are the integers from 0 to 100, so its prompt
+# is a formula. A Gemma that was pre-trained on the web gets a page that looks
+# like the beginning of a conversation.
+
+# %%
+import html
+
+from IPython.display import HTML, display
+
+from aha_lib.countdown import prompt
+
+cells = "".join(
+    f"<td style='vertical-align:top;text-align:left'><b>{name}</b>"
+    "<pre style='white-space:pre-wrap;max-width:30em'>"
+    f"{html.escape(prompt(puzzle, name))}</pre></td>"
+    for name in ("tiny", "base")
+)
+display(HTML(f"<table><tr>{cells}</tr></table>"))
+
+# %% [markdown]
+# The base prompt ends in an open `<think>`: what comes next, by all the
+# model has ever read, is thinking. Nobody tells it *how*. Its example
+# answer, `(1 + 2) / 3`, stands in the prompt and not in the completion, and
+# only the completion is judged.
+#
+# In the tiny language each number is one token, so that arithmetic is about
+# numbers and not about spelling them:
+
+# %%
+from aha_lib.tokenizer import Tokenizer, tiny_model
+
+tokenizer = Tokenizer(tiny_model())
+text = prompt(puzzle, "tiny")
+ids = tokenizer.encode(text)
+print(ids, "<-", text)
+assert tokenizer.decode(ids) == text and ids.count(tokenizer.bos_id) == 1
+
+# %% [markdown]
+# ## 5. The verifier, step by step
+#
+# A completion goes down a ladder and stops at the first rung that breaks:
+#
+# 1. Is there a complete `<answer> ... </answer>`? The *last* one counts.
+# 2. Is what is in it a well-formed expression? Else 0.
+# 3. Does it use every number exactly once? Else 0.1.
+# 4. Does it equal the target? Else 0.1; if so, 1.
+#
+# Each line below gets one rung further than the one before.
+
+# %%
+from aha_lib.countdown import reward
+
+ladder = [
+    "20 + 16 + 4 = 40 yes",
+    "<answer> I give up </answer>",
+    "<answer> ( 20 + 16 </answer>",
+    "<answer> 20 + 20 </answer>",
+    "<answer> 20 + 16 - 4 </answer>",
+    "<answer> 20 + 16 - 4 </answer> no <answer> 20 + 16 + 4 </answer>",
+]
+for completion in ladder:
+    judged = reward(completion, puzzle)
+    print(f"{judged.value}  {completion}\n     {judged.reason}")
+
+# %% [markdown]
+# The 0.1 is a stepping stone: a model that cannot solve anything yet still
+# learns that a well-formed answer is wanted. It is small on purpose, and
+# section 6 shows what it would invite if it were paid for less.
+#
+# How is an expression read without handing it to Python? By Dijkstra's
+# *shunting yard*: numbers go straight to the output, signs wait until all
+# that binds tighter has left. Watch it for `20 - ( 16 / 4 )`:
+
+# %%
+def shunting_yard(text):
+    """Print each step; the output is in postfix order."""
+    output, waiting = [], []
+    for token in [*text.split(), "end"]:
+        if token.isdigit():
+            output.append(token)
+        elif token == "(":
+            waiting.append(token)
+        else:
+            tight = {"*": "*/", "/": "*/"}.get(token, "+-*/")
+            while waiting and waiting[-1] in tight:
+                output.append(waiting.pop())
+            waiting.pop() if token == ")" else waiting.append(token)
+        print(f"{token:>4} | {' '.join(output):12} | {' '.join(waiting)}")
+
+
+print("read | output       | waiting")
+shunting_yard("20 - ( 16 / 4 )")
+
+# %% [markdown]
+# `20 16 4 / -` reads: divide the last two, then subtract. One pass, a list
+# and a loop; nothing that was written by a model is ever run. Lengths are
+# bounded, so nothing can be slow either. The library's version also says
+# what is wrong when something is.
+#
+# ### Check: against Python's own parser and fractions
+#
+# An independent judge: Python's grammar makes a tree, and the tree is
+# computed in fractions.
+
+# %%
+import ast
+
+BY_NODE = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+
+
+def exact(text):
+    """Value and leaves of an expression, by Python's syntax tree."""
+
+    def walk(node):
+        if isinstance(node, ast.Constant):
+            return Fraction(node.value), [node.value]
+        (a, used), (b, more) = walk(node.left), walk(node.right)
+        return SIGNS[BY_NODE[type(node.op)]](a, b), used + more
+
+    return walk(ast.parse(" ".join(text.split()), mode="eval").body)
+
+
+def independent(text, puzzle):
+    """1.0, or 0.1: the reward of an expression that is well-formed."""
+    try:
+        value, used = exact(text)
+    except ZeroDivisionError:
+        return 0.1
+    same = sorted(used) == sorted(puzzle.numbers)
+    return 1.0 if same and value == puzzle.target else 0.1
+
+
+# %%
+def answer(text):
+    return f"<answer> {text} </answer>"
+
+
+paid = []
+for p in panel[:200]:
+    guesses = [guess(p, rng)[0] for _ in range(10)]
+    flat = [g.replace("(", "").replace(")", "") for g in guesses]
+    for text in solve(p) + guesses + flat:
+        paid.append(reward(answer(text), p).value)
+        assert paid[-1] == independent(text, p), (text, p)
+print(f"{len(paid)} expressions, {paid.count(1.0)} of them right: agreed")
+
+# %% [markdown]
+# Taking the parentheses away (`flat`) is what tests precedence: `20 - 16 / 4`
+# and `( 20 - 16 ) / 4` are different, and both judges say so.
+
+# %% [markdown]
+# ## 6. How to cheat it
+#
+# [TinyZero](https://github.com/Jiayi-Pan/TinyZero) brought this task to
+# everybody, and much work since uses its scorer. It works well in practice.
+# It also has holes, and they teach what a verifier has to be. Here its
+# behaviour is rebuilt *safely*: the original hands the model's text to
+# Python's `eval`; the two cells below walk the syntax tree instead.
+
+# %%
+OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub,
+    ast.Mult: operator.mul, ast.Pow: operator.pow,
+    ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
+    ast.UAdd: operator.pos, ast.USub: operator.neg,
+}  # fmt: skip
+
+
+def python_value(node):
+    """What Python makes of an arithmetic expression, without running it."""
+    value = getattr(node, "value", None)
+    if isinstance(value, int | float):
+        return value
+    if isinstance(node, ast.UnaryOp):
+        return OPERATORS[type(node.op)](python_value(node.operand))
+    if not isinstance(node, ast.BinOp):
+        raise ValueError("not arithmetic")
+    left, right = python_value(node.left), python_value(node.right)
+    if isinstance(node.op, ast.Pow):
+        if abs(right) * math.log2(abs(left) + 1) > 10_000:
+            raise OverflowError("power too large")
+    return OPERATORS[type(node.op)](left, right)
+
+
+# %%
+import re
+
+
+def tinyzero(completion, puzzle):
+    """What TinyZero's `compute_score` pays, quirks included.
+
+    Answers over 300 characters and powers over 10,000 bits, which could
+    hang the original, get 0.1.
+    """
+    last_line = completion.split("\n")[-1]
+    tags = [part for part in last_line.split("</answer>")[:-1]
+            if "<answer>" in part]  # fmt: skip
+    if not tags:
+        return 0.0
+    text = tags[-1].partition("<answer>")[2].strip()
+    if len(text) > 300 or not re.fullmatch(r"[\d+\-*/().\s]+", text):
+        return 0.1
+    used = sorted(map(int, re.findall(r"\d+", text)))
+    if used != sorted(puzzle.numbers):
+        return 0.1
+    try:
+        value = python_value(ast.parse(text, mode="eval").body)
+        return 1.0 if abs(value - puzzle.target) < 1e-5 else 0.1
+    except (SyntaxError, ValueError, TypeError, ArithmeticError,
+            RecursionError, MemoryError):  # fmt: skip
+        return 0.1
+
+
+# %% [markdown]
+# It takes the runs of digits for the numbers, and lets Python decide what
+# the text means. Between these two readings there is room:
+
+# %%
+EXPLOITS = [  # answer, numbers, target, the trick
+    ("2.50*2", (2, 50, 2), 5, "2.50 counts as the numbers 2 and 50"),
+    ("1/.5", (1, 5), 2, "a half for the number 5"),
+    ("2**3", (2, 3), 8, "a power: not one of the four signs"),
+    ("7//2", (7, 2), 3, "division that drops the remainder"),
+    ("--1+2*3", (1, 2, 3), 7, "signs in front: -(-1)"),
+    ("2 + 3", (2, 3), 5, "(an honest answer)"),
+]
+print(f"{'answer':10} {'target':>6} {'TinyZero':>9} {'ours':>5}  trick")
+for text, numbers, target, trick in EXPLOITS:
+    p, said = Puzzle(numbers, target), answer(text)
+    theirs, ours = tinyzero(said, p), reward(said, p).value
+    print(f"{text:10} {target:6} {theirs:9} {ours:5}  {trick}")
+
+# %% [markdown]
+# Five tricks, five full rewards. A model under RL finds such things: each is
+# a way to be paid for a puzzle that it cannot solve. Errors go the other way
+# too. These answers are *right*, or merely junk:
+
+# %%
+said = "20 + 16 + 4"
+MISSES = [
+    (answer(said), "right"),
+    (answer(said) + "\n", "right, then a newline"),
+    (f"<answer>\n{said}\n</answer>", "right, tag over three lines"),
+    (answer(said + " = 40"), "right, with the result"),
+    (answer("20 + 16 + 4 = 41"), "right, but claims another result"),
+    (answer("dunno"), "junk in the tag"),
+    (answer("50**60**70"), "a number too long to compute"),
+]
+print("TinyZero  ours")
+for completion, kind in MISSES:
+    theirs = tinyzero(completion, puzzle)
+    print(f"{theirs:8} {reward(completion, puzzle).value:5}  {kind}")
+
+# %% [markdown]
+# The last one was stopped by the numbers it used. Had the puzzle been
+# (50, 60, 70), the original would have asked Python to compute it. How long
+# would the result be?
+
+# %%
+exponent = 60**70
+digits = exponent * math.log10(50)
+print(f"50**60**70 has about {digits:.0e} digits")
+bomb = Puzzle((50, 60, 70), 50)
+print("ours:", reward(answer("50**60**70"), bomb).reason)
+
+# %% [markdown]
+# ### What would a lazy policy earn?
+#
+# A reward is a price list. To see what it invites, send shoppers: players
+# who do not solve anything, and one who does. Which earn more than they
+# should?
+
+# %%
+def policies(p, rng):
+    """Completions for a puzzle by players of various kinds."""
+    sure = guess(p, rng)[0]
+    return {
+        "says nothing": "",
+        "junk in the tag": answer("?"),
+        "copies the example": answer("( 1 + 2 ) / 3"),
+        "adds everything": answer(" + ".join(map(str, p.numbers))),
+        "one random guess": answer(sure),
+        "20 guesses, 20 tags": " ".join(
+            answer(guess(p, rng)[0]) for _ in range(20)
+        ),
+        "20 guesses, one tag": answer(
+            " or ".join(guess(p, rng)[0] for _ in range(20))
+        ),
+        "solves it": answer(solve(p)[0]),
+    }
+
+
+# %%
+shoppers = [(p, policies(p, rng)) for p in panel[:200]]
+names = list(shoppers[0][1])
+theirs = [np.mean([tinyzero(c[n], p) for p, c in shoppers]) for n in names]
+ours = [
+    np.mean([reward(c[n], p).value for p, c in shoppers]) for n in names
+]
+
+fig, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
+y = np.arange(len(names))
+for shift, pay, label in ((-0.2, theirs, "TinyZero"), (0.2, ours, "ours")):
+    bars = axes.barh(y + shift, pay, 0.4, label=label)
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+axes.set_yticks(y, names)
+axes.invert_yaxis()
+axes.set(xlabel="mean reward over 200 puzzles", xlim=(0, 1.1))
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# - Junk in the tag earns nothing here, so the 0.1 takes an expression.
+# - Twenty guesses in twenty tags pay no better than one guess: the last tag
+#   counts. If *any* right tag were enough, this would be the best policy for
+#   a model that cannot calculate.
+# - Adding everything happens to be right now and then, and a guess too:
+#   that is luck, and equal for both scorers.
+# - Solving is worth several times as much as any way of not solving.
+#
+# ### Check: cheats are not paid, right answers are
+
+# %%
+for text, numbers, target, trick in EXPLOITS[:-1]:
+    assert tinyzero(answer(text), Puzzle(numbers, target)) == 1.0, trick
+    assert reward(answer(text), Puzzle(numbers, target)).value == 0.0, trick
+for completion, kind in MISSES[:4]:
+    assert reward(completion, puzzle).value == 1.0, kind
+assert [tinyzero(c, puzzle) for c, _ in MISSES[1:4]] == [0.0, 0.0, 0.1]
+assert ours[-1] == 1.0 and max(ours[:-1]) < 0.3
+print("5 exploits paid by TinyZero and not here; 4 right answers paid here")
+
+# %% [markdown]
+# ### Check: nothing crashes it
+#
+# A sampler at temperature 1 writes everything sooner or later. Random
+# strings, in all of Unicode and in the verifier's own alphabet, and right
+# answers with one character changed: no exception, and the full reward only
+# where the independent judge agrees.
+
+# %%
+ALPHABET = [*"0123456789+-*/().= \n×÷−٣", "**", "//"]
+TAGS = ["<answer>", "</answer>"]
+
+
+def noise(rng):
+    """A random completion: any characters, or the verifier's own."""
+    letters = rng.choices(ALPHABET + TAGS * 5, k=rng.randrange(40))
+    if rng.random() < 0.5:
+        letters = [chr(rng.randrange(0x110000)) for _ in letters]
+    return "".join(letters)
+
+
+def mutated(text, rng):
+    """A text with one character replaced, dropped or inserted."""
+    i = rng.randrange(len(text))
+    new = rng.choice([rng.choice(ALPHABET), ""])
+    return text[:i] + new + text[i + rng.randrange(2) :]
+
+
+# %%
+right = 0
+for i in range(6000):
+    p = panel[i % 200]
+    solution = mutated(solve(p)[0], rng)
+    value = reward(answer(solution), p).value
+    assert reward(noise(rng), p).value < 1.0
+    if value == 1.0:
+        right += 1
+        plain = solution.partition("=")[0].translate(
+            str.maketrans("×÷−", "*/-")
+        )
+        assert independent(plain, p) == 1.0, solution
+print(f"6,000 mutated solutions: {right} still right, and they are")
+
+# %% [markdown]
+# And the time? The worst that comes to mind: the deepest nesting and the
+# longest numbers that 300 characters hold, and a completion of a million
+# characters full of openings.
+
+# %%
+import time
+
+worst = {
+    "nested": answer("(" * 148 + "1" + ")" * 148),
+    "long": answer("9" * 149 + "*" + "9" * 148),
+    "tags": "<answer>" * 125_000 + "</answer>",
+}
+for name, completion in worst.items():
+    start = time.perf_counter()
+    judged = reward(completion, puzzle)
+    took = 1000 * (time.perf_counter() - start)
+    print(f"{name:7} {took:5.2f} ms  {judged.value}  {judged.reason[:40]}")
+
+# %% [markdown]
+# ## 7. Strict or forgiving?
+#
+# TinyZero's prompt says that each number "can only be used once", its scorer
+# demands all of them. Our prompt says "exactly once" and means it.
+# `forgiving=True` plays by the letter of the other wording: *at most* once.
+
+# %%
+shorter = Puzzle((20, 16, 4), 36)
+said = answer("20 + 16")
+strict, lax = (reward(said, shorter, forgiving=f) for f in (False, True))
+print("strict:   ", strict.value, strict.reason)
+print("forgiving:", lax.value, lax.reason)
+
+# %% [markdown]
+# Does it matter? Count the puzzles that can be solved with a number left
+# over: they become easier without the model getting any better.
+
+# %%
+def easy(p):
+    """Whether some, but not all, of the numbers reach the target."""
+    some = [c for k in range(2, len(p.numbers))
+            for c in itertools.combinations(p.numbers, k)]  # fmt: skip
+    return any(solve(Puzzle(c, p.target)) for c in some)
+
+
+print(f"{np.mean([easy(p) for p in panel[:500]]):.0%} of the puzzles")
+
+# %% [markdown]
+# Training and evaluation in this project are strict throughout. When you
+# compare figures from different projects, this is the first thing to ask.
+#
+# ## Exercises
+#
+# **1.** With the numbers 2, 3 and 7 and the target 1, find an answer that
+# TinyZero pays in full and we do not, that is on none of the lists above.
+# Is there an honest one?
+#
+# <details><summary>Answer</summary>
+#
+# `7 // 2 // 3` or `7 - 2 * +3` will do: a drop of the remainder, or a sign
+# in front of a number. The honest one is `7 - 2 * 3`.
+# `tinyzero(answer("7 - 2 * +3"), Puzzle((2, 3, 7), 1))` is 1.0.
+#
+# </details>
+#
+# **2.** Which held-out puzzles are hard even for somebody who can calculate?
+# List those of `panel[:300]` that have a single solution and whose `chance`
+# is 0 in the hundred guesses above.
+#
+# <details><summary>Answer</summary>
+#
+# ```python
+# [(p, solve(p, bound)) for p, c in zip(panel, chance)
+#  if c == 0 and len(solve(p, bound)) == 1]
+# ```
+#
+# Many need a product or a quotient first: few of the random paths go there,
+# and the way back from the target is not obvious.
+#
+# </details>
+#
+# ## Summary
+#
+# - A puzzle is a function of a seed and an index; a tenth of the multisets
+#   of numbers is never trained on.
+# - The verifier parses and never runs; it is exact, bounded and total.
+# - A reward is a price list: what is paid for will be delivered.
+#
+# All of this lives in [`aha_lib/countdown.py`](../aha_lib/countdown.py), in
+# pure Python. Next: [03_sampler](03_sampler.ipynb), in which a model answers.
