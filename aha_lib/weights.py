@@ -42,9 +42,10 @@ HANDLES = {
 }
 TINY = Path(__file__).parent / "data" / "tiny"
 
+# fmt: off
 # Axes of our parameters, a letter each, that of the layers aside; "d" where not named.
 _AXES = {"embed": "vd", "q": "dnh", "k": "dnh", "v": "dnh", "o": "nhd", "gate": "df", "up": "df",
-         "down": "fd"}  # fmt: skip
+         "down": "fd"}
 # A layer's tensors on disk: our parameters in each and its axes. Hugging Face joins n and h;
 # Flax puts several parameters into one tensor, with a leading axis for them.
 _HF = {
@@ -52,28 +53,21 @@ _HF = {
     "self_attn.v_proj": ("v", "nhd"), "self_attn.o_proj": ("o", "dnh"),
     "mlp.gate_proj": ("gate", "fd"), "mlp.up_proj": ("up", "fd"), "mlp.down_proj": ("down", "df"),
     "self_attn.q_norm": ("q_norm", "d"), "self_attn.k_norm": ("k_norm", "d"),
-    "input_layernorm": ("pre_attn_norm", "d"),
-    "post_attention_layernorm": ("post_attn_norm", "d"),
+    "input_layernorm": ("pre_attn_norm", "d"), "post_attention_layernorm": ("post_attn_norm", "d"),
     "pre_feedforward_layernorm": ("pre_ff_norm", "d"),
     "post_feedforward_layernorm": ("post_ff_norm", "d"),
-}  # fmt: skip
-_HF_GEMMA1 = _HF | {"post_attention_layernorm": ("pre_ff_norm", "d")}
-del _HF_GEMMA1["pre_feedforward_layernorm"]
+}
 _FLAX = {
     "attn/q_einsum": ("q", "ndh"), "attn/kv_einsum": ("k v", "ndh"),
     "attn/qkv_einsum": ("q k v", "ndh"), "attn/attn_vec_einsum": ("o", "nhd"),
     "mlp/gating_einsum": ("gate up", "df"),  # "fd" in all but the oldest models
-    "mlp/linear": ("down", "fd"),
-    "attn/_query_norm": ("q_norm", "d"), "attn/_key_norm": ("k_norm", "d"),
-    "pre_attention_norm": ("pre_attn_norm", "d"), "post_attention_norm": ("post_attn_norm", "d"),
-    "pre_ffw_norm": ("pre_ff_norm", "d"), "post_ffw_norm": ("post_ff_norm", "d"),
-}  # fmt: skip
-_EMBED = re.compile(r"(.*)(?:embed_tokens\.weight|embedder/input_embedding)")
-_LAYER = re.compile(
-    r"(?:layers\.(\d+)\.|layer_(\d+)/|stacked_layers/attention_type_(\d+)/)"
-    r"(.+?)(?:[./](?:weight|w|scale))?"
-)
+    "mlp/linear": ("down", "fd"), "attn/_query_norm": ("q_norm", "d"),
+    "attn/_key_norm": ("k_norm", "d"), "pre_attention_norm": ("pre_attn_norm", "d"),
+    "post_attention_norm": ("post_attn_norm", "d"), "pre_ffw_norm": ("pre_ff_norm", "d"),
+    "post_ffw_norm": ("post_ff_norm", "d"),
+}
 # config.json -> ModelConfig
+_TYPES = {"gemma": "gemma-2b", "gemma2": "gemma2-2b", "gemma3_text": "gemma3-1b"}
 _FIELDS = {
     "num_hidden_layers": "layers", "hidden_size": "width", "num_attention_heads": "heads",
     "num_key_value_heads": "kv_heads", "head_dim": "head_dim", "intermediate_size": "ff",
@@ -82,8 +76,12 @@ _FIELDS = {
     "rope_local_base_freq": "rope_base_local", "query_pre_attn_scalar": "query_scalar",
     "attn_logit_softcapping": "attn_softcap", "final_logit_softcapping": "final_softcap",
     "rms_norm_eps": "norm_eps",
-}  # fmt: skip
-_TYPES = {"gemma": "gemma-2b", "gemma2": "gemma2-2b", "gemma3_text": "gemma3-1b"}
+}
+_EMBED = re.compile(r"(.*)(?:embed_tokens\.weight|embedder/input_embedding)")
+_LAYER = re.compile(r"(?:layers\.(\d+)\.|layer_(\d+)/|stacked_layers/attention_type_(\d+)/)"
+                    r"(.+?)(?:[./](?:weight|w|scale))?")
+# fmt: on
+_AGAIN = "not a whole Gemma checkpoint; if it was downloaded, delete it and download it again."
 
 
 class _Checkpoint(NamedTuple):
@@ -138,28 +136,26 @@ def download(handle: str) -> Path:
     sentence that says what to do.
     """
     import kagglehub
-    import requests
 
     page = "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
     try:
         return Path(kagglehub.model_download(handle))
     except Exception as error:
-        caught, kind = error, type(error).__name__
-    status = getattr(getattr(caught, "response", None), "status_code", None)
-    anonymous = status in (401, 403) and kagglehub.config.get_kaggle_credentials() is None
-    if kind in ("CredentialError", "UnauthenticatedError") or status == 401 or anonymous:
-        advice = ("Kaggle needs your token: create one on kaggle.com (Settings, API), store it in "
-                  "~/.kaggle/kaggle.json or as the secrets KAGGLE_USERNAME and KAGGLE_KEY.")
-    elif status == 403:
+        kind, full = type(error).__name__, getattr(error, "errno", None) == errno.ENOSPC
+        status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 403 and kagglehub.config.get_kaggle_credentials():
         advice = f"Accept Gemma's licence at {page} with the account of your Kaggle token."
+    elif status in (401, 403) or kind in ("CredentialError", "UnauthenticatedError"):
+        advice = (
+            "Kaggle needs your token: create one on kaggle.com (Settings, API) and store it in "
+            "~/.kaggle/kaggle.json or as the secrets KAGGLE_USERNAME and KAGGLE_KEY."
+        )
     elif status == 404:
         advice = f"Kaggle has no model {handle}: see {page} for the names."
-    elif isinstance(caught, (requests.ConnectionError, requests.Timeout)):
-        advice = (f"kaggle.com does not answer: switch on the session's internet to get {handle}, "
-                  "or give a folder that has it.")
-    elif getattr(caught, "errno", None) == errno.ENOSPC:
-        advice = (f"The disk is full: free space for {handle}, or set KAGGLEHUB_CACHE to a folder "
-                  "on a larger disk, and call again.")
+    elif "Connect" in kind or "Timeout" in kind:
+        advice = "kaggle.com does not answer: switch the session's internet on, or give a folder."
+    elif full:
+        advice = f"The disk is full: make room for {handle}, or point KAGGLEHUB_CACHE elsewhere."
     else:
         advice = f"The download of {handle} broke off ({kind}): call again to go on with it."
     raise OSError(advice)  # outside of "except": a request's traceback may show the token
@@ -171,14 +167,15 @@ def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None
     Parameters keep their dtype. For models that fit into the host's memory.
     """
     folder, params = Path(folder), _by_name(nnx.state(model, nnx.Param))
-    tensors = {"model.embed_tokens.weight": params["embed"], "model.norm.weight": params["final_norm"]}
-    table = _HF if model.config.generation > 1 else _HF_GEMMA1
-    for leaf, i, (value,) in _layer_tensors(params, table):
+    tensors = {"embed_tokens": params["embed"], "norm": params["final_norm"]}
+    for leaf, i, (value,) in _layer_tensors(params, _hf(model.config)):
         if value.ndim == 3:  # join the axes n and h
-            value = value.reshape((len(value), -1) if leaf.endswith("o_proj") else (-1, value.shape[2]))
-        tensors[f"model.layers.{i}.{leaf}.weight"] = value
+            value = value.reshape((len(value), -1) if leaf[-6] == "o" else (-1, value.shape[2]))
+        tensors[f"layers.{i}.{leaf}"] = value
+    host = runtime.to_host(tensors).items()  # perhaps in another order than C, which is copy()'s
+    tensors = {f"model.{name}.weight": value.copy() for name, value in host}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(runtime.to_host(tensors), folder / "model.safetensors", {"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_describe(model.config), indent=2) + "\n")
     if tokenizer:
         tokenizer.save(folder / "tokenizer.model")
@@ -191,12 +188,11 @@ def save_kaggle(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = 
     must be room for them a second time. Raises ValueError where a checkpoint is already.
     """
     c, params = model.config, _by_name(nnx.state(model, nnx.Param))
-    tree = {
-        "transformer/embedder": {"input_embedding": params["embed"]},
-        "transformer/final_norm": {"scale": params["final_norm"]},
-    }
-    unused = ("q", "kv") if c.heads == c.kv_heads else ("qkv",)
-    table = {k: v for k, v in _FLAX.items() if k not in [f"attn/{x}_einsum" for x in unused]}
+    tree = {"transformer/embedder": {"input_embedding": params["embed"]},
+            "transformer/final_norm": {"scale": params["final_norm"]}}  # fmt: skip
+    table = dict(_FLAX)
+    for unused in ("q", "kv") if c.heads == c.kv_heads else ("qkv",):
+        del table[f"attn/{unused}_einsum"]
     if c.generation == 3 or c.generation == 2 and c.width > 2304:
         table["mlp/gating_einsum"] = ("gate up", "fd")
     for leaf, i, parts in _layer_tensors(params, table):
@@ -212,6 +208,14 @@ def _by_name(state) -> dict:
     return pure.pop("layers") | pure
 
 
+def _hf(config) -> dict:
+    """Hugging Face's table; the norm after attention of Gemma 2 has a namesake in Gemma 1."""
+    if config.generation > 1:
+        return _HF
+    table = {leaf: row for leaf, row in _HF.items() if "feedforward" not in leaf}
+    return table | {"post_attention_layernorm": ("pre_ff_norm", "d")}
+
+
 def _layer_tensors(params, table):
     """Every layer's tensors as they are on disk: leaf, layer, arrays of its parts."""
     for leaf, (names, axes) in table.items():
@@ -223,25 +227,23 @@ def _layer_tensors(params, table):
 def _open(folder) -> _Checkpoint:
     """The checkpoint in a folder, or in the one subfolder that has one."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}, nor a preset or a handle of Kaggle.")
+        raise FileNotFoundError(f"{folder} is no folder, no preset and no handle of Kaggle.")
     places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
     found = [p for p in places if (p / "_METADATA").exists() or any(p.glob("*.safetensors"))]
     if not found and any((p / "manifest.ocdbt").exists() for p in places):
-        raise FileNotFoundError(f"{folder} has an Orbax checkpoint without _METADATA: half a "
-                                "download, fetch it anew.")  # fmt: skip
+        raise FileNotFoundError(f"{folder} is an Orbax checkpoint without _METADATA: {_AGAIN}")
     if len(found) != 1:
-        raise FileNotFoundError(f"{folder} has {len(found)} checkpoints (*.safetensors or Orbax), "
-                                "where one is needed.")  # fmt: skip
-    (path,) = found
-    flax = (path / "_METADATA").exists()
+        raise FileNotFoundError(f"{folder} has {len(found)} checkpoints, where one is needed.")
+    path, flax = found[0], (found[0] / "_METADATA").exists()
     tensors, read = (_open_orbax if flax else _open_safetensors)(path)
     match = next(filter(None, map(_EMBED.fullmatch, tensors)), None)
     if not match:
-        raise ValueError(f"{path} is no whole Gemma: none of its tensors is the embedding.")
-    prefix, groups, layers = match[1], {}, []  # a vision tower has another prefix
+        raise ValueError(f"None of the tensors in {path} is a Gemma's embedding: {_AGAIN}")
+    prefix, groups = match[1], {}  # a vision tower has another prefix
     for name in tensors:
         if name.startswith(prefix) and (m := _LAYER.fullmatch(name[len(prefix) :])):
             groups.setdefault(m.groups()[:3], {})[m[4]] = name
+    layers = []
     for (hf, flat, stacked), names in groups.items():
         repeats = tensors[next(iter(names.values()))].shape[0] if stacked else 1
         first = int(hf or flat or stacked)
@@ -249,10 +251,9 @@ def _open(folder) -> _Checkpoint:
     final_norm = prefix + ("final_norm/scale" if flax else "norm.weight")
     for name in (match[0], final_norm, *(n for _, names in layers for n in names.values())):
         if name not in tensors:
-            raise ValueError(f"{path} lacks {name}: half a download, fetch it anew.")
+            raise ValueError(f"{path} lacks {name}: {_AGAIN}")
         if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-            raise ValueError(f"{path} stores {name} as {tensors[name].dtype}: quantised checkpoints "
-                             "are not supported, take the bfloat16 one.")  # fmt: skip
+            raise ValueError(f"{name} in {path} is quantised: take the bfloat16 checkpoint.")
     return _Checkpoint(path, tensors, read, match[0], final_norm, layers)
 
 
@@ -261,18 +262,17 @@ def _open_safetensors(path):
     for index in path.glob("*.safetensors.index.json"):
         needed = json.loads(index.read_text())["weight_map"].values()
         if missing := sorted(set(needed) - set(files)):
-            raise FileNotFoundError(f"{path} lacks {', '.join(missing)}: download it again.")
+            raise FileNotFoundError(f"{path} lacks {', '.join(missing)}: {_AGAIN}")
     tensors, home = {}, {}
     kinds = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
     for file in files.values():
         try:
             with safe_open(file, "np") as data:
-                slices = {name: data.get_slice(name) for name in data.keys()}  # noqa: SIM118
-                for name, s in slices.items():
+                for name, s in ((name, data.get_slice(name)) for name in data.keys()):  # noqa: SIM118
                     kind = kinds.get(s.get_dtype(), "int8")
                     tensors[name], home[name] = jax.ShapeDtypeStruct(s.get_shape(), kind), file
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged or cut off ({error}): fetch it anew.") from None
+        except SafetensorError:
+            raise ValueError(f"{file} is damaged or cut off: {_AGAIN}") from None
 
     def read(wanted):
         arrays = {}
@@ -288,16 +288,15 @@ def _open_safetensors(path):
 def _open_orbax(path):
     checkpointer = ocp.PyTreeCheckpointer()
     flat = traverse_util.flatten_dict(checkpointer.metadata(path).item_metadata.tree)
-    tensors = {"/".join(k): jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in flat.items()}
-    keys = {"/".join(k): k for k in flat}
+    keys = {"/".join(key): key for key in flat}
+    tensors = {n: jax.ShapeDtypeStruct(flat[k].shape, flat[k].dtype) for n, k in keys.items()}
 
     def read(wanted):
         item = {keys[n]: tensors[n].update(sharding=sharding) for n, sharding in wanted.items()}
         item = traverse_util.unflatten_dict(item)
         how = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        restored = traverse_util.flatten_dict(checkpointer.restore(path, args=args))
-        return {"/".join(k): x for k, x in restored.items()}
+        return traverse_util.flatten_dict(checkpointer.restore(path, args=args), sep="/")
 
     return tensors, read
 
@@ -308,33 +307,37 @@ def _recognise(checkpoint) -> ModelConfig:
     depth = 1 + max(max(indices) for indices, _ in checkpoint.layers)
     leaves = " ".join(checkpoint.layers[0][1])
     generation = 1 + ("post_f" in leaves) + ("q_norm" in leaves or "_query_norm" in leaves)
-    alike = [c for c in MODELS.values()
-             if (c.generation, c.layers, c.width) == (generation, depth, width)]  # fmt: skip
-    if not (path / "config.json").exists():
-        if not alike:
-            raise ValueError(f"{path} is a Gemma {generation} of {depth} layers and width {width}, "
-                             f"which is none of {', '.join(MODELS)}: pass config=…")  # fmt: skip
-        return dataclasses.replace(alike[0], vocab=vocab)
-    said = json.loads((path / "config.json").read_text())
-    said = said.get("text_config", said)
-    kind = said.get("model_type")
-    if kind not in _TYPES:
-        raise ValueError(f"{path} holds a {kind!r} model: supported are {', '.join(_TYPES)}.")
-    rope = said.get("rope_parameters") or {}  # transformers 5; before, one key for each
+    kin = [c for c in MODELS.values()
+           if (c.generation, c.layers, c.width) == (generation, depth, width)]  # fmt: skip
+    if (path / "config.json").exists():
+        said = json.loads((path / "config.json").read_text())
+        return _parse(path, said.get("text_config", said), kin, vocab)
+    if not kin:
+        raise ValueError(
+            f"{path} is a Gemma {generation} of {depth} layers and width {width}, none of "
+            f"{', '.join(MODELS)}: pass config=…"
+        )
+    return dataclasses.replace(kin[0], vocab=vocab)
+
+
+def _parse(path, said, kin, vocab) -> ModelConfig:
+    """The configuration in a `config.json`; `kin` is where it is silent."""
+    if said.get("model_type") not in _TYPES:
+        raise ValueError(
+            f"{path} is a {said.get('model_type')} model: supported are {', '.join(_TYPES)}."
+        )
+    base = kin[0] if kin else MODELS[_TYPES[said["model_type"]]]
+    rope = said.get("rope_parameters") or {}  # of transformers 5
     far, near = rope.get("full_attention", rope), rope.get("sliding_attention", rope)
-    scaling = said.get("rope_scaling") or far
-    if scaling.get("rope_type", "default") not in ("default", "linear"):
-        raise ValueError(f"{path} scales RoPE by {scaling['rope_type']!r}, which is not supported.")
-    said = {"rope_theta": far.get("rope_theta"), "rope_local_base_freq": near.get("rope_theta"),
-            "rope_scale": scaling.get("factor")} | said
+    said = {"rope_theta": far.get("rope_theta"), "rope_local_base_freq": near.get("rope_theta")} | said
     types = said.get("layer_types") or []
     if "sliding_attention" in types:
         said["sliding_window_pattern"] = [*types, "full_attention"].index("full_attention") + 1
     fields = {field: said[key] for key, field in _FIELDS.items() if said.get(key) is not None}
-    base = alike[0] if alike else MODELS[_TYPES[kind]]
+    fields["rope_scale"] = (said.get("rope_scaling") or far).get("factor", base.rope_scale)
+    if fields.get("query_scalar") == fields.get("head_dim", base.head_dim):
+        fields["query_scalar"] = 0.0
     config = dataclasses.replace(base, vocab=vocab, **fields)
-    if config.query_scalar == config.head_dim:
-        config = dataclasses.replace(config, query_scalar=0.0)
     if types and types != _layer_types(config):
         raise ValueError(f"{path} mixes its layers in a way that is not supported: {types}.")
     return config
@@ -346,17 +349,16 @@ def _layer_types(c) -> list[str]:
 
 
 def _describe(c: ModelConfig) -> dict:
-    """The `config.json` of `c`, in the words of transformers 4 and 5."""
-    said = {key: getattr(c, field) or None for key, field in _FIELDS.items()}
+    """The `config.json` of `c`, in the words of transformers 5."""
     far = {"rope_type": "default", "rope_theta": c.rope_base}
     if c.rope_scale != 1:
         far |= {"rope_type": "linear", "factor": c.rope_scale}
     near = {"rope_type": "default", "rope_theta": c.rope_base_local}
-    kind = [*_TYPES][c.generation - 1]
-    return said | {
+    return {key: getattr(c, field) or None for key, field in _FIELDS.items()} | {
         "architectures": [("Gemma", "Gemma2", "Gemma3")[c.generation - 1] + "ForCausalLM"],
-        "model_type": kind, "vocab_size": c.vocab, "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": c.query_scalar or c.head_dim, "layer_types": _layer_types(c),
+        "model_type": [*_TYPES][c.generation - 1], "vocab_size": c.vocab,
+        "hidden_activation": "gelu_pytorch_tanh", "layer_types": _layer_types(c),
+        "query_pre_attn_scalar": c.query_scalar or c.head_dim,
         "rope_parameters": {"full_attention": far, "sliding_attention": near} if c.qk_norm else far,
         "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
     }  # fmt: skip
@@ -366,8 +368,7 @@ def _fill(model, checkpoint, mesh):
     """Give the abstract model its arrays, the large embedding first and then layer by layer."""
     state = nnx.state(model)
     like, place = _by_name(state), _by_name(runtime.shardings(model, mesh))
-    table = _FLAX | (_HF_GEMMA1 if model.config.generation == 1 else _HF)
-    arrays = {}
+    table, arrays = _FLAX | _hf(model.config), {}
     for name in ("embed", "final_norm"):
         source = getattr(checkpoint, name)
         _compare(checkpoint, source, like[name].shape)
@@ -407,8 +408,8 @@ def _fill(model, checkpoint, mesh):
                     arrays[name] = _put(arrays[name], tensor, at, name, axes, place[name])
                     missing.discard((i, name))
     if missing:
-        raise ValueError(f"{checkpoint.path} lacks {len(missing)} parameters, such as layer "
-                         "{}'s {}: half a download, fetch it anew.".format(*min(missing)))  # fmt: skip
+        layer, name = min(missing)
+        raise ValueError(f"{checkpoint.path} lacks {name} of layer {layer}: {_AGAIN}")
     ends = {name: arrays.pop(name) for name in ("embed", "final_norm")}
     nnx.update(model, ends | {"layers": arrays})
 
