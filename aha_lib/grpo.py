@@ -1,8 +1,9 @@
 """Rewards to advantages, to the loss, to the update: group-relative policy optimisation.
 
 GRPO as in DeepSeekMath (2402.03300, eq. 3-4), with DAPO's token-level normalisation and higher
-upper clip (2503.14476, eq. 8) by default. Knows nothing of Countdown or of text; takes token ids,
-rewards and the log-probabilities that the sampler returned.
+upper clip (2503.14476, eq. 8) by default. Each variant is a pure function of arrays and a flag in
+`Settings`; `presets.VARIANTS` puts the flags together as published. Knows nothing of Countdown or
+of text; takes token ids, rewards and the log-probabilities that the sampler returned.
 """
 
 import functools
@@ -16,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aha_lib.presets import Settings
-from aha_lib.runtime import shard_batch
+from aha_lib.runtime import shard_batch, to_host
 
 BUCKETS = 4  # lengths to which micro-batches are padded: multiples of completion_len / BUCKETS
 
@@ -30,6 +31,7 @@ class Batch(NamedTuple):
     mask: Bool[Array, "B T"]  # sampled tokens, the stop token included: those that are trained
     logprobs: Float[Array, "B T"]  # nats, when they were sampled
     advantages: Float[Array, " B"]
+    weights: Float[Array, "B T"] | None = None  # of tokens in the mean; None: all are 1
 
 
 class TrainState(NamedTuple):
@@ -39,25 +41,118 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def advantages(rewards: Float[np.ndarray, "P G"], *, scale_by_std: bool = True):
+def shaped(
+    rewards: Float[np.ndarray, "P G"], lengths: Int[np.ndarray, "P G"], settings: Settings
+) -> Float[np.ndarray, "P G"]:
+    """Rewards plus the terms for length (in tokens) that the settings ask for; 1.0 means right."""
+    total, s = rewards, settings
+    if s.overlong:
+        total = total + overlong_penalty(lengths, s.completion_len, s.overlong)
+    if s.length_reward:
+        total = total + s.length_reward * length_reward(lengths, rewards == 1)
+    return total
+
+
+def overlong_penalty(lengths: Int[np.ndarray, "P G"], longest: int, buffer: int):
+    """DAPO's soft overlong punishment (2503.14476, eq. 13): 0 up to longest - buffer tokens.
+
+    From there it falls linearly to -1 at `longest` tokens, where completions are cut.
+    """
+    return np.clip((longest - buffer - lengths) / buffer, -1.0, 0.0)
+
+
+def length_reward(lengths: Int[np.ndarray, "P G"], right: Bool[np.ndarray, "P G"]):
+    """Kimi k1.5's length reward (2501.12599, section 2.3.3), from -1/2 to 1/2.
+
+    Half for the shortest of the group, minus a half for the longest, linear between; wrong
+    answers are never rewarded. 0 where all of a group are of one length.
+    """
+    shortest, longest = lengths.min(1, keepdims=True), lengths.max(1, keepdims=True)
+    share = (lengths - shortest) / np.maximum(longest - shortest, 1)
+    bonus = np.where(longest > shortest, 0.5 - share, 0.0)
+    return np.where(right, bonus, np.minimum(bonus, 0.0))
+
+
+def advantages(
+    rewards: Float[np.ndarray, "P G"], *, scale_by_std: bool = True, leave_one_out: bool = False
+) -> Float[np.ndarray, "P G"]:
     """Each reward against its group's mean, in units of the group's standard deviation.
 
     GRPO's eq. in section 4.1.2 of 2402.03300; without the division it is Dr. GRPO's
-    (2503.20783). A group whose rewards are all equal has no signal: advantages 0.
+    (2503.20783). `leave_one_out`: against the mean of the group's others, RLOO's baseline
+    (2402.14740, section 3.3), which is G / (G - 1) times as much. A group whose rewards are all
+    equal has no signal: advantages 0. Raises ValueError if there are no others.
     """
     centred = rewards - rewards.mean(axis=1, keepdims=True)
+    if leave_one_out:
+        if rewards.shape[1] < 2:
+            raise ValueError("Leaving one out of a group of one leaves none: use group >= 2.")
+        centred = centred * (rewards.shape[1] / (rewards.shape[1] - 1))
     if not scale_by_std:
         return centred
     std = rewards.std(axis=1, keepdims=True)
     return np.divide(centred, std, out=np.zeros_like(centred), where=std > 1e-6)
 
 
+def has_signal(rewards: Float[np.ndarray, "P G"]) -> Bool[np.ndarray, " P"]:
+    """Groups whose rewards differ: the others teach nothing."""
+    return rewards.std(axis=1) > 1e-6
+
+
+def refill(batch: Batch, rewards: Float[np.ndarray, "P G"], more: Batch, more_rewards):
+    """DAPO's dynamic sampling (2503.14476, eq. 11), one round: groups without signal give way.
+
+    Each is replaced by a group of `more` that has signal, while there are any. Gives the batch
+    and its rewards, shaped as before.
+    """
+    P, G = rewards.shape
+    fresh = np.flatnonzero(has_signal(more_rewards))
+    slots = np.flatnonzero(~has_signal(rewards))[: len(fresh)]
+    pick = np.arange(P)
+    pick[slots] = P + fresh[: len(slots)]
+    rows = (pick[:, None] * G + np.arange(G)).reshape(-1)
+    joined = (None if a is None else np.concatenate([a, b])[rows]
+              for a, b in zip(batch, more, strict=True))  # fmt: skip
+    return Batch(*joined), np.concatenate([rewards, more_rewards])[pick]
+
+
+def token_weights(mask: Bool[np.ndarray, "B T"], norm: str) -> Float[np.ndarray, "B T"]:
+    """What a token counts, so that the mean over the batch's tokens becomes another mean.
+
+    "token": 1, the mean over all tokens (DAPO, 2503.14476, eq. 8). "sequence": the mean over
+    completions of each one's mean (GRPO, 2402.03300, eq. 3), so that a token of a long completion
+    counts less. "constant": the sum over B · T, whatever was written (Dr. GRPO, 2503.20783).
+
+    Raises ValueError for another norm.
+    """
+    lengths = mask.sum(axis=1, keepdims=True)
+    if norm == "token":
+        weights = np.ones_like(lengths)
+    elif norm == "sequence":
+        weights = mask.sum() / (len(mask) * np.maximum(lengths, 1))
+    elif norm == "constant":
+        weights = np.full_like(lengths, mask.sum() / mask.size, dtype=np.float64)
+    else:
+        raise ValueError(f'norm is "token", "sequence" or "constant", not {norm!r}.')
+    return (weights * mask).astype(np.float32)
+
+
+def truncated_weights(trainer: Float[np.ndarray, "B T"], sampler, cap: float):
+    """min(trainer / sampler probability, cap): truncated importance weights for the mismatch.
+
+    Of a trainer and a sampler that compute the same policy a little differently (Yao et al. 2025,
+    "Your efficient RL framework secretly brings you off-policy RL training"). Arguments in nats.
+    """
+    return np.minimum(np.exp(trainer - sampler), cap)
+
+
 def optimizer(settings: Settings) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm; linear warm-up, then cosine to `decay`."""
     s = settings
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, s.learning_rate, s.warmup, max(s.steps, s.warmup + 1), s.decay * s.learning_rate
-    )
+        0.0, s.learning_rate, s.warmup * s.updates, max(s.steps, s.warmup + 1) * s.updates,
+        s.decay * s.learning_rate,
+    )  # fmt: skip
     return optax.chain(
         optax.clip_by_global_norm(s.max_grad_norm),
         optax.adamw(schedule, b2=0.95, weight_decay=s.weight_decay),
@@ -77,32 +172,93 @@ def completion_logprobs(model, batch: Batch, temperature: float):
     return model.logprobs(hidden, batch.completions, temperature=temperature)
 
 
-def loss(model, reference, batch: Batch, settings: Settings):
-    """Sum over tokens of the clipped objective, negated, and sums of what is worth watching.
+def clipped(log_ratio, gain, low: float, high: float):
+    """PPO's clipped objective (1707.06347, eq. 7) of the ratio to the sampling policy, [B, T].
 
-    PPO's clip (1707.06347, eq. 7) of the ratio to the sampling policy, plus `settings.kl` times
-    the k3 estimate of the KL divergence from the reference (http://joschu.net/blog/kl-approx.html).
-    Divide by the number of trained tokens of the whole batch for the token-level mean.
+    min(r A, clip(r, 1 - low, 1 + high) A); DAPO's clip-higher (2503.14476, eq. 8) is
+    high > low. Also gives where the clip holds, and so the gradient is 0.
     """
-    s, mask = settings, batch.mask
-    logprobs, entropy = completion_logprobs(model, batch, s.temperature)
-    ratio = jnp.exp(jnp.where(mask, logprobs - batch.logprobs, 0.0))
-    gain = batch.advantages[:, None]
-    clipped = jnp.clip(ratio, 1 - s.clip_low, 1 + s.clip_high)
-    objective = jnp.minimum(ratio * gain, clipped * gain)
+    ratio = jnp.exp(log_ratio)
+    inside = jnp.clip(ratio, 1 - low, 1 + high)
+    return jnp.minimum(ratio * gain, inside * gain), inside * gain < ratio * gain
+
+
+def sequence_mean(log_ratio, mask):
+    """The completion's mean of `log_ratio` at each of its tokens: log of GSPO's sequence ratio.
+
+    s = (π(y|x) / π_old(y|x)) ** (1 / |y|) (2507.18071, eq. 7), which is clipped like PPO's (eq. 5).
+    """
+    return log_ratio.sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1) * mask
+
+
+def cispo(logprobs, log_ratio, gain, low: float, high: float):
+    """CISPO (MiniMax-M1, 2506.13585, eq. 4-5): stop_gradient(clip(r)) A log π, [B, T].
+
+    The clip bounds a token's weight and never drops the token. Also gives where it is clipped.
+    """
+    ratio = jnp.exp(log_ratio)
+    inside = jax.lax.stop_gradient(jnp.clip(ratio, 1 - low, 1 + high))
+    return inside * gain * logprobs, inside != ratio
+
+
+def mirror_descent(log_ratio, gain, mask, tau: float):
+    """Kimi k1.5's objective (2501.12599, eq. 3), spread evenly over the completion's tokens.
+
+    A L - tau/2 L² with L the completion's log-ratio: -(A - tau L)² / (2 tau), the squared distance
+    to the optimum of mirror descent, up to a constant. Nothing is clipped.
+    """
+    whole = log_ratio.sum(1, keepdims=True)
+    value = (gain - tau / 2 * whole) * whole / jnp.maximum(mask.sum(1, keepdims=True), 1)
+    return value * mask, jnp.zeros_like(mask)
+
+
+def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
+    """Sum over tokens of the objective, negated, and sums of what is worth watching.
+
+    `settings.objective` of the log-probabilities [B, T], minus `settings.kl` times the k3 estimate
+    of the KL divergence from the `base` log-probabilities (http://joschu.net/blog/kl-approx.html;
+    `base` is None without one), plus `settings.entropy_bonus` times the entropy; tokens count as
+    `batch.weights` says. Divide by the number of trained tokens of the whole batch for the mean.
+
+    Raises ValueError for an unknown objective.
+    """
+    s, mask, gain = settings, batch.mask, batch.advantages[:, None]
+    log_ratio = jnp.where(mask, logprobs - batch.logprobs, 0.0)
+    if s.objective == "clip":
+        objective, outside = clipped(log_ratio, gain, s.clip_low, s.clip_high)
+    elif s.objective == "sequence_clip":
+        shared = sequence_mean(log_ratio, mask)
+        objective, outside = clipped(shared, gain, s.clip_low, s.clip_high)
+    elif s.objective == "cispo":
+        objective, outside = cispo(logprobs, log_ratio, gain, s.clip_low, s.clip_high)
+    elif s.objective == "kimi":
+        objective, outside = mirror_descent(log_ratio, gain, mask, s.tau)
+    else:
+        raise ValueError(f"No objective is called {s.objective!r}: see presets.Settings.")
     kl = jnp.zeros_like(logprobs)
     if s.kl:
-        base, _ = completion_logprobs(reference, batch, s.temperature)
         gap = jnp.where(mask, jax.lax.stop_gradient(base) - logprobs, 0.0)
         kl = jnp.exp(gap) - gap - 1
+    value = s.kl * kl - objective
+    if s.entropy_bonus:
+        value = value - s.entropy_bonus * entropy
+    if batch.weights is not None:
+        value = batch.weights * value
     total = lambda x: jnp.sum(jnp.where(mask, x, 0.0))  # noqa: E731
     sums = {
         "entropy": total(entropy),
         "kl": total(kl),
-        "clip_fraction": total(clipped * gain < ratio * gain),
-        "tokens": total(jnp.ones_like(ratio)),
+        "clip_fraction": total(outside),
+        "tokens": total(jnp.ones_like(logprobs)),
     }
-    return total(s.kl * kl - objective), sums
+    return total(value), sums
+
+
+def loss(model, reference, batch: Batch, settings: Settings):
+    """`surrogate` of a model; `reference` is the base model, None if `settings.kl` is 0."""
+    logprobs, entropy = completion_logprobs(model, batch, settings.temperature)
+    base = completion_logprobs(reference, batch, settings.temperature)[0] if settings.kl else None
+    return surrogate(logprobs, entropy, base, batch, settings)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "settings"), donate_argnames="grads")
@@ -143,27 +299,53 @@ def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
         index = order[start : start + rows]
         length = min(-(-lengths[index].max() // bucket) * bucket, batch.mask.shape[1])
         full = np.resize(index, rows)
-        micro = Batch(*(x[full] for x in batch))
+        micro = Batch(*(None if x is None else x[full] for x in batch))
         mask = micro.mask & (np.arange(rows) < len(index))[:, None]
         micro = micro._replace(mask=mask)
-        yield micro._replace(**{
-            name: getattr(micro, name)[:, :length] for name in ("completions", "mask", "logprobs")
-        })  # fmt: skip
+        wide = ("completions", "mask", "logprobs") + ("weights",) * (batch.weights is not None)
+        yield micro._replace(**{name: getattr(micro, name)[:, :length] for name in wide})
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "temperature"))
+def _logprobs(graph, params, batch: Batch, temperature: float):
+    return completion_logprobs(nnx.merge(graph, params), shard_batch(batch), temperature)[0]
+
+
+def rescored(graph, params, batch: Batch, settings: Settings) -> Batch:
+    """The batch with the trainer's log-probabilities, its tokens weighted for the mismatch."""
+    count, rows, parts = len(batch.mask), settings.micro_batch, []
+    for start in range(0, count, rows):
+        index = np.arange(start, start + rows) % count  # the last one goes round, to keep its shape
+        micro = Batch(*(None if x is None else x[index] for x in batch))
+        parts.append(to_host(_logprobs(graph, params, micro, settings.temperature)))
+    ours = np.where(batch.mask, np.concatenate(parts)[:count], 0.0).astype(np.float32)
+    weights = truncated_weights(ours, batch.logprobs, settings.importance_cap)
+    weights = weights * (1 if batch.weights is None else batch.weights)
+    return batch._replace(logprobs=ours, weights=weights.astype(np.float32))
 
 
 def train_step(graph, state: TrainState, reference, batch: Batch, settings: Settings):
     """One GRPO step on a whole batch (host arrays); gives the new state and the metrics.
 
-    Gradients add up over the micro-batches and are those of the whole batch at once. `state` is
-    donated. Metrics are means over the tokens trained: `entropy`, `kl`, `clip_fraction`; and
-    `grad_norm`.
+    `settings.updates` optimizer steps (GRPO's μ), the log-probabilities of the batch staying
+    those of the old policy. Gradients add up over the micro-batches and are those of the whole
+    batch at once. `state` is donated. Metrics are means over the tokens trained: `entropy`, `kl`,
+    `clip_fraction`; and `grad_norm`, of the last update.
     """
-    grads = jax.tree.map(jnp.zeros_like, state.params)
-    tokens, sums = float(max(batch.mask.sum(), 1)), []
-    for micro in micro_batches(batch, settings.micro_batch, all_rows=settings.kl > 0):
-        grads, watched = accumulate(graph, state.params, reference, grads, micro, tokens, settings)
-        sums.append(watched)
-    state, grad_norm = apply(state, grads, settings)
-    totals = {k: float(sum(s[k] for s in sums)) for k in ("entropy", "kl", "clip_fraction")}
-    trained = max(sum(float(s["tokens"]) for s in sums), 1)
+    s, sums = settings, []
+    if s.norm != "token":
+        batch = batch._replace(weights=token_weights(batch.mask, s.norm))
+    if s.importance_cap:
+        batch = rescored(graph, state.params, batch, s)
+    tokens = float(max(batch.mask.sum(), 1))
+    # These learn from rows without an advantage too.
+    all_rows = s.kl > 0 or s.entropy_bonus != 0 or s.objective == "kimi"
+    for _ in range(s.updates):
+        grads = jax.tree.map(jnp.zeros_like, state.params)
+        for micro in micro_batches(batch, s.micro_batch, all_rows=all_rows):
+            grads, watched = accumulate(graph, state.params, reference, grads, micro, tokens, s)
+            sums.append(watched)
+        state, grad_norm = apply(state, grads, s)
+    totals = {k: float(sum(x[k] for x in sums)) for k in ("entropy", "kl", "clip_fraction")}
+    trained = max(sum(float(x["tokens"]) for x in sums), 1)
     return state, {k: v / trained for k, v in totals.items()} | {"grad_norm": float(grad_norm)}

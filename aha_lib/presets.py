@@ -112,12 +112,23 @@ class Settings:
     prompt_len: int = 8  # tokens, BOS included
     completion_len: int = 144  # tokens, EOS included
     temperature: float = 1.0
-    # Loss
+    refills: int = 0  # further draws of puzzles to replace groups without signal
+    # Reward and advantage
+    overlong: int = 0  # last tokens of completion_len over which a penalty grows to -1; 0: none
+    length_reward: float = 0.0  # weight of the reward for shorter answers within a group
     scale_by_std: bool = True  # divide advantages by the group's standard deviation
+    leave_one_out: bool = False  # the baseline is the mean of the others, not of the group
+    # Loss
+    objective: str = "clip"  # "clip", "sequence_clip", "cispo" or "kimi"
+    norm: str = "token"  # mean over the batch's tokens, each "sequence", or by a "constant"
     clip_low: float = 0.2
     clip_high: float = 0.28
+    tau: float = 0.1  # weight of the squared log-ratio, for "kimi" alone
     kl: float = 0.0  # weight of the KL divergence from the base model
+    entropy_bonus: float = 0.0  # weight of the entropy
     # Update
+    updates: int = 1  # optimizer steps on each batch
+    importance_cap: float = 0.0  # cap of the weights trainer / sampler probability; 0: no weights
     micro_batch: int = 32  # rows in memory at a time
     learning_rate: float = 6e-4
     warmup: int = 5  # steps from 0 to the full learning rate
@@ -130,6 +141,17 @@ class Settings:
     pass_k: int = 16  # completions of each held-out puzzle for pass@k, at step 0
     checkpoint_every: int = 10
 
+
+# Published losses as overrides of Settings; the functions of grpo name the papers.
+VARIANTS: dict[str, dict] = {
+    "grpo": dict(norm="sequence", clip_high=0.2),
+    "dr_grpo": dict(norm="constant", clip_high=0.2, scale_by_std=False),
+    "dapo": dict(refills=2, overlong=24),
+    "rloo": dict(norm="constant", clip_high=0.2, scale_by_std=False, leave_one_out=True),
+    "gspo": dict(objective="sequence_clip", norm="sequence", clip_low=3e-4, clip_high=4e-4),
+    "cispo": dict(objective="cispo", clip_low=1.0),  # no lower clip
+    "kimi": dict(objective="kimi", norm="constant", scale_by_std=False, length_reward=0.1),
+}
 
 SETTINGS: dict[str, Settings] = {
     "tiny": Settings(),
