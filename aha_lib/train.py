@@ -7,6 +7,7 @@ traces) to the array side (sampler, grpo); knows nothing of plots.
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -27,13 +28,16 @@ from aha_lib.tokenizer import Tokenizer
 PANEL_SEED = 0  # the held-out panel is the same for every run, whatever its seed
 
 
-def puzzles(settings: Settings, step: int) -> list[countdown.Puzzle]:
-    """The training puzzles of step 1, 2, …; those of step 0 are the held-out panel."""
+def puzzles(settings: Settings, step: int, draw: int = 0) -> list[countdown.Puzzle]:
+    """The training puzzles of step 1, 2, …; those of step 0 are the held-out panel.
+
+    No puzzle's index is used by two steps, or by two draws of a step (see `Settings.refills`).
+    """
     s, ranges = settings, PUZZLES[settings.puzzles]
     if step == 0:
         indices = range(s.eval_puzzles)
         return [countdown.generate(PANEL_SEED, i, **ranges, held_out=True) for i in indices]
-    first = (step - 1) * s.prompts
+    first = (step - 1 + draw * s.steps) * s.prompts
     return [countdown.generate(s.seed, i, **ranges) for i in range(first, first + s.prompts)]
 
 
@@ -115,37 +119,57 @@ def pass_at_k(right: np.ndarray, k: int) -> float:
     return float(1 - miss.mean())
 
 
-def step(graph, state, reference, tokenizer, settings: Settings, number: int, key):
-    """GRPO step `number` (from 1): sample, reward, update. Gives the new state and the metrics."""
-    s, model = settings, nnx.merge(graph, state.params)
-    out = rollout(model, tokenizer, puzzles(s, number), jax.random.fold_in(key, number), s,
-                  group=s.group, temperature=s.temperature)  # fmt: skip
-    start = time.perf_counter()
+def scored(out: Rollout, settings: Settings) -> tuple[grpo.Batch, np.ndarray, np.ndarray]:
+    """A rollout as a batch to learn from, and its rewards [P, G] before and after shaping."""
+    s = settings
     rewards = np.array([
         countdown.reward(text, puzzle).value
         for text, puzzle in zip(out.texts, out.puzzles, strict=True)
-    ])  # fmt: skip
+    ]).reshape(-1, s.group)  # fmt: skip
+    tokens, logprobs, mask = out.completions
+    shaped = grpo.shaped(rewards, mask.sum(1).reshape(rewards.shape), s)
+    gain = grpo.advantages(shaped, scale_by_std=s.scale_by_std, leave_one_out=s.leave_one_out)
+    gain = gain.reshape(-1).astype(np.float32)
+    return grpo.Batch(out.prompts, out.valid, tokens, mask, logprobs, gain), rewards, shaped
+
+
+def step(graph, state, reference, tokenizer, settings: Settings, number: int, key):
+    """GRPO step `number` (from 1): sample, reward, update. Gives the new state and the metrics.
+
+    The metrics are those of the first draw of puzzles, whatever replaces it in the update.
+    """
+    s, model = settings, nnx.merge(graph, state.params)
+    key = jax.random.fold_in(key, number)
+    draw = functools.partial(
+        rollout, model, tokenizer, settings=s, group=s.group, temperature=s.temperature
+    )
+    out = draw(puzzles(s, number), key)
+    start = time.perf_counter()
+    batch, grouped, shaped = scored(out, s)
     backtracks = [traces.parse(*x).backtracks for x in zip(out.texts, out.puzzles, strict=True)]
     rewarded = time.perf_counter()
-    grouped = rewards.reshape(s.prompts, s.group)
-    tokens, logprobs, mask = out.completions
-    gain = grpo.advantages(grouped, scale_by_std=s.scale_by_std).reshape(-1).astype(np.float32)
-    batch = grpo.Batch(out.prompts, out.valid, tokens, mask, logprobs, gain)
+    for i in range(1, s.refills + 1):
+        if grpo.has_signal(shaped).all():
+            break
+        more, _, more_shaped = scored(draw(puzzles(s, number, i), jax.random.fold_in(key, i)), s)
+        batch, shaped = grpo.refill(batch, shaped, more, more_shaped)
+    refilled = time.perf_counter()
     state, updated = grpo.train_step(graph, state, reference, batch, s)
-    end, count = time.perf_counter(), int(mask.sum())
+    end, count = time.perf_counter(), int(out.completions.mask.sum())
     return state, {
         "step": number,
-        "reward": float(rewards.mean()),
-        "train_accuracy": float((rewards == 1).mean()),
-        "length": float(mask.sum(1).mean()),
+        "reward": float(grouped.mean()),
+        "train_accuracy": float((grouped == 1).mean()),
+        "length": float(out.completions.mask.sum(1).mean()),
         "backtracks": float(np.mean(backtracks)),
         "zero_variance_groups": float((grouped.std(1) < 1e-6).mean()),
         **updated,
         "sample_seconds": out.seconds,
         "reward_seconds": rewarded - start,
-        "update_seconds": end - rewarded,
+        "refill_seconds": refilled - rewarded,
+        "update_seconds": end - refilled,
         "sample_tokens_per_second": count / out.seconds,
-        "update_tokens_per_second": count / (end - rewarded),
+        "update_tokens_per_second": int(batch.mask.sum()) / (end - refilled),
     }
 
 
