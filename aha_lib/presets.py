@@ -3,6 +3,7 @@
 Frozen dataclasses and two tables, nothing that acts. Knows nothing of JAX, files or devices.
 """
 
+import math
 from dataclasses import dataclass
 
 
@@ -95,6 +96,19 @@ PUZZLES: dict[str, dict] = {
     "tinyzero": dict(numbers=(3, 4), low=1, high=99, target_low=10, target_high=100),
 }
 
+# What a run's settings may be. Numbers: the least that makes sense; there is no upper limit.
+_LEAST = dict.fromkeys("""kl entropy_bonus length_reward clip_high importance_cap learning_rate
+weight_decay seed steps refills overlong warmup""".split(), 0)  # fmt: skip
+_LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch eval_every
+eval_puzzles pass_k checkpoint_every""".split(), 1)  # fmt: skip
+_LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
+_CHOICES = {
+    "puzzles": tuple(PUZZLES),
+    "template": ("tiny", "base"),
+    "objective": ("clip", "sequence_clip", "cispo", "kimi"),
+    "norm": ("token", "sequence", "constant"),
+}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -140,6 +154,25 @@ class Settings:
     eval_puzzles: int = 256
     pass_k: int = 16  # completions of each held-out puzzle for pass@k, at step 0
     checkpoint_every: int = 10
+
+    def __post_init__(self):
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise ValueError(f"{name} is {value}: it has to be a number from {least} up.")
+        for name in ("clip_low", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it has to be within 0..1.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}: it has to be one of {', '.join(choices)}."
+                )
+        if self.overlong > self.completion_len:
+            raise ValueError(
+                f"overlong is {self.overlong}: it has to be within completion_len, which is "
+                f"{self.completion_len}."
+            )
 
 
 # Published losses as overrides of Settings; the functions of grpo name the papers.
