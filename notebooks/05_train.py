@@ -1,0 +1,417 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 05 · The full run: a small Gemma learns to search
+#
+# **The question:** what happens to the answers of a language model that is
+# paid for nothing but being right?
+#
+# This notebook is also the headless main job: the same file as a script,
+# `python notebooks/05_train.py --out runs/mine --set steps=100`, trains,
+# writes `metrics.jsonl`, `curve.png` and checkpoints into the folder, and
+# goes on from the last checkpoint when it is called again.
+#
+# | preset | machine | what it does |
+# |---|---|---|
+# | `tiny` | two CPU cores | a few minutes to the whole curve |
+#
+# You will see, each proved by a check cell:
+#
+# 1. held-out accuracy rises far above the base's;
+# 2. responses get longer and backtracks more frequent, though nobody pays
+#    for length or for a "no";
+# 3. traces that search, rare at first, take over;
+# 4. a run that was stopped goes on as if it had not been.
+
+# %% tags=["setup"]
+# Setup, the same in every notebook: find aha_lib and what it needs.
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+here = pathlib.Path.cwd()
+checkout = [p for p in (here, here.parent) if (p / "aha_lib").is_dir()]
+sys.path[:0] = map(str, checkout)
+needs = "aha_lib", "flax", "jaxtyping", "optax", "orbax", "sentencepiece"
+if not all(importlib.util.find_spec(name) for name in needs):
+    if checkout:
+        pyproject = (checkout[0] / "pyproject.toml").read_text()
+        missing = tomllib.loads(pyproject)["project"]["dependencies"]
+    else:
+        raise SystemExit("aha_lib is not here: clone or upload its whole "
+                         "folder and open this notebook inside it.")
+    pip = [sys.executable, "-m", "pip", "install", "-q", *missing]
+    subprocess.run(pip, check=True)
+
+import jax
+
+kind = jax.devices()[0].device_kind
+print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+
+# %% tags=["parameters"]
+preset = "tiny"
+overrides = {}  # of the run's settings, for example {"seed": 1}
+folder = f"runs/{preset}"  # an old run is resumed; another needs another
+
+# %% [markdown]
+# ## What is to be run
+# `Settings` hold all that determines a run. In a notebook they come from the
+# cell above; as a script, from the command line: `--out DIR`, `--preset` and
+# `--set name=value` for any of the fields printed below.
+
+# %%
+import dataclasses
+from contextlib import closing
+
+from tqdm.auto import tqdm
+
+from aha_lib import countdown, show, train
+from aha_lib.presets import PUZZLES, SETTINGS
+
+as_script = "get_ipython" not in globals()
+if as_script:
+    settings, out = train.arguments(sys.argv[1:])
+else:
+    settings = dataclasses.replace(SETTINGS[preset], **overrides)
+    out = pathlib.Path(folder)
+    display(show.table(["setting", "value"],
+                       dataclasses.asdict(settings).items()))  # fmt: skip
+
+# %% [markdown]
+# Three numbers to reach a target, each used exactly once. The held-out panel
+# is the same for every run and shares no set of numbers with the training
+# puzzles.
+
+# %%
+if not as_script:
+    print(PUZZLES[settings.puzzles])
+    panel = train.puzzles(settings, 0)
+    for puzzle in panel[:3]:
+        print(puzzle, " for example ", countdown.solve(puzzle)[0])
+
+# %% [markdown]
+# ## The job as a script
+# A function, called only when this file is run by Python itself: it goes
+# through the same steps as the notebook below, tells one line at every
+# evaluation, keeps `curve.png` up to date, and ends the program. What the
+# reader can put right (a folder with another run in it, an unknown model)
+# is told in one line.
+
+
+# %%
+def headless(settings, out) -> None:
+    """Run or resume the run in `out`, draw its curve, leave the program."""
+    try:
+        with closing(train.train(settings, out)) as run:
+            for row in run:
+                if "heldout_accuracy" in row:
+                    tqdm.write(told(row))
+                    draw(out)
+    except KeyboardInterrupt:
+        print(f"Stopped. To go on: the same command, with --out {out}")
+        sys.exit(130)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    draw(out)  # also of a run that was finished before
+    print(f"The run is in {out}: metrics.jsonl, rollouts.jsonl, curve.png")
+    sys.exit()
+
+
+def told(row: dict) -> str:
+    return (f"step {row['step']:4}  held-out accuracy "
+            f"{row['heldout_accuracy']:.3f} (greedy "
+            f"{row['heldout_greedy']:.3f})  length "
+            f"{row['heldout_length']:.1f}  backtracks "
+            f"{row['heldout_backtracks']:.2f}")  # fmt: skip
+
+
+# %%
+def draw(out) -> None:
+    """Write `curve.png`, by way of a second file: it is never half there."""
+    rows = train.read_rows(out / "metrics.jsonl")
+    show.curve(rows).savefig(out / "curve.new.png", dpi=150)
+    (out / "curve.new.png").replace(out / "curve.png")
+
+
+if as_script:
+    headless(settings, out)
+
+# %% [markdown]
+# ## The run, live
+# Step 0 measures the base. Then every step samples `group` completions of
+# `prompts` puzzles, pays them, and updates the weights once (notebook 04 has
+# it in slow motion). Watch three lines leave their dotted base line, in
+# this order: backtracks, length, accuracy. If the folder already has a run,
+# it goes on where that stopped.
+
+# %%
+before = train.read_rows(out / "metrics.jsonl")
+with closing(train.train(settings, out)) as run:
+    rows = show.watch(run, before)
+draw(out)
+
+# %% [markdown]
+# The same as numbers, at every evaluation:
+
+# %%
+measured = [row for row in rows if "heldout_accuracy" in row]
+base, end = measured[0], measured[-1]
+names = "accuracy", "greedy", "length", "backtracks"
+show.table(
+    ["step", *names],
+    [[r["step"], *(r[f"heldout_{n}"] for n in names)] for r in measured],
+)
+
+# %% [markdown]
+# ### Check
+# Learning takes some steps. A run of fewer than 40 is too short to promise
+# anything, and is not asked to: then the cell says so.
+
+# %%
+learnt = settings.steps >= 40
+if learnt:
+    assert end["heldout_accuracy"] > base["heldout_accuracy"] + 0.3
+    assert end["heldout_length"] > 1.5 * base["heldout_length"]
+    assert end["heldout_backtracks"] > base["heldout_backtracks"] + 0.5
+else:
+    print(f"{settings.steps} steps: too few to expect that it learns.")
+
+# %% [markdown]
+# The accuracies above are the loop's own. Here they are computed once more
+# from the texts that it has kept, by Python's own arithmetic instead of the
+# verifier's: an answer counts if its numbers are the puzzle's and its value
+# is the target.
+
+# %%
+import ast
+import operator
+import re
+from fractions import Fraction
+
+SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub,
+         ast.Mult: operator.mul, ast.Div: operator.truediv}  # fmt: skip
+
+
+def value(node):
+    if isinstance(node, ast.Constant):
+        return Fraction(node.value)
+    return SIGNS[type(node.op)](value(node.left), value(node.right))
+
+
+def truly_right(text, puzzle) -> bool:
+    answer = re.findall(r"<answer>([\d+*/() -]*)</answer>", text)
+    given = sorted(map(str, puzzle.numbers))
+    if not answer or sorted(re.findall(r"\d+", answer[-1])) != given:
+        return False
+    try:
+        tree = ast.parse(answer[-1].strip(), mode="eval").body
+        return value(tree) == puzzle.target
+    except (SyntaxError, ZeroDivisionError, KeyError, AttributeError):
+        return False
+
+
+# %%
+history = train.read_rows(out / "rollouts.jsonl")
+for row, kept in zip(measured[1:], history[1:], strict=True):
+    right = [truly_right(*pair)
+             for pair in zip(kept["sampled"], panel, strict=True)]  # fmt: skip
+    assert row["heldout_accuracy"] == sum(right) / len(panel), row["step"]
+    greedy = [truly_right(*pair)
+              for pair in zip(kept["greedy"], panel, strict=True)]  # fmt: skip
+    assert row["heldout_greedy"] == sum(greedy) / len(panel), row["step"]
+print(f"{len(measured) - 1} evaluations recomputed: the same accuracies.")
+
+# %% [markdown]
+# ## What rose with it: the style of the answers
+# A trace *jumps* (no attempt before the answer), *checks* (one attempt) or
+# *searches* (several). `traces.style` finds out by rules; the coloured areas
+# are their shares in the sampled held-out completions.
+
+# %%
+styles = "jump", "check", "search"
+show.areas(measured, "styles", styles)
+
+# %% [markdown]
+# The base has all three, the search rarely: its corpus was written that way
+# (a share of the traces is printed below). GRPO has made the rare one the
+# usual one, because it is right more often, and for no other reason.
+
+# %%
+from aha_lib import tiny
+
+worked = sum(tiny.STYLES[style] for style in styles)
+corpus = [tiny.STYLES[style] / worked for style in styles]
+show.table(
+    ["", *styles],
+    [["corpus of the tiny base", *corpus]]
+    + [[f"step {r['step']}", *show.shares(r["styles"], styles)]
+       for r in (base, end)],
+)  # fmt: skip
+
+# %% [markdown]
+# ### Check
+
+# %%
+searches = [show.shares(row["styles"], styles)[2] for row in (base, end)]
+assert searches[0] < 0.25
+if learnt:
+    assert searches[1] > 2 * searches[0] and searches[1] > 0.4
+
+# %% [markdown]
+# ## The wrong answers
+# How an answer fails tells more than that it fails. *Claimed*: it says "yes"
+# to a value that is not the target. *Slipped*: a wrong sum decided it.
+# *Gave up*: no claim of success; an honest failure, or a guess. A reward for
+# right answers alone could teach a model to say "yes" whatever it has found:
+# this table is where one would see it.
+
+# %%
+ends = "right", "slipped", "claimed", "gave up"
+show.table(
+    ["step", *ends],
+    [[r["step"], *show.shares(r["outcomes"], ends)] for r in (base, end)],
+)
+
+# %% [markdown]
+# ## Before and after
+# The same held-out puzzles, first as the base answered them, then as the
+# trained model does. Sums are green if they are true and red if not.
+
+# %%
+for i in [i for i, text in enumerate(history[0]["sampled"])
+          if not truly_right(text, panel[i])][:3]:  # fmt: skip
+    display(show.side_by_side(panel[i], {
+        f"step {kept['step']}": kept["sampled"][i]
+        for kept in (history[0], history[-1])}))  # fmt: skip
+
+# %% [markdown]
+# ## Where the time goes
+# Seconds of a step, split. The first step compiles and is left out; so does
+# each new length of completion, so look at the median.
+
+# %%
+import numpy as np
+
+parts = "sample", "reward", "update"
+stepped = [row for row in rows if row["step"] > 1] or rows[1:]
+seconds = {p: [r[f"{p}_seconds"] for r in stepped] for p in parts}
+speed = {p: np.median([r.get(f"{p}_tokens_per_second", np.nan)
+                       for r in stepped]) for p in parts}  # fmt: skip
+show.table(
+    ["part", "seconds (median)", "share of the time", "tokens/s"],
+    [[p, float(np.median(seconds[p])),
+      f"{sum(seconds[p]) / sum(map(sum, seconds.values())):.0%}",
+      "" if np.isnan(speed[p]) else f"{speed[p]:,.0f}"] for p in parts],
+)  # fmt: skip
+
+# %% [markdown]
+# ## Is there still something to learn from?
+# A group whose completions all earn the same has no advantage and teaches
+# nothing. Their share grows as the puzzles become easy: the run starves of
+# signal before it is perfect. DAPO's dynamic sampling (notebook 04) refills
+# such groups.
+
+# %%
+signal = [row for row in rows if "zero_variance_groups" in row]
+wide = max(1, len(signal) // 5)
+show.table(
+    ["steps", "groups without signal", "training accuracy"],
+    [[f"{part[0]['step']}–{part[-1]['step']}",
+      *(float(np.mean([r[name] for r in part]))
+        for name in ("zero_variance_groups", "train_accuracy"))]
+     for part in (signal[i:i + wide] for i in range(0, len(signal), wide))],
+)  # fmt: skip
+
+# %% [markdown]
+# ## Stopped and resumed
+# A step is a function of the state and its number: puzzles and random keys
+# are folded from the seed and the number. So a run that is stopped and goes
+# on gives the same rows as one that never stopped. A small run shows it:
+# two steps, stop, two more, against four at once.
+
+# %% [markdown]
+# ### Check
+
+# %%
+import itertools
+import tempfile
+
+small = dataclasses.replace(
+    settings, steps=4, prompts=2, group=4, eval_puzzles=8, eval_every=4,
+    checkpoint_every=1, pass_k=1, micro_batch=8,
+)  # fmt: skip
+with tempfile.TemporaryDirectory() as place:
+    whole = list(train.train(small, f"{place}/whole"))
+    with closing(train.train(small, f"{place}/parts")) as run:
+        parts_ = list(itertools.islice(run, 3))  # steps 0, 1, 2; then stop
+    parts_ += train.train(small, f"{place}/parts")
+
+# %%
+timed = "seconds", "second"
+
+
+def untimed(row):
+    return {k: v for k, v in row.items() if not k.endswith(timed)}
+
+
+for one, other in zip(whole, parts_, strict=True):
+    assert untimed(one) == untimed(other), one["step"]
+print("Steps", [row["step"] for row in parts_], "agree to the last digit.")
+
+# %% [markdown]
+# ## What this stands for, and what it does not
+# The tiny model is a stand-in for a pre-trained base, and its pre-training
+# is rigged in the open: `aha_lib/tiny.py` writes the corpus, and about a
+# tenth of its worked traces search. A large base has such behaviours from
+# the text of the world; this one has them from us.
+#
+# - **Shown:** a reward for right answers alone *amplifies* a behaviour that
+#   the base has and seldom uses, and length grows as a consequence.
+# - **Not shown:** that RL creates a behaviour from nothing. A base whose
+#   corpus never searches has nothing to amplify, and exercise 2 lets you see
+#   that. Nor does it say how a large model would come by it.
+# - Three numbers within 1–20 are an easy world. The held-out numbers are new
+#   sets, not harder ones.
+#
+# ## Exercises
+# 1. Pay nothing for a well-formed wrong answer (the 0.1). Does the tiny model
+#    need it?
+#
+# <details><summary>Answer</summary>
+#
+# Hardly: the base writes well-formed answers nearly always, so almost all
+# completions of a group get the 0.1 and the advantage, which subtracts the
+# group's mean, does not see it. It matters for a base that rarely closes the
+# tag.
+# </details>
+#
+# 2. Set `STYLES["search"]` and `STYLES["check"]` in `aha_lib/tiny.py` to 0,
+#    give their share to `jump`, rebuild the base, and run this notebook.
+#
+# <details><summary>Answer</summary>
+#
+# It still learns to guess better, within what one jump can do, but its length
+# stays where it was: nothing to amplify.
+# </details>
+#
+# 3. Run with `{"kl": 0.05}` and another folder. What do you expect of the
+#    length?
+#
+# <details><summary>Answer</summary>
+#
+# The KL term holds the model near the base, which jumps. The curve bends
+# earlier; how much depends on the weight.
+# </details>
+#
+# ## Summary
+# The loop lives in `aha_lib/train.py`, the figures in `aha_lib/show.py`.
+# Next: **06_aha_traces** takes the answers apart, puzzle by puzzle.
