@@ -1,49 +1,181 @@
-"""Where we run and how arrays are laid out there: machine, mesh, shardings, secrets, clock.
+"""Where we run, and how arrays are laid out there: machine, clock, secrets, mesh, shardings.
 
 Parameters carry logical axis names; one table, `RULES`, says which mesh axis shards each of them.
 Knows nothing of Gemma's layers, of tokens or of rewards; takes arrays and their axis names.
 """
 
+import glob
+import importlib.metadata
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Logical axis -> mesh axis. `fsdp` shards every parameter along its width and every batch along
 # its rows; `tp` splits heads, feed-forward and vocabulary. Axes not named here are never split.
-RULES = {
-    "rows": "fsdp",
-    "embed": "fsdp",
-    "heads": "tp",
-    "kv_heads": "tp",
-    "ff": "tp",
-    "vocab": "tp",
+RULES = {"rows": "fsdp", "embed": "fsdp"}
+RULES |= {"heads": "tp", "kv_heads": "tp", "ff": "tp", "vocab": "tp"}
+
+# Hours after which a session ends, as said by their pages of 2026; Colab's depends on the plan.
+SESSION_HOURS = {"Kaggle TPU": 9.0, "Kaggle": 12.0, "Colab": 12.0}
+
+# What JAX says when it cannot have the chips -> what to do about it; the first match counts.
+TRAPS = {
+    r"(?i)already in use|lockfile": "Another process holds the TPU: shut down the notebook or "
+    "program that uses it, or restart. If there is none, delete /tmp/libtpu_lockfile.",
+    r"(?i)not supported|unsupported|unknown tpu": f"JAX {jax.__version__} does not know this chip, "
+    f'which may be too old for it: pip install "jax[tpu]<{jax.__version__}" and restart.',
+    r"(?i)tpu": "JAX cannot start the TPU: check that the session's accelerator is one, and that "
+    'jax and libtpu came together, by pip install "jax[tpu]".',
 }
 
 
-def make_mesh(devices=None, *, fsdp: int | None = None, tp: int = 1) -> Mesh:
-    """A mesh of all (or the given) devices with axes `fsdp` × `tp`.
+def place() -> str:
+    """Kaggle, Colab, Cloud TPU VM (through Colab, if its page is the front), or this computer."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "Kaggle"
+    if "COLAB_RELEASE_TAG" in os.environ:
+        return "Colab"
+    if not _tpu_files():
+        return "this computer"
+    parent = Path(f"/proc/{os.getppid()}/cmdline")  # the Jupyter server, told to trust Colab
+    attached = parent.exists() and "colab.research.google.com" in parent.read_text()
+    return "Cloud TPU VM" + ", through Colab" * attached
 
-    `fsdp` defaults to all devices that `tp` leaves. Raises ValueError if the product is not the
-    number of devices.
+
+def devices() -> list[jax.Device]:
+    """`jax.devices()`, or RuntimeError with a sentence that says what to do to have them."""
+    try:
+        found = jax.devices()
+    except RuntimeError as error:
+        raise RuntimeError(explain(str(error))) from error
+    if _tpu_files() and found[0].platform == "cpu" and os.environ.get("JAX_PLATFORMS") != "cpu":
+        raise RuntimeError('JAX sees no TPU here: run pip install "jax[tpu]" and restart.')
+    return found
+
+
+def explain(error: str) -> str:
+    """What to do about an error at JAX's start; the error itself if it is not a known one."""
+    known = [advice for pattern, advice in TRAPS.items() if re.search(pattern, error)]
+    for name in ("torch_xla", "tensorflow"):
+        if known and name in sys.modules:
+            return f"{name} was imported and holds the TPU: restart, and import JAX alone."
+    return known[0] if known else error
+
+
+def describe() -> str:
+    """A table of the machine: place, chips, memories, versions. Errors as from `devices`."""
+    found, cpu = devices(), jax.default_backend() == "cpu"
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" is none
+    if limit.exists() and limit.read_text().strip().isdigit():
+        ram = min(ram, int(limit.read_text()))
+    hbm = (found[0].memory_stats() or {}).get("bytes_limit")
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    names = [name for name in ("jax", "jaxlib", "libtpu", "flax") if name in installed]
+    kind = f"{os.cpu_count()} CPU cores" if cpu else found[0].device_kind
+    rows = {
+        "where": place(),
+        "chip": f"{len(found)} x {kind}, on {jax.process_count()} host(s)",
+        "HBM": f"{hbm / 2**30:.1f} GiB per core" if hbm else "none: the host's memory",
+        "host": f"{ram / 2**30:.0f} GiB RAM, {shutil.disk_usage('.').free / 2**30:.0f} GiB of disk",
+        "versions": ", ".join(f"{name} {installed[name]}" for name in names),
+    }
+    return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+
+
+def time_left(*, limit_hours: float | None = None, elapsed: float | None = None) -> float | None:
+    """Seconds until the session ends; None where there is no limit.
+
+    `elapsed` (seconds) is by default the age of the machine's first process, which Kaggle and
+    Colab start with the session.
+    """
+    where = place() + " TPU" * (place() == "Kaggle" and bool(_tpu_files()))
+    if not (limit_hours := limit_hours or SESSION_HOURS.get(where)):
+        return None
+    if elapsed is None:
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        ticks = int(Path("/proc/1/stat").read_text().rsplit(")", 1)[1].split()[19])
+        elapsed = uptime - ticks / os.sysconf("SC_CLK_TCK")
+    return limit_hours * 3600 - elapsed
+
+
+def secret(name: str) -> str:
+    """A secret of the environment, Kaggle or Colab, never printed. Raises LookupError if missing."""
+    where = place()
+    try:
+        if name in os.environ or where not in ("Kaggle", "Colab"):
+            return os.environ[name]
+        if where == "Kaggle":
+            return importlib.import_module("kaggle_secrets").UserSecretsClient().get_secret(name)
+        return importlib.import_module("google.colab.userdata").get(name)
+    except Exception as error:  # kinds of their own: not found, access not granted, no network
+        raise LookupError(
+            f"There is no secret {name} ({type(error).__name__}): set the environment variable, or "
+            "on Kaggle and Colab add it to the secrets and let the notebook read it."
+        ) from None
+
+
+def dtypes(platform: str | None = None) -> tuple[np.dtype, np.dtype]:
+    """Of activations and of parameters: bfloat16 and float32, on a CPU float32 for both."""
+    cpu = (platform or jax.default_backend()) == "cpu"
+    return jnp.dtype(jnp.float32 if cpu else jnp.bfloat16), jnp.dtype(jnp.float32)
+
+
+def compilation_cache() -> Path:
+    """Keep compiled programs in a folder, so that the next start need not compile them again."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache / "aha_lib" / "jax")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder
+
+
+def start_distributed() -> bool:
+    """Join the other processes if the environment tells of any; say whether it does.
+
+    Call it first. Told by JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; JAX
+    itself finds them on Cloud TPU VMs (a single one too), on GKE, under Slurm and Open MPI.
+    """
+    env = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        count, this = int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
+        jax.distributed.initialize(num_processes=count, process_id=this)
+        return True
+    cloud = place().startswith("Cloud TPU VM") and "TPU_SKIP_MDS_QUERY" not in env
+    tasks = [int(env.get(name, 1)) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
+    if cloud or "," in env.get("TPU_WORKER_HOSTNAMES", "") or max(tasks) > 1:
+        jax.distributed.initialize()
+        return True
+    return False
+
+
+def make_mesh(devices=None, *, fsdp: int | None = None, tp: int = 1) -> Mesh:
+    """A mesh of all (or the given) devices with axes `fsdp` (by default all that `tp` leaves), `tp`.
+
+    Gemma's widths divide by 128 at least. Raises ValueError if fsdp × tp is not all devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     fsdp = len(devices) // tp if fsdp is None else fsdp
     if fsdp * tp != len(devices):
-        raise ValueError(
-            f"fsdp={fsdp} × tp={tp} does not make {len(devices)} devices: choose a tp that divides "
-            "them and leave fsdp out."
-        )
+        raise ValueError(f"fsdp={fsdp} × tp={tp} is not {len(devices)} devices: leave fsdp out.")
     return jax.make_mesh((fsdp, tp), ("fsdp", "tp"), (AxisType.Auto,) * 2, devices=devices)
 
 
 def shardings(tree, mesh: Mesh, *, gathered: bool = False):
     """The NamedSharding of every array of a model or of a state (parameters, Adam's moments).
 
-    Gives a pytree like `tree` (of `nnx.state(tree)` for a module) for `jax.device_put`, or for
-    jit's `in_shardings`. Arrays without axis names, and axes that the mesh axis does not divide,
-    are replicated. `gathered=True` leaves `fsdp` out: weights whole on every device, as a sampler
-    reads them.
+    A pytree like `tree` (`nnx.state(tree)` for a module), for `jax.device_put`. Arrays without
+    axis names, and axes that the mesh axis does not divide, are replicated. `gathered=True` leaves
+    `fsdp` out: weights whole on every device, as a sampler reads them.
     """
 
     def place(leaf):
@@ -56,9 +188,9 @@ def shardings(tree, mesh: Mesh, *, gathered: bool = False):
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Tell XLA how `x` lies on the active mesh, by logical axis names; without a mesh, `x` itself.
+    """Tell XLA how `x` lies on the mesh of `jax.set_mesh`, by logical axis names of its first axes.
 
-    The mesh is that of `with jax.set_mesh(mesh):`. Axes past the last name are not split.
+    Further axes are not split. Without a mesh, `x` itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -75,11 +207,8 @@ def to_host(tree):
     """NumPy copies of all arrays; on several hosts each gets the whole of every array."""
 
     def fetch(x):
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            return multihost_utils.process_allgather(x, tiled=True)
-        return np.asarray(x)
+        whole = not isinstance(x, jax.Array) or x.is_fully_addressable
+        return np.asarray(x) if whole else process_allgather(x, tiled=True)
 
     return jax.tree.map(fetch, tree)
 
@@ -88,3 +217,7 @@ def _spec(shape, names, mesh) -> PartitionSpec:
     axes = [RULES.get(n) for n in names]
     divides = [a and d % mesh.shape[a] == 0 for d, a in zip(shape, axes, strict=False)]
     return PartitionSpec(*(a if ok else None for a, ok in zip(axes, divides, strict=False)))
+
+
+def _tpu_files() -> list[str]:
+    return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
