@@ -109,7 +109,7 @@ def time_left(*, limit_hours: float | None = None, elapsed: float | None = None)
 
 
 def secret(name: str) -> str:
-    """A secret of the environment, Kaggle or Colab, never printed. Raises LookupError if missing."""
+    """A secret of the environment, of Kaggle or of Colab; LookupError where there is none."""
     where = place()
     try:
         if name in os.environ or where not in ("Kaggle", "Colab"):
@@ -159,7 +159,7 @@ def start_distributed() -> bool:
 
 
 def make_mesh(devices=None, *, fsdp: int | None = None, tp: int = 1) -> Mesh:
-    """A mesh of all (or the given) devices with axes `fsdp` (by default all that `tp` leaves), `tp`.
+    """A mesh of the devices (all) with axes `fsdp` (by default what `tp` leaves) and `tp`.
 
     Gemma's widths divide by 128 at least. Raises ValueError if fsdp × tp is not all devices.
     """
