@@ -82,7 +82,7 @@ def sample(
         np.zeros((count, length), np.float32),
         np.zeros((count, length), bool),
     )
-    bounds = [round(length * i / stages) for i in range(stages + 1)]
+    bounds = sorted({round(length * i / stages) for i in range(stages + 1)})
     index = np.arange(count)  # which row of `out` each row being written is
     for start, stop in zip(bounds, bounds[1:], strict=False):
         slot = prompts.shape[1] + start
