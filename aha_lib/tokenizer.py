@@ -11,7 +11,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 TINY_WORDS = [*map(str, range(101)), *"+-*/=,:()", "no", "yes", "<answer>", "</answer>"]
-TINY_PATH = Path(__file__).parent / "data" / "tiny.model"
+TINY_PATH = Path(__file__).parent / "data" / "tiny" / "tokenizer.model"
 
 
 class Tokenizer:
