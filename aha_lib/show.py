@@ -7,7 +7,9 @@ Markdown. Knows nothing of JAX, models, tokens or files; for notebooks alone.
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
+import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML, Markdown, display
@@ -15,6 +17,14 @@ from matplotlib.figure import Figure
 
 from aha_lib import countdown, traces
 
+# Which puzzles the explorer lists: of the traces at the first and at the second checkpoint chosen.
+FILTERS = {
+    "all puzzles": lambda before, after: True,
+    "solved after but not before": lambda before, after: after.right and not before.right,
+    "solved before but not after": lambda before, after: before.right and not after.right,
+    "found then abandoned": lambda before, after: after.found_then_abandoned,
+    "a false sum": lambda before, after: after.slips > 0,
+}
 GREEN, RED, BLUE, ORANGE, GREY = "#2a9d5c", "#d1495b", "#2f6db3", "#e08e2b", "#8a8f98"
 # Of each panel: title, then (name in a row, label, colour) of its lines, the main one first.
 PANELS = (
@@ -125,20 +135,118 @@ def marked(completion: str, puzzle: countdown.Puzzle) -> str:
 
 
 def side_by_side(puzzle: countdown.Puzzle, completions: dict[str, str]) -> HTML:
-    """A puzzle and completions of it, each with its heading, marked and judged below."""
+    """A puzzle and completions of it by heading, marked, and judged below."""
     style = f"vertical-align:top;text-align:left;padding:4px 12px;width:{95 // len(completions)}%"
-    cells = "".join(
-        f'<td style="{style}">'
-        f"<b>{escape(heading)}</b><br>{marked(text, puzzle)}<br>"
-        f"<small>{traces.outcome(text, puzzle)}: "
-        f"{escape(countdown.reward(text, puzzle).reason)}</small></td>"
-        for heading, text in completions.items()
-    )
-    numbers = " ".join(map(str, puzzle.numbers))
+    cells = ""
+    for heading, text in completions.items():
+        truths = [c.true for c in traces.parse(text, puzzle).claims if c.true is not None]
+        verdict = (
+            f"{traces.outcome(text, puzzle)}; the answer {countdown.reward(text, puzzle).reason}; "
+            f"{sum(truths)} of {len(truths)} sums true"
+        )
+        cells += (f'<td style="{style}"><b>{escape(heading)}</b><br>{marked(text, puzzle)}<br>'
+                  f"<small>{escape(verdict)}</small></td>")  # fmt: skip
+    caption = f"{' '.join(map(str, puzzle.numbers))} → {puzzle.target}"
     return HTML(
-        f'<table style="width:100%;font-family:monospace"><caption style="text-align:left">'
-        f"<b>{numbers} → {puzzle.target}</b></caption><tr>{cells}</tr></table>"
+        '<table style="width:100%;table-layout:fixed;font-family:monospace">'
+        f'<caption style="text-align:left"><b>{caption}</b></caption><tr>{cells}</tr></table>'
     )
+
+
+def select(panel, before: Sequence[str], after: Sequence[str], name: str) -> list[int]:
+    """Indices of the panel's puzzles whose two completions pass the filter of that name."""
+    rows = enumerate(zip(panel, before, after, strict=True))
+    return [i for i, (puzzle, *texts) in rows
+            if FILTERS[name](*(traces.parse(text, puzzle) for text in texts))]  # fmt: skip
+
+
+def page(title: str, views: Iterable[HTML]) -> str:
+    """A whole HTML page of views, to keep or to send."""
+    body = "<hr>".join(view.data for view in views)
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+            f"<h1>{escape(title)}</h1>{body}</html>\n")  # fmt: skip
+
+
+def explorer(panel: Sequence[countdown.Puzzle], history: Sequence[dict]) -> widgets.Widget:
+    """Choose two checkpoints, a filter and a puzzle; see its two completions side by side.
+
+    `history` has a row for each checkpoint: "step", and a list of texts, one for each puzzle of
+    the panel, under "sampled" and "greedy". The button writes the list to `traces.html`.
+    """
+    rows = {row["step"]: row for row in history}
+    kind = widgets.Dropdown(options=["sampled", "greedy"], description="drawn")
+    first = widgets.Dropdown(options=[*rows], value=min(rows), description="step")
+    second = widgets.Dropdown(options=[*rows], value=max(rows), description="and step")
+    chosen = widgets.Dropdown(options=[*FILTERS], description="show")
+    puzzle = widgets.Dropdown(description="puzzle")
+    export, view, note = widgets.Button(description="Export HTML"), widgets.HTML(), widgets.Label()
+
+    def texts() -> list[Sequence[str]]:
+        return [rows[step.value][kind.value] for step in (first, second)]
+
+    def pair(i: int) -> HTML:
+        columns = zip((first, second), texts(), strict=True)
+        # The blank keeps two columns when both steps are the same.
+        heads = [(f"step {step.value}" + " " * n, t[i]) for n, (step, t) in enumerate(columns)]
+        return side_by_side(panel[i], dict(heads))
+
+    def relist(_=None) -> None:
+        found = select(panel, *texts(), chosen.value)
+        names = [f"{' '.join(map(str, panel[i].numbers))} → {panel[i].target}" for i in found]
+        note.value = f"{len(found)} of {len(panel)} puzzles"
+        puzzle.options = list(zip(names, found, strict=True))
+        redraw()
+
+    def redraw(_=None) -> None:
+        view.value = "" if puzzle.value is None else pair(puzzle.value).data
+
+    def write(_) -> None:
+        title = f"{chosen.value}: step {first.value} and step {second.value}, {kind.value}"
+        Path("traces.html").write_text(page(title, [pair(i) for _, i in puzzle.options]))
+        note.value = f"{len(puzzle.options)} puzzles written to traces.html"
+
+    for control in (kind, first, second, chosen):
+        control.observe(relist, "value")
+    puzzle.observe(redraw, "value")
+    export.on_click(write)
+    relist()
+    controls = widgets.HBox([kind, first, second]), widgets.HBox([chosen, puzzle, export, note])
+    return widgets.VBox([*controls, view])
+
+
+def tree(trace: traces.Trace) -> Figure:
+    """The search of one trace: a row for each attempt, in order, a box for each of its claims.
+
+    An attempt that starts with the same claim as an earlier one branches off from there. Red: the
+    claim is false. Green: the attempt reaches the target.
+    """
+    wide = max((len(attempt.claims) for attempt in trace.attempts), default=0)
+    size = 2.2 * (wide + 2), 0.42 * max(len(trace.attempts), 1) + 0.5
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    root = " ".join(map(str, trace.puzzle.numbers)) + f" → {trace.puzzle.target}"
+    boxes = {(): (0, 0)}  # the texts of the claims up to a box, where it is
+    _box(axis, 0, 0, root, "black")
+    for row, attempt in enumerate(trace.attempts):
+        path = ()
+        for column, claim in enumerate(attempt.claims, 1):
+            x, y = boxes[path]
+            path += (claim.text.strip(),)
+            if path not in boxes:
+                boxes[path] = column, -row
+                axis.plot([x, column], [y, -row], color=GREY, lw=1, zorder=0)
+                good = GREEN if attempt.reached else "black"
+                _box(axis, column, -row, path[-1], RED if claim.true is False else good)
+        off = "reaches it" if attempt.reached else f"off by {attempt.distance}"
+        axis.text(wide + 0.6, -row, f"{attempt.verdict or '–'}: {off}", va="center", fontsize=8)
+    axis.set(xlim=(-0.5, wide + 1.4), ylim=(-max(len(trace.attempts), 1) + 0.4, 0.6))
+    axis.axis("off")
+    plt.close(figure)
+    return figure
+
+
+def _box(axis, x: float, y: float, text: str, colour: str) -> None:
+    frame = dict(boxstyle="round", fc="white", ec=colour)
+    axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour, bbox=frame)
 
 
 def _span(text: str, colour: str, title: str, weight: str = "normal") -> str:
