@@ -244,6 +244,7 @@ def override(settings: Settings, assignments: Sequence[str]) -> Settings:
     Raises ValueError for an unknown name or a value of another type.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
+    del kinds["preset"]  # says which of SETTINGS these come from
     changes = {}
     for assignment in assignments:
         name, _, text = assignment.partition("=")

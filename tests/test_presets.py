@@ -1,0 +1,77 @@
+"""Presets: shapes against the models built from them, settings against nonsense."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from aha_lib import grpo, presets
+from aha_lib.gemma import Gemma
+from aha_lib.presets import MODELS, ModelConfig, Settings
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_those_of_the_model(name):
+    model = nnx.eval_shape(lambda: Gemma(MODELS[name], rngs=nnx.Rngs(0)))
+    sizes = [np.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    assert MODELS[name].parameters == sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("gemma3-270m", 268_098_176), ("gemma3-1b", 999_885_952), ("gemma2-2b", 2_614_341_888)],
+)
+def test_parameters_are_those_published(name, published):
+    padding = (MODELS[name].vocab - 256_000) * MODELS[name].width if name == "gemma2-2b" else 0
+    assert MODELS[name].parameters - padding == published
+
+
+def test_generations():
+    assert [MODELS[n].generation for n in ("gemma-2b", "gemma2-2b", "gemma3-1b", "tiny")] == [
+        1, 2, 3, 3,
+    ]  # fmt: skip
+    assert 5e5 < MODELS["tiny"].parameters < 1e6
+
+
+def test_impossible_shapes():
+    shape = dict(vocab=8, layers=1, width=8, head_dim=4, ff=8)
+    with pytest.raises(ValueError, match="3 heads cannot share 2 KV heads"):
+        ModelConfig(heads=3, kv_heads=2, **shape)
+    with pytest.raises(ValueError, match="window"):
+        ModelConfig(heads=2, kv_heads=1, global_every=2, **shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", -1), ("group", 1), ("prompts", 0), ("eval_every", 0), ("checkpoint_every", 0),
+        ("eval_puzzles", 0), ("micro_batch", 0), ("completion_len", 0), ("temperature", 0.0),
+        ("temperature", -1.0), ("learning_rate", -1e-3), ("learning_rate", float("nan")),
+        ("kl", float("inf")), ("clip_low", 1.5), ("decay", -0.1), ("warmup", -1), ("updates", 0),
+        ("puzzles", "sudoku"), ("template", "chat"), ("objective", "ppo"), ("norm", "batch"),
+        ("seed", -1), ("overlong", 1000),
+    ],
+)  # fmt: skip
+def test_nonsense_is_named_in_one_sentence(name, value):
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(Settings(), **{name: value})
+    told = str(error.value)
+    assert told.startswith(f"{name} is ") and told.endswith(".") and "\n" not in told
+
+
+def test_every_number_and_every_word_is_looked_at():
+    """A new field of Settings has to say what it may be."""
+    free = {"model", "preset"}  # what weights.load takes, and where the settings come from
+    checked = {*presets._LEAST, *presets._CHOICES, "clip_low", "decay"}
+    kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
+    assert {name for name, kind in kinds.items() if kind is not bool} == checked | free
+
+
+def test_variants_and_presets_are_valid_settings():
+    for changes in presets.VARIANTS.values():
+        Settings(**changes)
+    for name, settings in presets.SETTINGS.items():
+        assert settings.preset == name
+        grpo.optimizer(settings).init({"w": np.zeros(2)})

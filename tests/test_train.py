@@ -1,0 +1,320 @@
+"""The loop on a very small random model: what it feeds to the step, what it measures and keeps."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+from contextlib import closing
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from aha_lib import countdown, grpo, sampler, train, weights
+from aha_lib.countdown import Reward
+from aha_lib.gemma import Gemma
+from aha_lib.presets import MODELS, PUZZLES, Settings
+from aha_lib.tokenizer import Tokenizer, tiny_model
+
+TOKENIZER = Tokenizer(tiny_model())
+TIMINGS = ("seconds", "per_second")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model of the tiny vocabulary that now and then ends a completion."""
+    shape = dict(layers=2, width=32, heads=2, head_dim=16, ff=48, window=16)
+    model = Gemma(dataclasses.replace(MODELS["tiny"], **shape), rngs=nnx.Rngs(0))
+    for name in ("post_attn_norm", "post_ff_norm"):
+        norm = getattr(model.layers, name)
+        norm[...] = norm[...] + 1.0
+    model.embed[...] = model.embed[...].at[TOKENIZER.eos_id].multiply(2.5)
+    path = tmp_path_factory.mktemp("model")
+    weights.save_hf(model, path, TOKENIZER)
+    return path
+
+
+@pytest.fixture
+def settings(folder):
+    return Settings(
+        model=str(folder), prompts=2, group=4, completion_len=16, micro_batch=4, steps=5, warmup=1,
+        eval_every=2, eval_puzzles=8, pass_k=1, checkpoint_every=2,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def rewarded(monkeypatch):
+    """Rewards that a random model earns: 0, 0.5 or 1 by a sum over the text's characters."""
+    judge = lambda text, puzzle: Reward(sum(map(ord, text)) % 3 / 2, "", "")  # noqa: E731
+    monkeypatch.setattr(countdown, "reward", judge)
+
+
+def run(settings, out):
+    return list(train.train(settings, out))
+
+
+def untimed(rows):
+    """Rows as JSON has them, without what a clock measured."""
+    rows = json.loads(json.dumps(rows))
+    return [{k: v for k, v in row.items() if not k.endswith(TIMINGS)} for row in rows]
+
+
+def spied(monkeypatch, module, name, watch=lambda args, kwargs, result: result):
+    """Calls of a function from now on, as a list of what `watch` makes of them."""
+    real, calls = getattr(module, name), []
+
+    def spy(*args, **kwargs):
+        result = real(*args, **kwargs)
+        calls.append(watch(args, kwargs, result))
+        return result
+
+    monkeypatch.setattr(module, name, spy)
+    return calls
+
+
+# Puzzles
+
+
+def test_puzzles_of_a_step_are_its_own(settings):
+    steps = [train.puzzles(settings, n) for n in range(1, 40)]
+    assert all(len(step) == settings.prompts for step in steps)
+    assert steps == [train.puzzles(settings, n) for n in range(1, 40)]
+    drawn = list(itertools.chain(*steps))
+    assert len(set(drawn)) > 0.95 * len(drawn), "a step does not repeat another's puzzles"
+    other = dataclasses.replace(settings, seed=1)
+    assert train.puzzles(other, 1) != steps[0]
+
+
+def test_the_panel_shares_no_numbers_with_training(settings):
+    settings = dataclasses.replace(settings, eval_puzzles=200, prompts=16)
+    panel = {tuple(sorted(p.numbers)) for p in train.puzzles(settings, 0)}
+    trained = {tuple(sorted(p.numbers)) for n in range(1, 60) for p in train.puzzles(settings, n)}
+    assert len(panel) > 50 and len(trained) > 400 and not panel & trained
+    other = dataclasses.replace(settings, seed=7)
+    assert train.puzzles(settings, 0) == train.puzzles(other, 0), "one panel for every seed"
+
+
+# What the step is fed
+
+
+def test_the_batch_of_a_step(settings, rewarded, monkeypatch, tmp_path):
+    """One BOS, EOS trained once, sampler and trainer at one temperature, rewards in their rows."""
+    settings = dataclasses.replace(settings, temperature=0.7, kl=0.1, steps=3, learning_rate=1e-2)
+    batches = spied(monkeypatch, grpo, "train_step", lambda args, kwargs, result: args[3])
+    models = spied(monkeypatch, train, "step", lambda args, kwargs, result: None)
+    temperatures = spied(monkeypatch, sampler, "sample", lambda a, kwargs, r: kwargs["temperature"])
+    groups = spied(monkeypatch, train, "rollout")
+    rows = run(settings, tmp_path)
+    assert len(batches) == len(models) == 3 and set(temperatures) == {0.7, 0.0}
+    rollouts = [g for g in groups if len(g.puzzles) == len(batches[0].mask) and g.valid[0].any()]
+    rollouts = [g for b in batches for g in rollouts if g.completions.tokens is b.completions]
+    for batch, out in zip(batches, rollouts, strict=True):
+        bos = (batch.prompts == TOKENIZER.bos_id) & batch.valid
+        assert (bos.sum(1) == 1).all()
+        assert (bos.argmax(1) == batch.valid.argmax(1)).all(), "BOS comes first"
+        for i, (tokens, mask) in enumerate(zip(batch.completions, batch.mask, strict=True)):
+            trained = tokens[mask].tolist()
+            assert TOKENIZER.eos_id not in trained[:-1]
+            assert trained[-1] == TOKENIZER.eos_id or len(trained) == 16
+            assert out.texts[i] == TOKENIZER.decode(trained)
+            prompt = countdown.prompt(out.puzzles[i], "tiny")
+            assert batch.prompts[i][batch.valid[i]].tolist() == TOKENIZER.encode(prompt)
+        rewards = np.array([countdown.reward(text, None).value for text in out.texts])
+        grouped = rewards.reshape(2, 4)
+        spread = np.maximum(grouped.std(1, keepdims=True), 1e-9)
+        gain = (grouped - grouped.mean(1, keepdims=True)) / spread
+        np.testing.assert_allclose(batch.advantages.reshape(2, 4), gain, atol=1e-5)
+    assert any((b.mask.sum(1) < 16).any() for b in batches), "some completion came to its end"
+    first, second = rows[1], rows[3]
+    assert first["clip_fraction"] == 0, "on-policy: sampler and trainer agree at 0.7"
+    assert abs(first["kl"]) < 1e-6 < second["kl"], "the reference stays the base"
+
+
+def test_every_rollout_has_fresh_keys(settings, monkeypatch, tmp_path):
+    """The same puzzles at every step and a model that stays: completions differ all the same."""
+    settings = dataclasses.replace(settings, learning_rate=0.0, eval_every=1, steps=3)
+    panel = train.puzzles(settings, 0)
+    monkeypatch.setattr(train, "puzzles", lambda s, n: panel[: s.prompts] if n else panel)
+    drawn = spied(monkeypatch, sampler, "sample", lambda a, k, result: (k["temperature"], result))
+    run(settings, tmp_path / "a")
+    count = len(drawn)
+    run(settings, tmp_path / "b")
+    texts = [tuple(map(tuple, result.tokens.tolist())) for _, result in drawn]
+    assert texts[:count] == texts[count:], "the same settings reproduce every step"
+    greedy = [text for text, (t, _) in zip(texts[:count], drawn, strict=False) if t == 0]
+    sampled = [text for text, (t, _) in zip(texts[:count], drawn, strict=False) if t]
+    assert len(sampled) == 3 + 4 and len(set(sampled)) == len(sampled)
+    assert len(set(greedy)) == 1
+
+
+# The run
+
+
+def test_rows_have_what_a_run_is_read_by(settings, rewarded, tmp_path):
+    rows = run(settings, tmp_path)
+    assert [row["step"] for row in rows] == list(range(6))
+    assert untimed(train.read_rows(tmp_path / "metrics.jsonl")) == untimed(rows)
+    wanted = """step reward train_accuracy length backtracks zero_variance_groups entropy kl
+    clip_fraction grad_norm sample_seconds reward_seconds update_seconds sample_tokens_per_second
+    update_tokens_per_second""".split()
+    for row in rows[1:]:
+        assert set(wanted) <= set(row)
+        assert 0 < row["length"] <= 16 and row["entropy"] > 0 and row["grad_norm"] >= 0
+    evaluated = [row["step"] for row in rows if "heldout_accuracy" in row]
+    assert evaluated == [0, 2, 4, 5], "every eval_every steps and at the end"
+    texts = train.read_rows(tmp_path / "rollouts.jsonl")
+    assert [row["step"] for row in texts] == evaluated
+    assert all(len(row["sampled"]) == len(row["greedy"]) == 8 for row in texts)
+
+
+def test_evaluation_does_not_touch_training(settings, rewarded, tmp_path):
+    often = run(dataclasses.replace(settings, eval_every=1), tmp_path / "often")
+    never = run(dataclasses.replace(settings, eval_every=100), tmp_path / "never")
+    assert sum("heldout_accuracy" in row for row in never) == 2
+    for a, b in zip(untimed(often), untimed(never), strict=True):
+        assert b.items() <= a.items()  # those of the base and of the last step included
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, rewarded, tmp_path):
+    """Killed after step 3, one step past its checkpoint, with the last lines half written."""
+    rows = run(settings, tmp_path / "whole")
+    with closing(train.train(settings, tmp_path / "killed")) as going:
+        while next(going)["step"] < 3:
+            pass
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        with (tmp_path / "killed" / name).open("a") as file:
+            file.write('{"step": 4, "rewa')
+    again = run(settings, tmp_path / "killed")
+    assert [row["step"] for row in again] == [3, 4, 5]
+    assert untimed(again) == untimed(rows[3:])
+    assert rows[4]["grad_norm"] > 0, "there was something to learn"
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        one, other = (untimed(train.read_rows(tmp_path / x / name)) for x in ("whole", "killed"))
+        assert one == other
+    one, other = (restored(tmp_path / x) for x in ("whole", "killed"))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert run(settings, tmp_path / "killed") == [], "nothing is left to do"
+    assert untimed(train.read_rows(tmp_path / "killed" / "metrics.jsonl")) == untimed(rows)
+
+
+def restored(out):
+    with ocp.CheckpointManager(out / "checkpoints") as manager:
+        assert manager.latest_step() == 5
+        return manager.restore(5, args=ocp.args.StandardRestore())
+
+
+def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
+    short = dataclasses.replace(settings, steps=1)
+    rows = run(short, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    assert untimed(run(short, tmp_path / "killed")) == untimed(rows)
+    assert len(train.read_rows(tmp_path / "killed" / "metrics.jsonl")) == 2
+
+
+def test_a_folder_holds_one_run(settings, tmp_path):
+    train._claim(tmp_path, settings)
+    train._claim(tmp_path, settings)
+    with pytest.raises(ValueError, match="holds a run with another seed, steps: choose another"):
+        train._claim(tmp_path, dataclasses.replace(settings, seed=3, steps=9))
+
+
+def test_a_row_half_written_is_no_row(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert train.read_rows(path) == []
+    path.write_text('{"step": 0}\n{"step": 1}\n{"st')
+    assert train.read_rows(path) == [{"step": 0}, {"step": 1}]
+
+
+# Evaluation
+
+
+def test_evaluate_counts(settings, monkeypatch):
+    """Texts of known worth: of 4 puzzles, 16 completions each, 0, 1, 8 and 16 are right."""
+    settings = dataclasses.replace(settings, eval_puzzles=4, pass_k=16)
+    panel = train.puzzles(settings, 0)
+    counts = [0, 1, 8, 16]
+
+    def write(model, tokenizer, puzzles, key, settings, *, group, temperature):
+        right = [f"<answer> {countdown.solve(p, 100)[0]} </answer>" for p in puzzles]
+        texts = [
+            right[i] if j < counts[i] * group / 16 else "<answer> 1 </answer>"
+            for i in range(len(puzzles)) for j in range(group)
+        ]  # fmt: skip
+        mask = np.arange(16) < np.array([len(text.split()) for text in texts])[:, None]
+        completions = SimpleNamespace(mask=mask)
+        each = [p for p in puzzles for _ in range(group)]
+        return SimpleNamespace(puzzles=each, texts=texts, completions=completions)
+
+    monkeypatch.setattr(train, "rollout", write)
+    metrics, texts = train.evaluate(None, None, settings, None, 0)
+    assert metrics["heldout_accuracy"] == 25 / 64
+    assert metrics["heldout_greedy"] == 3 / 4  # one completion: right where any of 16 is
+    lengths = [len(countdown.solve(p, 100)[0].split()) + 2 for p in panel]
+    total = sum(c * n + (16 - c) * 3 for c, n in zip(counts, lengths, strict=True))
+    assert metrics["heldout_length"] == pytest.approx(total / 64)
+    assert metrics["outcomes"]["right"] == 25 and sum(metrics["outcomes"].values()) == 64
+    assert metrics["styles"] == {"jump": 64} and metrics["heldout_backtracks"] == 0
+    assert metrics["pass_at"][1] == pytest.approx(25 / 64) and metrics["pass_at"][16] == 3 / 4
+    assert len(texts["sampled"]) == 4
+    metrics, _ = train.evaluate(None, None, settings, None, 10)
+    assert "pass_at" not in metrics and sum(metrics["outcomes"].values()) == 4
+
+
+def test_pass_at_k_is_the_mean_over_all_choices():
+    rng = np.random.default_rng(0)
+    right = rng.random((6, 7)) < np.array([0, 0.1, 0.3, 0.5, 0.9, 1])[:, None]
+    for k in range(1, 8):
+        hits = [row[list(chosen)].any() for row in right
+                for chosen in itertools.combinations(range(7), k)]  # fmt: skip
+        assert train.pass_at_k(right, k) == pytest.approx(np.mean(hits))
+
+
+# The command line
+
+
+def test_settings_from_the_command_line(tmp_path):
+    line = ["--out", str(tmp_path), "--set", "steps=20", "--set", "seed=1", "--set", "kl=0.01",
+            "--set", "scale_by_std=False", "--set", "steps=30"]  # fmt: skip
+    settings, out = train.arguments(line)
+    assert out == tmp_path
+    assert settings == Settings(steps=30, seed=1, kl=0.01, scale_by_std=False)
+    assert train.arguments(["--out", "x"])[0] == Settings()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("stepz=20", "No setting is called 'stepz'"),
+        ("steps", "steps takes int, not ''"),
+        ("=3", "No setting is called ''"),
+        ("preset=gemma", "No setting is called 'preset'"),
+        ("steps=1.5", "steps takes int, not '1.5'"),
+        ("kl=little", "kl takes float, not 'little'"),
+        ("scale_by_std=yes", "scale_by_std takes bool, not 'yes'"),
+        ("steps=-1", "steps"),
+        ("group=1", "group"),
+        ("eval_every=0", "eval_every"),
+        ("learning_rate=nan", "learning_rate"),
+        ("puzzles=sudoku", "puzzles"),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line_and_status_2(assignment, told, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.arguments(["--out", "x", "--set", assignment])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert told in error and error.count("\n") == 1 and error.endswith(".\n")
+
+
+def test_the_largest_puzzle_fits_the_prompt():
+    """BOS, the numbers, =, the target and a colon."""
+    settings = Settings()
+    longest = 1 + PUZZLES[settings.puzzles]["numbers"] + 3
+    assert max(len(TOKENIZER.encode(countdown.prompt(p, settings.template)))
+               for p in train.puzzles(settings, 0)) == longest <= settings.prompt_len  # fmt: skip
