@@ -119,7 +119,7 @@ class Settings:
     puzzles: str = "tiny"  # a name in PUZZLES
     template: str = "tiny"  # prompt template of countdown.prompt
     seed: int = 0
-    steps: int = 100
+    steps: int = 60
     # Rollout
     prompts: int = 16  # puzzles a step
     group: int = 16  # completions of each puzzle
