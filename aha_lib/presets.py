@@ -100,7 +100,7 @@ PUZZLES: dict[str, dict] = {
 _LEAST = dict.fromkeys("""kl entropy_bonus length_reward clip_high importance_cap learning_rate
 weight_decay seed steps refills overlong warmup""".split(), 0)  # fmt: skip
 _LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch eval_every
-eval_puzzles pass_k checkpoint_every""".split(), 1)  # fmt: skip
+eval_puzzles pass_k checkpoint_every tp""".split(), 1)  # fmt: skip
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
 _CHOICES = {
     "puzzles": tuple(PUZZLES),
@@ -149,6 +149,7 @@ class Settings:
     decay: float = 1.0  # share of the learning rate that is left after the last step (cosine)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    tp: int = 1  # devices that share each matrix; the others share the rows
     # Measuring and keeping
     eval_every: int = 10
     eval_puzzles: int = 256
@@ -186,6 +187,19 @@ VARIANTS: dict[str, dict] = {
     "kimi": dict(objective="kimi", norm="constant", scale_by_std=False, length_reward=0.1),
 }
 
+
+def _gemma(name: str, **changes) -> Settings:
+    """TinyZero's task and sizes, eight completions a puzzle, for a base Gemma on eight cores."""
+    return Settings(
+        preset=name, model=name, puzzles="tinyzero", template="base", steps=400, prompts=32,
+        group=8, prompt_len=256, completion_len=1024, kl=0.001, learning_rate=1e-6,
+        eval_every=25, pass_k=8, checkpoint_every=25, **changes,
+    )  # fmt: skip
+
+
 SETTINGS: dict[str, Settings] = {
     "tiny": Settings(),
+    "gemma3-270m": _gemma("gemma3-270m"),
+    "gemma3-1b": _gemma("gemma3-1b", micro_batch=16),
+    "gemma2-2b": _gemma("gemma2-2b", micro_batch=8),
 }

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm.auto import tqdm
 
-from aha_lib import countdown, grpo, sampler, traces, weights
+from aha_lib import countdown, grpo, runtime, sampler, traces, weights
 from aha_lib.presets import PUZZLES, SETTINGS, Settings
 from aha_lib.tokenizer import Tokenizer
 
@@ -184,7 +184,11 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     """
     s, out = settings, Path(out)
     _claim(out, s)
-    model, tokenizer, _ = weights.load(s.model)
+    mesh = runtime.make_mesh(tp=s.tp)
+    if mesh.size > 1:
+        jax.set_mesh(mesh)
+    dtype, param_dtype = runtime.dtypes()
+    model, tokenizer, _ = weights.load(s.model, mesh=mesh, dtype=dtype, param_dtype=param_dtype)
     graph, params = nnx.split(model)
     reference = jax.tree.map(lambda x: x.copy(), params) if s.kl else None
     state = grpo.TrainState(params, grpo.optimizer(s).init(params))
