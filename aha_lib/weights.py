@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx, traverse_util
@@ -43,31 +44,24 @@ HANDLES = {
 TINY = Path(__file__).parent / "data" / "tiny"
 
 # fmt: off
-# Axes of our parameters, a letter each, that of the layers aside; "d" where not named.
-_AXES = {"embed": "vd", "q": "dnh", "k": "dnh", "v": "dnh", "o": "nhd", "gate": "df", "up": "df",
-         "down": "fd"}
-# A layer's tensors on disk: our parameters in each and its axes. Hugging Face joins n and h;
-# Flax puts several parameters into one tensor, with a leading axis for them.
-_HF = {
-    "self_attn.q_proj": ("q", "nhd"), "self_attn.k_proj": ("k", "nhd"),
-    "self_attn.v_proj": ("v", "nhd"), "self_attn.o_proj": ("o", "dnh"),
-    "mlp.gate_proj": ("gate", "fd"), "mlp.up_proj": ("up", "fd"), "mlp.down_proj": ("down", "df"),
-    "self_attn.q_norm": ("q_norm", "d"), "self_attn.k_norm": ("k_norm", "d"),
-    "input_layernorm": ("pre_attn_norm", "d"), "post_attention_layernorm": ("post_attn_norm", "d"),
-    "pre_feedforward_layernorm": ("pre_ff_norm", "d"),
-    "post_feedforward_layernorm": ("post_ff_norm", "d"),
+# Parameter of a layer, its axes (a letter each), what Hugging Face and Flax call it and its axes
+# there. Hugging Face joins n and h; a Flax name given twice is one tensor with a leading axis.
+_NAMES = {
+    "q": ("dnh", "self_attn.q_proj", "nhd", "attn/q_einsum", "ndh"),
+    "k": ("dnh", "self_attn.k_proj", "nhd", "attn/kv_einsum", "ndh"),
+    "v": ("dnh", "self_attn.v_proj", "nhd", "attn/kv_einsum", "ndh"),
+    "o": ("nhd", "self_attn.o_proj", "dnh", "attn/attn_vec_einsum", "nhd"),
+    "gate": ("df", "mlp.gate_proj", "fd", "mlp/gating_einsum", "fd"),
+    "up": ("df", "mlp.up_proj", "fd", "mlp/gating_einsum", "fd"),
+    "down": ("fd", "mlp.down_proj", "df", "mlp/linear", "fd"),
+    "q_norm": ("d", "self_attn.q_norm", "d", "attn/_query_norm", "d"),
+    "k_norm": ("d", "self_attn.k_norm", "d", "attn/_key_norm", "d"),
+    "pre_attn_norm": ("d", "input_layernorm", "d", "pre_attention_norm", "d"),
+    "post_attn_norm": ("d", "post_attention_layernorm", "d", "post_attention_norm", "d"),
+    "pre_ff_norm": ("d", "pre_feedforward_layernorm", "d", "pre_ffw_norm", "d"),
+    "post_ff_norm": ("d", "post_feedforward_layernorm", "d", "post_ffw_norm", "d"),
 }
-_FLAX = {
-    "attn/q_einsum": ("q", "ndh"), "attn/kv_einsum": ("k v", "ndh"),
-    "attn/qkv_einsum": ("q k v", "ndh"), "attn/attn_vec_einsum": ("o", "nhd"),
-    "mlp/gating_einsum": ("gate up", "df"),  # "fd" in all but the oldest models
-    "mlp/linear": ("down", "fd"), "attn/_query_norm": ("q_norm", "d"),
-    "attn/_key_norm": ("k_norm", "d"), "pre_attention_norm": ("pre_attn_norm", "d"),
-    "post_attention_norm": ("post_attn_norm", "d"), "pre_ffw_norm": ("pre_ff_norm", "d"),
-    "post_ffw_norm": ("post_ff_norm", "d"),
-}
-# config.json -> ModelConfig
-_TYPES = {"gemma": "gemma-2b", "gemma2": "gemma2-2b", "gemma3_text": "gemma3-1b"}
+_TYPES = ("gemma", "gemma2", "gemma3_text")  # model_type in config.json, by generation
 _FIELDS = {
     "num_hidden_layers": "layers", "hidden_size": "width", "num_attention_heads": "heads",
     "num_key_value_heads": "kv_heads", "head_dim": "head_dim", "intermediate_size": "ff",
@@ -146,10 +140,8 @@ def download(handle: str) -> Path:
     if status == 403 and kagglehub.config.get_kaggle_credentials():
         advice = f"Accept Gemma's licence at {page} with the account of your Kaggle token."
     elif status in (401, 403) or kind in ("CredentialError", "UnauthenticatedError"):
-        advice = (
-            "Kaggle needs your token: create one on kaggle.com (Settings, API) and store it in "
-            "~/.kaggle/kaggle.json or as the secrets KAGGLE_USERNAME and KAGGLE_KEY."
-        )
+        advice = ("Kaggle needs your token: create one on kaggle.com (Settings, API) and store it "
+                  "in ~/.kaggle/kaggle.json or as secrets KAGGLE_USERNAME and KAGGLE_KEY.")
     elif status == 404:
         advice = f"Kaggle has no model {handle}: see {page} for the names."
     elif "Connect" in kind or "Timeout" in kind:
@@ -168,12 +160,13 @@ def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None
     """
     folder, params = Path(folder), _by_name(nnx.state(model, nnx.Param))
     tensors = {"embed_tokens": params["embed"], "norm": params["final_norm"]}
-    for leaf, i, (value,) in _layer_tensors(params, _hf(model.config)):
-        if value.ndim == 3:  # join the axes n and h
-            value = value.reshape((len(value), -1) if leaf[-6] == "o" else (-1, value.shape[2]))
+    for leaf, i, (value,) in _layer_tensors(model.config, params, flax=False):
+        if value.ndim == 3:
+            joined = (len(value), -1) if leaf == "self_attn.o_proj" else (-1, value.shape[2])
+            value = value.reshape(joined)
         tensors[f"layers.{i}.{leaf}"] = value
-    host = runtime.to_host(tensors).items()  # perhaps in another order than C, which is copy()'s
-    tensors = {f"model.{name}.weight": value.copy() for name, value in host}
+    tensors = {f"model.{name}.weight": np.ascontiguousarray(runtime.to_host(x))  # C order
+               for name, x in tensors.items()}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_describe(model.config), indent=2) + "\n")
@@ -187,15 +180,10 @@ def save_kaggle(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = 
     Parameters keep their dtype. The tensors are first laid out anew on the devices, so there
     must be room for them a second time. Raises ValueError where a checkpoint is already.
     """
-    c, params = model.config, _by_name(nnx.state(model, nnx.Param))
+    params = _by_name(nnx.state(model, nnx.Param))
     tree = {"transformer/embedder": {"input_embedding": params["embed"]},
             "transformer/final_norm": {"scale": params["final_norm"]}}  # fmt: skip
-    table = dict(_FLAX)
-    for unused in ("q", "kv") if c.heads == c.kv_heads else ("qkv",):
-        del table[f"attn/{unused}_einsum"]
-    if c.generation == 3 or c.generation == 2 and c.width > 2304:
-        table["mlp/gating_einsum"] = ("gate up", "fd")
-    for leaf, i, parts in _layer_tensors(params, table):
+    for leaf, i, parts in _layer_tensors(model.config, params, flax=True):
         value = jnp.stack(parts) if len(parts) > 1 else parts[0]
         tree[f"transformer/layer_{i}/{leaf}"] = {"scale" if "norm" in leaf else "w": value}
     ocp.PyTreeCheckpointer().save(epath.Path(folder).resolve() / "weights", tree)
@@ -208,19 +196,27 @@ def _by_name(state) -> dict:
     return pure.pop("layers") | pure
 
 
-def _hf(config) -> dict:
-    """Hugging Face's table; the norm after attention of Gemma 2 has a namesake in Gemma 1."""
-    if config.generation > 1:
-        return _HF
-    table = {leaf: row for leaf, row in _HF.items() if "feedforward" not in leaf}
-    return table | {"post_attention_layernorm": ("pre_ff_norm", "d")}
+def _layout(c: ModelConfig, flax: bool) -> dict[str, tuple[list[str], str]]:
+    """A layer's tensors on disk by their leaf: our parameters in each, and its axes."""
+    table = {}
+    for name, (_, *hf, leaf, axes) in _NAMES.items():
+        leaf, axes = (leaf, axes) if flax else hf
+        if name == "pre_ff_norm" and c.generation == 1 and not flax:
+            leaf = "post_attention_layernorm"  # Gemma 2 gave this name to another norm
+        if c.heads == c.kv_heads and axes == "ndh":
+            leaf = "attn/qkv_einsum"
+        if leaf == "mlp/gating_einsum" and c.width < (3584, 2400, 0)[c.generation - 1]:
+            axes = "df"  # Gemma 1 and Gemma 2 2B
+        if c.qk_norm or name[1:] != "_norm" and (c.post_norms or name[:4] != "post"):
+            table.setdefault(leaf, ([], axes))[0].append(name)
+    return table
 
 
-def _layer_tensors(params, table):
+def _layer_tensors(c, params, flax):
     """Every layer's tensors as they are on disk: leaf, layer, arrays of its parts."""
-    for leaf, (names, axes) in table.items():
-        names, order = names.split(), [_AXES.get(names.split()[0], "d").index(a) for a in axes]
-        for i in range(len(params.get(names[0], ()))):
+    for leaf, (names, axes) in _layout(c, flax).items():
+        order = [_NAMES[names[0]][0].index(a) for a in axes]
+        for i in range(c.layers):
             yield leaf, i, [params[name][i].transpose(order) for name in names]
 
 
@@ -268,9 +264,10 @@ def _open_safetensors(path):
     for file in files.values():
         try:
             with safe_open(file, "np") as data:
-                for name, s in ((name, data.get_slice(name)) for name in data.keys()):  # noqa: SIM118
-                    kind = kinds.get(s.get_dtype(), "int8")
-                    tensors[name], home[name] = jax.ShapeDtypeStruct(s.get_shape(), kind), file
+                for name in data.keys():
+                    part, home[name] = data.get_slice(name), file
+                    kind = kinds.get(part.get_dtype(), "int8")
+                    tensors[name] = jax.ShapeDtypeStruct(part.get_shape(), kind)
         except SafetensorError:
             raise ValueError(f"{file} is damaged or cut off: {_AGAIN}") from None
 
@@ -302,50 +299,42 @@ def _open_orbax(path):
 
 
 def _recognise(checkpoint) -> ModelConfig:
-    """The preset of the same generation, depth and width, as `config.json` amends it."""
+    """The preset of the same generation, depth and width, as a `config.json` amends it."""
     path, (vocab, width) = checkpoint.path, checkpoint.tensors[checkpoint.embed].shape
-    depth = 1 + max(max(indices) for indices, _ in checkpoint.layers)
-    leaves = " ".join(checkpoint.layers[0][1])
+    depth, leaves = sum(len(i) for i, _ in checkpoint.layers), " ".join(checkpoint.layers[0][1])
     generation = 1 + ("post_f" in leaves) + ("q_norm" in leaves or "_query_norm" in leaves)
-    kin = [c for c in MODELS.values()
-           if (c.generation, c.layers, c.width) == (generation, depth, width)]  # fmt: skip
-    if (path / "config.json").exists():
-        said = json.loads((path / "config.json").read_text())
-        return _parse(path, said.get("text_config", said), kin, vocab)
-    if not kin:
-        raise ValueError(
-            f"{path} is a Gemma {generation} of {depth} layers and width {width}, none of "
-            f"{', '.join(MODELS)}: pass config=…"
-        )
-    return dataclasses.replace(kin[0], vocab=vocab)
-
-
-def _parse(path, said, kin, vocab) -> ModelConfig:
-    """The configuration in a `config.json`; `kin` is where it is silent."""
-    if said.get("model_type") not in _TYPES:
-        raise ValueError(
-            f"{path} is a {said.get('model_type')} model: supported are {', '.join(_TYPES)}."
-        )
-    base = kin[0] if kin else MODELS[_TYPES[said["model_type"]]]
-    rope = said.get("rope_parameters") or {}  # of transformers 5
+    kin = [c for c in reversed(MODELS.values()) if c.generation == generation]
+    same = [c for c in kin if (c.layers, c.width) == (depth, width)]
+    base = dataclasses.replace([*same, *kin][0], vocab=vocab)
+    described = (path / "config.json").exists()
+    said = json.loads((path / "config.json").read_text()) if described else {}
+    said = said.get("text_config", said)
+    if not same and not described:
+        raise ValueError(f"{path} is a Gemma {generation} of {depth} layers and width {width}, not "
+                         f"one of {', '.join(MODELS)}: pass config=…")
+    if described and said.get("model_type") not in _TYPES:
+        raise ValueError(f"{path} is a {said.get('model_type')} model, where {', '.join(_TYPES)} "
+                         "are supported.")
+    rope = said.get("rope_parameters") or {}  # of transformers 5; 4 has a key for each
     far, near = rope.get("full_attention", rope), rope.get("sliding_attention", rope)
-    said = {"rope_theta": far.get("rope_theta"), "rope_local_base_freq": near.get("rope_theta")} | said
     types = said.get("layer_types") or []
     if "sliding_attention" in types:
         said["sliding_window_pattern"] = [*types, "full_attention"].index("full_attention") + 1
     fields = {field: said[key] for key, field in _FIELDS.items() if said.get(key) is not None}
-    fields["rope_scale"] = (said.get("rope_scaling") or far).get("factor", base.rope_scale)
+    if far:
+        fields["rope_base"], fields["rope_base_local"] = far["rope_theta"], near["rope_theta"]
+        fields["rope_scale"] = far.get("factor", 1.0)
     if fields.get("query_scalar") == fields.get("head_dim", base.head_dim):
         fields["query_scalar"] = 0.0
-    config = dataclasses.replace(base, vocab=vocab, **fields)
+    config = dataclasses.replace(base, **fields)
     if types and types != _layer_types(config):
         raise ValueError(f"{path} mixes its layers in a way that is not supported: {types}.")
     return config
 
 
 def _layer_types(c) -> list[str]:
-    kinds = ["full_attention", "sliding_attention"]
-    return [kinds[(i + 1) % c.global_every > 0] for i in range(c.layers)]
+    return [("sliding" if (i + 1) % c.global_every else "full") + "_attention"
+            for i in range(c.layers)]
 
 
 def _describe(c: ModelConfig) -> dict:
@@ -356,76 +345,65 @@ def _describe(c: ModelConfig) -> dict:
     near = {"rope_type": "default", "rope_theta": c.rope_base_local}
     return {key: getattr(c, field) or None for key, field in _FIELDS.items()} | {
         "architectures": [("Gemma", "Gemma2", "Gemma3")[c.generation - 1] + "ForCausalLM"],
-        "model_type": [*_TYPES][c.generation - 1], "vocab_size": c.vocab,
+        "model_type": _TYPES[c.generation - 1], "vocab_size": c.vocab,
         "hidden_activation": "gelu_pytorch_tanh", "layer_types": _layer_types(c),
         "query_pre_attn_scalar": c.query_scalar or c.head_dim,
         "rope_parameters": {"full_attention": far, "sliding_attention": near} if c.qk_norm else far,
         "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
-    }  # fmt: skip
+    }
 
 
 def _fill(model, checkpoint, mesh):
     """Give the abstract model its arrays, the large embedding first and then layer by layer."""
-    state = nnx.state(model)
-    like, place = _by_name(state), _by_name(runtime.shardings(model, mesh))
-    table, arrays = _FLAX | _hf(model.config), {}
+    like, place = _by_name(nnx.state(model)), _by_name(runtime.shardings(model, mesh))
+    arrays = {}
     for name in ("embed", "final_norm"):
         source = getattr(checkpoint, name)
         _compare(checkpoint, source, like[name].shape)
         arrays[name] = checkpoint.read({source: place[name]})[source].astype(like[name].dtype)
-    stacks = like.keys() - arrays.keys()
-    for name in stacks:
+    for name in like.keys() - arrays.keys():
         zeros = partial(jnp.zeros, like[name].shape, like[name].dtype)
         arrays[name] = jax.jit(zeros, out_shardings=place[name])()
-    missing = {(i, name) for name in stacks for i in range(len(arrays[name]))}
+    flax, found = "/" in checkpoint.embed, sorted(sum((i for i, _ in checkpoint.layers), []))
+    if found != [*range(model.config.layers)]:
+        raise ValueError(f"{checkpoint.path} lacks some of {model.config.layers} layers: {_AGAIN}")
     for indices, names in tqdm(checkpoint.layers, "Loading layers"):
-        jobs, wanted = {}, {}
-        for leaf, source in names.items():
-            if leaf not in table:  # a buffer
-                continue
-            (parts, axes), shape = table[leaf], checkpoint.tensors[source].shape
-            parts = parts.split()
-            if not missing.issuperset((i, name) for i in indices for name in parts):
-                raise ValueError(f"{checkpoint.path} has {source}, which its configuration has not.")
-            ours = _AXES.get(parts[0], "d")
+        table, wanted = _layout(model.config, flax), {}
+        if odd := table.keys() ^ names.keys():
+            raise ValueError(f"{checkpoint.path} is at odds with {model.config} in {sorted(odd)}.")
+        for leaf, (parts, axes) in table.items():
+            ours, shape = _NAMES[parts[0]][0], checkpoint.tensors[names[leaf]].shape
             sizes = dict(zip(ours, like[parts[0]].shape[1:], strict=True))
             spec = dict.fromkeys(ours) | dict(zip(ours, place[parts[0]].spec[1:], strict=False))
-            if leaf == "mlp/gating_einsum" and shape[-1] == sizes["d"]:
-                axes = "fd"
-            jobs[source] = parts, axes
-            if leaf in _HF and "nh" in axes:  # one axis
-                axes = axes.replace("nh", "m")
-                sizes["m"], spec["m"] = sizes["n"] * sizes["h"], spec["n"]
-            lead = shape[: len(shape) - len(axes)]  # of a stack's layers and of a tensor's parts
-            _compare(checkpoint, source, lead + tuple(sizes[a] for a in axes))
+            if leaf == "mlp/gating_einsum":
+                axes = "fd" if shape[-1] == sizes["d"] else "df"
+            table[leaf] = parts, axes
+            if not flax and "nh" in axes:
+                axes, sizes["n"] = axes.replace("nh", "n"), sizes["n"] * sizes["h"]
+            lead = shape[: len(shape) - len(axes)]  # layers of a stack, parts of a tensor
+            _compare(checkpoint, names[leaf], lead + tuple(sizes[a] for a in axes))
             spec = PartitionSpec(*[None] * len(lead), *[spec[a] for a in axes])
-            wanted[source] = NamedSharding(mesh, spec)
-        for source, tensor in checkpoint.read(wanted).items():
-            parts, axes = jobs[source]
-            for row, i in enumerate(indices):
-                for part, name in enumerate(parts):
-                    at = (row * len(parts) + part, i)
-                    arrays[name] = _put(arrays[name], tensor, at, name, axes, place[name])
-                    missing.discard((i, name))
-    if missing:
-        layer, name = min(missing)
-        raise ValueError(f"{checkpoint.path} lacks {name} of layer {layer}: {_AGAIN}")
+            wanted[names[leaf]] = NamedSharding(mesh, spec)
+        tensors = checkpoint.read(wanted)
+        for leaf, (parts, axes) in table.items():
+            for n, (i, name) in enumerate((i, name) for i in indices for name in parts):
+                tensor = tensors[names[leaf]]
+                arrays[name] = _put(arrays[name], tensor, n, i, name, axes, place[name])
     ends = {name: arrays.pop(name) for name in ("embed", "final_norm")}
     nnx.update(model, ends | {"layers": arrays})
 
 
-def _compare(checkpoint, source, shape):
-    if checkpoint.tensors[source].shape != shape:
-        raise ValueError(f"{checkpoint.path}: {source} is {checkpoint.tensors[source].shape}, where "
-                         f"the configuration says {shape}.")  # fmt: skip
+def _compare(checkpoint, name, expected):
+    if (shape := checkpoint.tensors[name].shape) != expected:
+        raise ValueError(f"{name} in {checkpoint.path} is {shape}, not {expected} as configured.")
 
 
 @partial(jax.jit, static_argnames=("name", "axes", "place"), donate_argnums=0)
-def _put(stack, tensor, at, name, axes, place):
-    """`stack` with one layer's parameter in it, cut out of a tensor as it is on disk; in place."""
-    ours = _AXES.get(name, "d")
+def _put(stack, tensor, n, layer, name, axes, place):
+    """`stack` with one layer's parameter in it, the n-th of a tensor on disk; in place."""
+    ours = _NAMES[name][0]
     sizes = dict(zip(ours, stack.shape[1:], strict=True))
-    value = tensor.reshape(-1, *[sizes[a] for a in axes])[at[0]]
+    value = tensor.reshape(-1, *[sizes[a] for a in axes])[n]
     value = value.transpose([axes.index(a) for a in ours]).astype(stack.dtype)
-    stack = jax.lax.dynamic_update_index_in_dim(stack, value, at[1], 0)
+    stack = jax.lax.dynamic_update_index_in_dim(stack, value, layer, 0)
     return jax.lax.with_sharding_constraint(stack, place)
