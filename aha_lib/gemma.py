@@ -105,9 +105,9 @@ class Gemma(nnx.Module):
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Next-token logits, float32. Call it on few positions at a time: V is 262,144."""
         table = self.embed[...].astype(self.dtype)
-        hidden = constrain(hidden, "rows")
+        hidden = constrain(hidden)  # whole on every device: a few positions, not the table, move
         out = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
-        out = constrain(out, "rows", *[None] * (out.ndim - 2), "vocab")
+        out = constrain(out, *[None] * (out.ndim - 1), "vocab")
         return _softcap(out, self.config.final_softcap)
 
     def logprobs(

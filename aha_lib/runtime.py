@@ -6,6 +6,7 @@ Knows nothing of Gemma's layers, of tokens or of rewards; takes arrays and their
 
 import glob
 import importlib.metadata
+import math
 import os
 import re
 import shutil
@@ -19,10 +20,11 @@ from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Logical axis -> mesh axis. `fsdp` shards every parameter along its width and every batch along
-# its rows; `tp` splits heads, feed-forward and vocabulary. Axes not named here are never split.
-RULES = {"rows": "fsdp", "embed": "fsdp"}
-RULES |= {"heads": "tp", "kv_heads": "tp", "ff": "tp", "vocab": "tp"}
+# Logical axis -> mesh axes. `fsdp` shards every batch along its rows and every parameter along its
+# width, the embedding along its vocabulary: the one weight that is never gathered. `tp` splits
+# heads and feed-forward. An axis of an array takes what those before it have left.
+RULES = {"rows": ("fsdp",), "embed": ("fsdp",), "vocab": ("fsdp", "tp")}
+RULES |= {"heads": ("tp",), "kv_heads": ("tp",), "ff": ("tp",)}
 
 # Hours after which a session ends, as said by their pages of 2026; Colab's depends on the plan.
 SESSION_HOURS = {"Kaggle TPU": 9.0, "Kaggle": 12.0, "Colab": 12.0}
@@ -174,13 +176,13 @@ def shardings(tree, mesh: Mesh, *, gathered: bool = False):
     """The NamedSharding of every array of a model or of a state (parameters, Adam's moments).
 
     A pytree like `tree` (`nnx.state(tree)` for a module), for `jax.device_put`. Arrays without
-    axis names, and axes that the mesh axis does not divide, are replicated. `gathered=True` leaves
-    `fsdp` out: weights whole on every device, as a sampler reads them.
+    axis names, and axes that the mesh axis does not divide, are replicated. `gathered=True` keeps
+    the width whole: layers are not sharded by `fsdp`, as a sampler reads them.
     """
 
     def place(leaf):
         names = leaf.get_metadata().get("out_sharding") if isinstance(leaf, nnx.Variable) else None
-        names = [None if gathered and RULES.get(n) == "fsdp" else n for n in names or ()]
+        names = [None if gathered and n == "embed" else n for n in names or ()]
         return jax.tree.map(lambda a: NamedSharding(mesh, _spec(a.shape, names, mesh)), leaf)
 
     tree = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
@@ -214,9 +216,15 @@ def to_host(tree):
 
 
 def _spec(shape, names, mesh) -> PartitionSpec:
-    axes = [RULES.get(n) for n in names]
-    divides = [a and d % mesh.shape[a] == 0 for d, a in zip(shape, axes, strict=False)]
-    return PartitionSpec(*(a if ok else None for a, ok in zip(axes, divides, strict=False)))
+    left, spec = dict(mesh.shape), []
+    for size, name in zip(shape, names, strict=False):
+        axes = tuple(a for a in RULES.get(name, ()) if a in left)
+        if axes and size % math.prod(left.pop(a) for a in axes) == 0:
+            spec.append(axes)
+        else:
+            left |= {a: mesh.shape[a] for a in axes}
+            spec.append(None)
+    return PartitionSpec(*spec)
 
 
 def _tpu_files() -> list[str]:
