@@ -195,6 +195,7 @@ def explorer(panel: Sequence[countdown.Puzzle], history: Sequence[dict]) -> widg
         names = [f"{' '.join(map(str, panel[i].numbers))} → {panel[i].target}" for i in found]
         note.value = f"{len(found)} of {len(panel)} puzzles"
         puzzle.options = list(zip(names, found, strict=True))
+        puzzle.index = 0 if found else None
         redraw()
 
     def redraw(_=None) -> None:
@@ -244,7 +245,7 @@ def tree(trace: traces.Trace) -> Figure:
     return figure
 
 
-def _box(axis, x: float, y: float, text: str, colour: str) -> None:
+def _box(axis, x: int, y: int, text: str, colour: str) -> None:
     frame = dict(boxstyle="round", fc="white", ec=colour)
     axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour, bbox=frame)
 

@@ -73,9 +73,10 @@ from contextlib import closing
 
 from tqdm.auto import tqdm
 
-from aha_lib import countdown, show, train
+from aha_lib import countdown, runtime, show, train
 from aha_lib.presets import PUZZLES, SETTINGS
 
+runtime.compilation_cache()  # a second run does not compile anew
 as_script = "get_ipython" not in globals()
 if as_script:
     settings, out = train.arguments(sys.argv[1:])
