@@ -6,6 +6,7 @@ written by `tiny_model` and kept in `data/tiny.model`.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import SupportsInt
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -48,7 +49,7 @@ class Tokenizer:
         """Token ids of `text`, after one BOS unless `bos` is False."""
         return [self.bos_id] * bos + self._pieces.encode(text)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
         """The text of `ids`; padding, BOS and EOS are left out."""
         special = {self.pad_id, self.bos_id, self.eos_id}
         return self._pieces.decode([int(i) for i in ids if int(i) not in special])
