@@ -9,9 +9,9 @@ import dataclasses
 import errno
 import json
 import re
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,6 @@ _NAMES = {
     "pre_ff_norm": ("d", "pre_feedforward_layernorm", "d", "pre_ffw_norm", "d"),
     "post_ff_norm": ("d", "post_feedforward_layernorm", "d", "post_ffw_norm", "d"),
 }
-_TYPES = ("gemma", "gemma2", "gemma3_text")  # model_type in config.json, by generation
 _FIELDS = {
     "num_hidden_layers": "layers", "hidden_size": "width", "num_attention_heads": "heads",
     "num_key_value_heads": "kv_heads", "head_dim": "head_dim", "intermediate_size": "ff",
@@ -78,13 +77,9 @@ _LAYER = re.compile(r"(?:layers\.(\d+)\.|layer_(\d+)/|stacked_layers/attention_t
 _AGAIN = "not a whole Gemma checkpoint; if it was downloaded, delete it and download it again."
 
 
-class _Checkpoint(NamedTuple):
-    path: epath.Path
-    tensors: dict[str, jax.ShapeDtypeStruct]  # on disk, by name
-    read: callable  # {name: sharding} -> {name: array}
-    embed: str
-    final_norm: str
-    layers: list[tuple[list[int], dict[str, str]]]  # indices of layers, names of tensors by leaf
+# `tensors` are shapes and dtypes by name, `read` takes {name: sharding}; `layers` are pairs of
+# the layers' indices and the names of their tensors by leaf.
+_Checkpoint = namedtuple("_Checkpoint", "path tensors read embed final_norm layers")
 
 
 def load(
@@ -111,13 +106,10 @@ def load(
         raise FileNotFoundError(f"{folder} has no tokenizer.model: pass its path as tokenizer=…")
     words = Tokenizer(found[0].read_bytes())
     if not config.vocab - 128 <= words.vocab_size <= config.vocab:  # tables are padded a little
-        raise ValueError(
-            f"{found[0]} has {words.vocab_size} pieces, the embedding {config.vocab} rows: this "
-            "tokenizer belongs to another model."
-        )
-    model = nnx.eval_shape(
-        lambda: Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
-    )
+        raise ValueError(f"{found[0]} has {words.vocab_size} pieces, the embedding {config.vocab} "
+                         "rows: this tokenizer belongs to another model.")  # fmt: skip
+    build = partial(Gemma, config, dtype=dtype, param_dtype=param_dtype)
+    model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
     _fill(model, checkpoint, mesh or runtime.make_mesh(jax.devices()[:1]))
     return model, words, config
 
@@ -156,17 +148,16 @@ def download(handle: str) -> Path:
 def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Write `config.json`, `model.safetensors` and `tokenizer.model` for transformers and `load`.
 
-    Parameters keep their dtype. For models that fit into the host's memory.
+    Parameters keep their dtype. The host's memory must have room for them. Raises ValueError
+    for a model with adapters.
     """
-    folder, params = Path(folder), _by_name(nnx.state(model, nnx.Param))
-    tensors = {"embed_tokens": params["embed"], "norm": params["final_norm"]}
-    for leaf, i, (value,) in _layer_tensors(model.config, params, flax=False):
+    folder, tensors = Path(folder), {}
+    for i, leaf, (value,) in _disk_layout(model, flax=False):
         if value.ndim == 3:
             joined = (len(value), -1) if leaf == "self_attn.o_proj" else (-1, value.shape[2])
             value = value.reshape(joined)
-        tensors[f"layers.{i}.{leaf}"] = value
-    tensors = {f"model.{name}.weight": np.ascontiguousarray(runtime.to_host(x))  # C order
-               for name, x in tensors.items()}  # fmt: skip
+        where = f"model.layers.{i}.{leaf}.weight" if i is not None else f"model.{leaf}.weight"
+        tensors[where] = np.ascontiguousarray(value)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_describe(model.config), indent=2) + "\n")
@@ -175,17 +166,15 @@ def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None
 
 
 def save_kaggle(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """Write Kaggle's flat Orbax layout: the checkpoint in `folder/weights`, `tokenizer.model`.
+    """Write Kaggle's flat Orbax layout, the checkpoint in `folder/weights`; else as `save_hf`.
 
-    Parameters keep their dtype. The tensors are first laid out anew on the devices, so there
-    must be room for them a second time. Raises ValueError where a checkpoint is already.
+    Raises ValueError also where there is a checkpoint already.
     """
-    params = _by_name(nnx.state(model, nnx.Param))
-    tree = {"transformer/embedder": {"input_embedding": params["embed"]},
-            "transformer/final_norm": {"scale": params["final_norm"]}}  # fmt: skip
-    for leaf, i, parts in _layer_tensors(model.config, params, flax=True):
-        value = jnp.stack(parts) if len(parts) > 1 else parts[0]
-        tree[f"transformer/layer_{i}/{leaf}"] = {"scale" if "norm" in leaf else "w": value}
+    tree = {}
+    for i, leaf, parts in _disk_layout(model, flax=True):
+        where, end = (f"layer_{i}/{leaf}", "w") if i is not None else leaf.split("/")
+        value = np.stack(parts) if len(parts) > 1 else parts[0]
+        tree[f"transformer/{where}"] = {"scale" if "norm" in where else end: value}
     ocp.PyTreeCheckpointer().save(epath.Path(folder).resolve() / "weights", tree)
     if tokenizer:
         tokenizer.save(Path(folder) / "tokenizer.model")
@@ -212,12 +201,19 @@ def _layout(c: ModelConfig, flax: bool) -> dict[str, tuple[list[str], str]]:
     return table
 
 
-def _layer_tensors(c, params, flax):
-    """Every layer's tensors as they are on disk: leaf, layer, arrays of its parts."""
-    for leaf, (names, axes) in _layout(c, flax).items():
+def _disk_layout(model, flax):
+    """The model's tensors as on disk: layer, leaf, arrays of its parts (n and h not yet joined)."""
+    params, table = _by_name(nnx.state(model, nnx.Param)), _layout(model.config, flax)
+    if len(params) > 2 + sum(len(names) for names, _ in table.values()):
+        raise ValueError("The model has adapters: give lora.merge(model).")
+    ends = ("embedder/input_embedding", "final_norm/scale") if flax else ("embed_tokens", "norm")
+    for name, leaf in zip(("embed", "final_norm"), ends, strict=True):
+        yield None, leaf, [runtime.to_host(params[name])]
+    for leaf, (names, axes) in table.items():
         order = [_NAMES[names[0]][0].index(a) for a in axes]
-        for i in range(c.layers):
-            yield leaf, i, [params[name][i].transpose(order) for name in names]
+        stacks = [runtime.to_host(params[name]) for name in names]
+        for i in range(model.config.layers):
+            yield i, leaf, [stack[i].transpose(order) for stack in stacks]
 
 
 def _open(folder) -> _Checkpoint:
@@ -226,10 +222,9 @@ def _open(folder) -> _Checkpoint:
         raise FileNotFoundError(f"{folder} is no folder, no preset and no handle of Kaggle.")
     places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
     found = [p for p in places if (p / "_METADATA").exists() or any(p.glob("*.safetensors"))]
-    if not found and any((p / "manifest.ocdbt").exists() for p in places):
-        raise FileNotFoundError(f"{folder} is an Orbax checkpoint without _METADATA: {_AGAIN}")
     if len(found) != 1:
-        raise FileNotFoundError(f"{folder} has {len(found)} checkpoints, where one is needed.")
+        what = "*.safetensors or an Orbax checkpoint with its _METADATA"
+        raise FileNotFoundError(f"{folder} should have {what} once, not {len(found)} times.")
     path, flax = found[0], (found[0] / "_METADATA").exists()
     tensors, read = (_open_orbax if flax else _open_safetensors)(path)
     match = next(filter(None, map(_EMBED.fullmatch, tensors)), None)
@@ -305,16 +300,14 @@ def _recognise(checkpoint) -> ModelConfig:
     generation = 1 + ("post_f" in leaves) + ("q_norm" in leaves or "_query_norm" in leaves)
     kin = [c for c in reversed(MODELS.values()) if c.generation == generation]
     same = [c for c in kin if (c.layers, c.width) == (depth, width)]
-    base = dataclasses.replace([*same, *kin][0], vocab=vocab)
-    described = (path / "config.json").exists()
-    said = json.loads((path / "config.json").read_text()) if described else {}
+    config = dataclasses.replace([*same, *kin][0], vocab=vocab)
+    if not (path / "config.json").exists():
+        if not same:
+            raise ValueError(f"{path} is a Gemma {generation} of {depth} layers and width {width}: "
+                             f"none of {', '.join(MODELS)}, so pass config=…")  # fmt: skip
+        return config
+    said = json.loads((path / "config.json").read_text())
     said = said.get("text_config", said)
-    if not same and not described:
-        raise ValueError(f"{path} is a Gemma {generation} of {depth} layers and width {width}, not "
-                         f"one of {', '.join(MODELS)}: pass config=…")
-    if described and said.get("model_type") not in _TYPES:
-        raise ValueError(f"{path} is a {said.get('model_type')} model, where {', '.join(_TYPES)} "
-                         "are supported.")
     rope = said.get("rope_parameters") or {}  # of transformers 5; 4 has a key for each
     far, near = rope.get("full_attention", rope), rope.get("sliding_attention", rope)
     types = said.get("layer_types") or []
@@ -324,33 +317,32 @@ def _recognise(checkpoint) -> ModelConfig:
     if far:
         fields["rope_base"], fields["rope_base_local"] = far["rope_theta"], near["rope_theta"]
         fields["rope_scale"] = far.get("factor", 1.0)
-    if fields.get("query_scalar") == fields.get("head_dim", base.head_dim):
+    if fields.get("query_scalar") == fields.get("head_dim", config.head_dim):
         fields["query_scalar"] = 0.0
-    config = dataclasses.replace(base, **fields)
-    if types and types != _layer_types(config):
-        raise ValueError(f"{path} mixes its layers in a way that is not supported: {types}.")
+    config = dataclasses.replace(config, **fields)
+    for key in ("model_type", "vocab_size", "layer_types"):
+        if said.get(key, known := _describe(config)[key]) != known:
+            raise ValueError(f"{path} says {key} is {said[key]}: supported are Gemma 1, 2 and 3, "
+                             f"and here {known}.")  # fmt: skip
     return config
-
-
-def _layer_types(c) -> list[str]:
-    return [("sliding" if (i + 1) % c.global_every else "full") + "_attention"
-            for i in range(c.layers)]
 
 
 def _describe(c: ModelConfig) -> dict:
     """The `config.json` of `c`, in the words of transformers 5."""
+    types = ["sliding" if (i + 1) % c.global_every else "full" for i in range(c.layers)]
     far = {"rope_type": "default", "rope_theta": c.rope_base}
     if c.rope_scale != 1:
         far |= {"rope_type": "linear", "factor": c.rope_scale}
     near = {"rope_type": "default", "rope_theta": c.rope_base_local}
     return {key: getattr(c, field) or None for key, field in _FIELDS.items()} | {
         "architectures": [("Gemma", "Gemma2", "Gemma3")[c.generation - 1] + "ForCausalLM"],
-        "model_type": _TYPES[c.generation - 1], "vocab_size": c.vocab,
-        "hidden_activation": "gelu_pytorch_tanh", "layer_types": _layer_types(c),
+        "model_type": ("gemma", "gemma2", "gemma3_text")[c.generation - 1],
+        "layer_types": [f"{t}_attention" for t in types], "vocab_size": c.vocab,
         "query_pre_attn_scalar": c.query_scalar or c.head_dim,
         "rope_parameters": {"full_attention": far, "sliding_attention": near} if c.qk_norm else far,
-        "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
-    }
+        "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+    }  # fmt: skip
 
 
 def _fill(model, checkpoint, mesh):
@@ -364,8 +356,8 @@ def _fill(model, checkpoint, mesh):
     for name in like.keys() - arrays.keys():
         zeros = partial(jnp.zeros, like[name].shape, like[name].dtype)
         arrays[name] = jax.jit(zeros, out_shardings=place[name])()
-    flax, found = "/" in checkpoint.embed, sorted(sum((i for i, _ in checkpoint.layers), []))
-    if found != [*range(model.config.layers)]:
+    flax, indices = "/" in checkpoint.embed, sorted(sum((i for i, _ in checkpoint.layers), []))
+    if indices != [*range(model.config.layers)]:
         raise ValueError(f"{checkpoint.path} lacks some of {model.config.layers} layers: {_AGAIN}")
     for indices, names in tqdm(checkpoint.layers, "Loading layers"):
         table, wanted = _layout(model.config, flax), {}
