@@ -1,6 +1,7 @@
 """GRPO's step against NumPy on full logits, and against one plain gradient of the whole batch."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -62,18 +63,32 @@ def on_device(batch):
     return jax.tree.map(jnp.asarray, batch)
 
 
-def row_logits(model, batch, i):
-    """Logits that predict each trained token of row i, from the row alone, without padding."""
-    prompt = batch.prompts[i][batch.valid[i]]
-    row = np.concatenate([prompt, batch.completions[i][batch.mask[i]]])[None]
-    hidden = model.hidden(jnp.array(row), jnp.arange(row.size)[None], jnp.ones_like(row))
-    return model.logits(hidden)[0, len(prompt) - 1 : -1]
+@functools.partial(jax.jit, static_argnums=0)
+def forward(graph, params, rows):
+    """Logits of rows that start at the first column; what fills them up is seen by none."""
+    model = nnx.merge(graph, params)
+    hidden = model.hidden(rows, jnp.arange(rows.shape[1])[None], jnp.ones_like(rows))
+    return model.logits(hidden)
+
+
+def row_logits(graph, params, batch):
+    """For each row, the logits that predict each of its trained tokens."""
+    written = [
+        np.concatenate([prompt[valid], tokens[mask]])
+        for prompt, valid, tokens, mask in zip(*batch[:4], strict=True)
+    ]
+    rows = jnp.array([np.pad(row, (0, 13 - len(row))) for row in written])
+    logits = forward(graph, params, rows)
+    starts = batch.valid.sum(1) - 1
+    ends = zip(starts, batch.mask.sum(1), strict=True)
+    return [logits[i, s : s + n] for i, (s, n) in enumerate(ends)]
 
 
 def numpy_rows(model, batch, temperature):
     """Log-probabilities and entropies of the trained tokens, row by row, in float64."""
+    rows = row_logits(*nnx.split(model), batch)
     for i, mask in enumerate(batch.mask):
-        logits = np.asarray(row_logits(model, batch, i), np.float64) / temperature
+        logits = np.asarray(rows[i], np.float64) / temperature
         logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         yield logs[range(mask.sum()), batch.completions[i][mask]], -(np.exp(logs) * logs).sum(-1)
 
@@ -196,17 +211,17 @@ def test_what_stands_after_the_end_is_nothing(monkeypatch, model, batch):
 def test_gradient_is_that_of_the_mean_over_tokens(monkeypatch, model, reference, batch, kl):
     """Micro-batches, buckets, left-out rows and filling rows against one plain gradient."""
     settings = dataclasses.replace(BASE, kl=kl)
-    bases = [row_logits(reference, batch, i) for i in range(8)]
+    bases = row_logits(*nnx.split(reference), batch)
     graph, params = nnx.split(model)
 
     def pick(logits, tokens):
         return jax.nn.log_softmax(logits)[range(len(tokens)), tokens]
 
     def whole(params):
-        plain, total = nnx.merge(graph, params), 0.0
+        rows, total = row_logits(graph, params, batch), 0.0
         for i, mask in enumerate(batch.mask):
             tokens, gain = batch.completions[i][mask], batch.advantages[i]
-            logprobs = pick(row_logits(plain, batch, i), tokens)
+            logprobs = pick(rows[i], tokens)
             ratio = jnp.exp(logprobs - batch.logprobs[i][mask])
             gap = pick(bases[i], tokens) - logprobs
             kept = jnp.minimum(ratio * gain, jnp.clip(ratio, 0.8, 1.28) * gain)

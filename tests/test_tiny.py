@@ -218,6 +218,12 @@ def test_the_loss_is_each_documents_own():
     """Packed rows against every document alone: a document does not see its neighbours."""
     small = dataclasses.replace(MODELS["tiny"], layers=2, width=32, heads=2, head_dim=16, ff=48)
     model = Gemma(small, rngs=nnx.Rngs(0))
+
+    @nnx.jit
+    def forward(model, tokens):
+        hidden = model.hidden(tokens, jnp.arange(tiny.ROW)[None], jnp.ones_like(tokens))
+        return model.logits(hidden)
+
     batch, _ = tiny.rows(0, 0, 2, TOKENIZER)
     total, count = 0.0, 0
     for row in range(2):
@@ -225,8 +231,7 @@ def test_the_loss_is_each_documents_own():
             here = batch["segments"][row] == segment
             tokens, learn = batch["tokens"][row, here], batch["weights"][row, here]
             padded = jnp.array(np.pad(tokens, (0, tiny.ROW - len(tokens)))[None])
-            hidden = model.hidden(padded, jnp.arange(tiny.ROW)[None], jnp.ones_like(padded))
-            logits = np.asarray(model.logits(hidden[0]), np.float64)
+            logits = np.asarray(forward(model, padded)[0], np.float64)
             logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             total -= sum(logs[t - 1, tokens[t]] for t in range(1, len(tokens)) if learn[t])
             count += learn.sum()
