@@ -26,6 +26,8 @@ FILTERS = {
     "a false sum": lambda before, after: after.slips > 0,
 }
 GREEN, RED, BLUE, ORANGE, GREY = "#2a9d5c", "#d1495b", "#2f6db3", "#e08e2b", "#8a8f98"
+COLOURS = {"jump": GREY, "check": ORANGE, "search": BLUE,
+           "right": GREEN, "slipped": RED, "claimed": ORANGE, "gave up": GREY}  # fmt: skip
 # Of each panel: title, then (name in a row, label, colour) of its lines, the main one first.
 PANELS = (
     ("Accuracy on held-out puzzles",
@@ -68,7 +70,7 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
                 axis.axhline(np.mean(base), color="black", lw=1, ls=":", label="base, step 0")
         axis.set_title(title, loc="left", fontsize=11)
         axis.set_xlabel("GRPO step")
-        axis.set_ylim(0, 1 if title.startswith("Accuracy") else None)
+        axis.set_ylim(0, 1.03 if title.startswith("Accuracy") else None)
         axis.grid(axis="y", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
@@ -96,7 +98,7 @@ def watch(run: Iterable[dict], before: Iterable[dict] = (), *, seconds: float = 
 def table(header: Sequence[str], rows: Iterable[Sequence]) -> Markdown:
     """A Markdown table; floats are written with three significant digits."""
     lines = [header, ["---"] * len(header), *rows]
-    cells = [[f"{x:.3g}" if isinstance(x, float) else str(x) for x in line] for line in lines]
+    cells = [[f"{x + 0.0:.3g}" if isinstance(x, float) else str(x) for x in line] for line in lines]
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))
 
 
@@ -109,11 +111,10 @@ def areas(rows: Sequence[dict], key: str, order: Sequence[str]) -> Figure:
     """Stacked shares of the counts in `row[key]` ("styles" or "outcomes") over the steps."""
     steps, counts = _line(rows, key)
     figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
-    colours = (BLUE, ORANGE, GREEN, GREY)[: len(order)]
     axis.stackplot(steps, np.transpose([shares(c, order) for c in counts]), labels=order,
-                   colors=colours, alpha=0.85)  # fmt: skip
+                   colors=[COLOURS[name] for name in order], alpha=0.85)  # fmt: skip
     axis.set(xlim=(steps[0], steps[-1] or 1), ylim=(0, 1), xlabel="GRPO step", ylabel="share")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, reverse=True)
     plt.close(figure)
     return figure
 

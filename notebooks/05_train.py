@@ -150,9 +150,9 @@ if as_script:
 # ## The run, live
 # Step 0 measures the base. Then every step samples `group` completions of
 # `prompts` puzzles, pays them, and updates the weights once (notebook 04 has
-# it in slow motion). Watch three lines leave their dotted base line, in
-# this order: backtracks, length, accuracy. If the folder already has a run,
-# it goes on where that stopped.
+# it in slow motion). Watch accuracy, length and backtracks leave their dotted
+# base lines together. If the folder already has a run, it goes on where that
+# stopped.
 
 # %%
 before = train.read_rows(out / "metrics.jsonl")
