@@ -17,15 +17,15 @@ from jaxtyping import Array, Bool, Float, Int
 from aha_lib.presets import ModelConfig
 from aha_lib.runtime import constrain
 
-# Logical axes of each stacked weight; runtime.RULES maps them to the mesh.
-_WEIGHTS = {
-    "q": ("layers", "embed", "heads", "head"),
-    "k": ("layers", "embed", "kv_heads", "head"),
-    "v": ("layers", "embed", "kv_heads", "head"),
-    "o": ("layers", "heads", "head", "embed"),
-    "gate": ("layers", "embed", "ff"),
-    "up": ("layers", "embed", "ff"),
-    "down": ("layers", "ff", "embed"),
+# Logical axes of each weight, inputs then outputs; runtime.RULES maps them to the mesh.
+WEIGHTS = {
+    "q": (("embed",), ("heads", "head")),
+    "k": (("embed",), ("kv_heads", "head")),
+    "v": (("embed",), ("kv_heads", "head")),
+    "o": (("heads", "head"), ("embed",)),
+    "gate": (("embed",), ("ff",)),
+    "up": (("embed",), ("ff",)),
+    "down": (("ff",), ("embed",)),
 }
 
 
@@ -46,11 +46,11 @@ class Layers(nnx.Module):
     def __init__(self, c: ModelConfig, rngs: nnx.Rngs, dtype):
         sizes = {"layers": c.layers, "embed": c.width, "heads": c.heads, "kv_heads": c.kv_heads,
                  "head": c.head_dim, "ff": c.ff}  # fmt: skip
-        for name, axes in _WEIGHTS.items():
-            shape = tuple(sizes[a] for a in axes)
-            fan_in = {"o": c.heads * c.head_dim, "down": c.ff}.get(name, c.width)
-            value = jax.random.normal(rngs.params(), shape, dtype) * fan_in**-0.5
-            setattr(self, name, nnx.Param(value, out_sharding=axes))
+        for name, (inputs, outputs) in WEIGHTS.items():
+            axes = ("layers", *inputs, *outputs)
+            fan_in = math.prod(sizes[a] for a in inputs)
+            value = jax.random.normal(rngs.params(), [sizes[a] for a in axes], dtype)
+            setattr(self, name, nnx.Param(value * fan_in**-0.5, out_sharding=axes))
         norms = ["pre_attn_norm", "pre_ff_norm"]
         norms += ["post_attn_norm", "post_ff_norm"] * c.post_norms + ["q_norm", "k_norm"] * c.qk_norm
         for name in norms:
@@ -195,10 +195,19 @@ def _global_layers(c: ModelConfig) -> Bool[Array, " L"]:
     return (jnp.arange(c.layers) + 1) % c.global_every == 0
 
 
+def _linear(p, name, x):
+    """`x` times a weight, and times its adapters where there are some (see lora)."""
+    axes = len(WEIGHTS[name][0])
+    y = jnp.tensordot(x, p[name], axes)
+    if f"{name}_a" not in p:
+        return y
+    return y + jnp.tensordot(jnp.tensordot(x, p[f"{name}_a"], axes), p[f"{name}_b"], 1)
+
+
 def _project(c, p, x, rope):
     """Queries [B, T, H, h], keys and values [B, K, T, h] of one layer."""
     x = _rms_norm(x, p["pre_attn_norm"], c.norm_eps)
-    q, k, v = (jnp.einsum("btd,dnh->btnh", x, p[name]) for name in "qkv")
+    q, k, v = (_linear(p, name, x) for name in "qkv")
     if c.qk_norm:
         q, k = _rms_norm(q, p["q_norm"], c.norm_eps), _rms_norm(k, p["k_norm"], c.norm_eps)
     q = _rotate(q, rope) * (c.query_scalar or c.head_dim) ** -0.5
@@ -226,11 +235,11 @@ def _attend(c, q, k, v, mask):
 
 def _finish(c, p, x, attended):
     """The rest of a layer: output projection, GeGLU feed-forward, their norms and residuals."""
-    y = jnp.einsum("btnh,nhd->btd", attended, p["o"])
+    y = _linear(p, "o", attended)
     x = x + (_rms_norm(y, p["post_attn_norm"], c.norm_eps) if c.post_norms else y)
     y = _rms_norm(x, p["pre_ff_norm"], c.norm_eps)
-    y = jax.nn.gelu(y @ p["gate"], approximate=True) * (y @ p["up"])
-    y = y @ p["down"]
+    y = jax.nn.gelu(_linear(p, "gate", y), approximate=True) * _linear(p, "up", y)
+    y = _linear(p, "down", y)
     x = x + (_rms_norm(y, p["post_ff_norm"], c.norm_eps) if c.post_norms else y)
     return constrain(x, "rows")  # else XLA may split the width, and sum logits over devices
 

@@ -1,0 +1,67 @@
+"""Low-rank adapters (LoRA, 2106.09685): add, merge, switch off.
+
+A weight W gets two small matrices A and B and acts as W + A B. They are `nnx.LoRAParam`s beside
+W in the stacked layers, so `nnx.state(model, nnx.LoRAParam)` is all there is to train and to
+keep; the base stays as it is and serves as the reference. There is no alpha / rank: scale the
+learning rate. Knows nothing of losses, optimizers or files.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from aha_lib import runtime
+from aha_lib.gemma import WEIGHTS, Gemma
+
+
+def add(
+    model: Gemma, rank: int, *, rngs: nnx.Rngs, targets: tuple[str, ...] = tuple(WEIGHTS)
+) -> None:
+    """Give the named weights adapters of this rank, in place; the model computes what it did.
+
+    A is normal with variance 1 / inputs and B zero, both float32, sharded as their weight is.
+    `targets` are names among q, k, v, o, gate, up, down. Raises ValueError for other names, for a
+    rank below 1, and where adapters are already.
+    """
+    layers = model.layers
+    if rank < 1 or not set(targets) <= WEIGHTS.keys() or nnx.state(model, nnx.LoRAParam):
+        raise ValueError(
+            f"Adapters need a rank of at least 1 (not {rank}), targets among {', '.join(WEIGHTS)} "
+            f"(not {', '.join(targets)}) and a model that has none yet."
+        )
+    for name in targets:
+        (inputs, outputs), shape = WEIGHTS[name], getattr(layers, name).shape
+        n = 1 + len(inputs)
+        a = jax.random.normal(rngs.params(), (*shape[:n], rank)) / math.prod(shape[1:n]) ** 0.5
+        b = jnp.zeros((shape[0], rank, *shape[n:]))
+        with nnx.use_eager_sharding(False):
+            a = nnx.LoRAParam(a, out_sharding=("layers", *inputs, None))
+            b = nnx.LoRAParam(b, out_sharding=("layers", None, *outputs))
+        setattr(layers, f"{name}_a", a)
+        setattr(layers, f"{name}_b", b)
+    if isinstance(sharding := model.embed.get_value().sharding, NamedSharding):
+        adapters = nnx.state(model, nnx.LoRAParam)
+        nnx.update(model, jax.device_put(adapters, runtime.shardings(adapters, sharding.mesh)))
+
+
+def off(model: Gemma) -> Gemma:
+    """The base: a model without adapters that shares the arrays of `model`, nothing copied."""
+    base = nnx.eval_shape(lambda: Gemma(model.config, rngs=nnx.Rngs(0), dtype=model.dtype))
+    _, rest = nnx.state(model, nnx.LoRAParam, ...)
+    nnx.update(base, rest)
+    return base
+
+
+def merge(model: Gemma) -> Gemma:
+    """A model without adapters that computes the same: W + A B for W, in the dtype of W."""
+    merged = off(model)
+    for name in WEIGHTS:
+        if hasattr(model.layers, f"{name}_a"):
+            a, b = (getattr(model.layers, f"{name}_{x}")[...] for x in "ab")
+            weight = getattr(merged.layers, name)
+            delta = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(a, b)
+            weight.set_value((weight[...] + delta).astype(weight.dtype))
+    return merged
