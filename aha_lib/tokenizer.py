@@ -4,7 +4,7 @@ Knows nothing of JAX or of Countdown's rules; the tiny vocabulary is a SentenceP
 written by `tiny_model` and kept in `data/tiny.model`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import SupportsInt
 
@@ -53,6 +53,33 @@ class Tokenizer:
         """The text of `ids`; padding, BOS and EOS are left out."""
         special = {self.pad_id, self.bos_id, self.eos_id}
         return self._pieces.decode([int(i) for i in ids if int(i) not in special])
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of `decode`, piece by piece as the ids come.
+
+        A character whose bytes are several ids is held back until it is whole.
+        """
+        seen, shown, text = [], "", ""
+        for i in ids:
+            seen.append(i)
+            text = self.decode(seen)
+            if not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+        if text != shown:  # the last character stayed a fragment
+            yield text[len(shown) :]
+
+    def chat(self, turns: Iterable[tuple[str, str]]) -> list[int]:
+        """Token ids of a conversation in Gemma's chat template, up to where the model answers.
+
+        `turns` are pairs of a role, "user" or "model", and a text. For instruct variants;
+        ValueError where the vocabulary has no turns.
+        """
+        start, end = self.piece_id("<start_of_turn>"), self.piece_id("<end_of_turn>")
+        ids, newline = [self.bos_id], self._pieces.encode("\n")
+        for role, text in turns:
+            ids += [start, *self._pieces.encode(f"{role}\n{text}"), end, *newline]
+        return [*ids, start, *self._pieces.encode("model\n")]
 
 
 def tiny_model() -> bytes:
