@@ -45,27 +45,23 @@ def shaped(
     rewards: Float[np.ndarray, "P G"], lengths: Int[np.ndarray, "P G"], settings: Settings
 ) -> Float[np.ndarray, "P G"]:
     """Rewards plus the terms for length (in tokens) that the settings ask for; 1.0 means right."""
-    total, s = rewards, settings
+    s, right = settings, rewards == 1
     if s.overlong:
-        total = total + overlong_penalty(lengths, s.completion_len, s.overlong)
+        rewards = rewards + overlong_penalty(lengths, s.completion_len, s.overlong)
     if s.length_reward:
-        total = total + s.length_reward * length_reward(lengths, rewards == 1)
-    return total
+        rewards = rewards + s.length_reward * length_reward(lengths, right)
+    return rewards
 
 
 def overlong_penalty(lengths: Int[np.ndarray, "P G"], longest: int, buffer: int):
-    """DAPO's soft overlong punishment (2503.14476, eq. 13): 0 up to longest - buffer tokens.
-
-    From there it falls linearly to -1 at `longest` tokens, where completions are cut.
-    """
+    """DAPO's soft overlong punishment (2503.14476, eq. 13), linear over the last `buffer` tokens:
+    0 up to longest - buffer, -1 at `longest`, where completions are cut."""
     return np.clip((longest - buffer - lengths) / buffer, -1.0, 0.0)
 
 
 def length_reward(lengths: Int[np.ndarray, "P G"], right: Bool[np.ndarray, "P G"]):
-    """Kimi k1.5's length reward (2501.12599, section 2.3.3), from -1/2 to 1/2.
-
-    Half for the shortest of the group, minus a half for the longest, linear between; wrong
-    answers are never rewarded. 0 where all of a group are of one length.
+    """Kimi k1.5's length reward (2501.12599, section 2.3.3): 1/2 for the shortest of the group,
+    -1/2 for the longest, linear between; for wrong answers at most 0. 0 if all are of one length.
     """
     shortest, longest = lengths.min(1, keepdims=True), lengths.max(1, keepdims=True)
     share = (lengths - shortest) / np.maximum(longest - shortest, 1)
@@ -79,9 +75,8 @@ def advantages(
     """Each reward against its group's mean, in units of the group's standard deviation.
 
     GRPO's eq. in section 4.1.2 of 2402.03300; without the division it is Dr. GRPO's
-    (2503.20783). `leave_one_out`: against the mean of the group's others, RLOO's baseline
-    (2402.14740, section 3.3), which is G / (G - 1) times as much. A group whose rewards are all
-    equal has no signal: advantages 0. Raises ValueError if there are no others.
+    (2503.20783). `leave_one_out`: against the mean of the others, RLOO's baseline (2402.14740),
+    G / (G - 1) times as much; ValueError if there are none. Equal rewards give advantages 0.
     """
     centred = rewards - rewards.mean(axis=1, keepdims=True)
     if leave_one_out:
@@ -100,49 +95,40 @@ def has_signal(rewards: Float[np.ndarray, "P G"]) -> Bool[np.ndarray, " P"]:
 
 
 def refill(batch: Batch, rewards: Float[np.ndarray, "P G"], more: Batch, more_rewards):
-    """DAPO's dynamic sampling (2503.14476, eq. 11), one round: groups without signal give way.
-
-    Each is replaced by a group of `more` that has signal, while there are any. Gives the batch
-    and its rewards, shaped as before.
-    """
+    """DAPO's dynamic sampling (2503.14476, eq. 11), one round: groups without signal give way to
+    those of `more` that have it, while there are any. Gives the batch and its rewards."""
     P, G = rewards.shape
     fresh = np.flatnonzero(has_signal(more_rewards))
     slots = np.flatnonzero(~has_signal(rewards))[: len(fresh)]
     pick = np.arange(P)
     pick[slots] = P + fresh[: len(slots)]
     rows = (pick[:, None] * G + np.arange(G)).reshape(-1)
-    joined = (None if a is None else np.concatenate([a, b])[rows]
-              for a, b in zip(batch, more, strict=True))  # fmt: skip
-    return Batch(*joined), np.concatenate([rewards, more_rewards])[pick]
+    joined = jax.tree.map(lambda a, b: np.concatenate([a, b])[rows], batch, more)
+    return joined, np.concatenate([rewards, more_rewards])[pick]
 
 
 def token_weights(mask: Bool[np.ndarray, "B T"], norm: str) -> Float[np.ndarray, "B T"]:
     """What a token counts, so that the mean over the batch's tokens becomes another mean.
 
-    "token": 1, the mean over all tokens (DAPO, 2503.14476, eq. 8). "sequence": the mean over
-    completions of each one's mean (GRPO, 2402.03300, eq. 3), so that a token of a long completion
-    counts less. "constant": the sum over B · T, whatever was written (Dr. GRPO, 2503.20783).
-
-    Raises ValueError for another norm.
+    "token": 1 (DAPO, 2503.14476, eq. 8). "sequence": the mean over completions of each one's mean
+    (GRPO, 2402.03300, eq. 3): a token of a long completion counts less. "constant": the sum over
+    B · T, whatever was written (Dr. GRPO, 2503.20783). Any other raises ValueError.
     """
-    lengths = mask.sum(axis=1, keepdims=True)
-    if norm == "token":
-        weights = np.ones_like(lengths)
-    elif norm == "sequence":
-        weights = mask.sum() / (len(mask) * np.maximum(lengths, 1))
-    elif norm == "constant":
-        weights = np.full_like(lengths, mask.sum() / mask.size, dtype=np.float64)
-    else:
+    lengths = np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    weights = {
+        "token": 1.0,
+        "sequence": mask.sum() / (len(mask) * lengths),
+        "constant": mask.sum() / mask.size,
+    }
+    if norm not in weights:
         raise ValueError(f'norm is "token", "sequence" or "constant", not {norm!r}.')
-    return (weights * mask).astype(np.float32)
+    return (weights[norm] * mask).astype(np.float32)
 
 
 def truncated_weights(trainer: Float[np.ndarray, "B T"], sampler, cap: float):
-    """min(trainer / sampler probability, cap): truncated importance weights for the mismatch.
-
-    Of a trainer and a sampler that compute the same policy a little differently (Yao et al. 2025,
-    "Your efficient RL framework secretly brings you off-policy RL training"). Arguments in nats.
-    """
+    """min(trainer / sampler probability, cap), from nats: for a trainer and a sampler that compute
+    one policy a little differently (Yao et al. 2025, "Your efficient RL framework secretly brings
+    you off-policy RL training")."""
     return np.minimum(np.exp(trainer - sampler), cap)
 
 
@@ -173,29 +159,23 @@ def completion_logprobs(model, batch: Batch, temperature: float):
 
 
 def clipped(log_ratio, gain, low: float, high: float):
-    """PPO's clipped objective (1707.06347, eq. 7) of the ratio to the sampling policy, [B, T].
-
-    min(r A, clip(r, 1 - low, 1 + high) A); DAPO's clip-higher (2503.14476, eq. 8) is
-    high > low. Also gives where the clip holds, and so the gradient is 0.
-    """
+    """PPO's min(r A, clip(r, 1 - low, 1 + high) A) of the ratio r to the sampling policy, [B, T]
+    (1707.06347, eq. 7), and where the clip holds, so that the gradient is 0. DAPO's clip-higher
+    (2503.14476, eq. 8) is high > low."""
     ratio = jnp.exp(log_ratio)
     inside = jnp.clip(ratio, 1 - low, 1 + high)
     return jnp.minimum(ratio * gain, inside * gain), inside * gain < ratio * gain
 
 
 def sequence_mean(log_ratio, mask):
-    """The completion's mean of `log_ratio` at each of its tokens: log of GSPO's sequence ratio.
-
-    s = (π(y|x) / π_old(y|x)) ** (1 / |y|) (2507.18071, eq. 7), which is clipped like PPO's (eq. 5).
-    """
+    """The completion's mean of `log_ratio`, at each of its tokens: log of GSPO's sequence ratio
+    (π(y|x) / π_old(y|x)) ** (1 / |y|) (2507.18071, eq. 7), to be clipped like PPO's (eq. 5)."""
     return log_ratio.sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1) * mask
 
 
 def cispo(logprobs, log_ratio, gain, low: float, high: float):
-    """CISPO (MiniMax-M1, 2506.13585, eq. 4-5): stop_gradient(clip(r)) A log π, [B, T].
-
-    The clip bounds a token's weight and never drops the token. Also gives where it is clipped.
-    """
+    """CISPO (MiniMax-M1, 2506.13585, eq. 4-5): stop_gradient(clip(r)) A log π, [B, T], and where it
+    is clipped. The clip bounds a token's weight and never drops the token."""
     ratio = jnp.exp(log_ratio)
     inside = jax.lax.stop_gradient(jnp.clip(ratio, 1 - low, 1 + high))
     return inside * gain * logprobs, inside != ratio
@@ -204,8 +184,8 @@ def cispo(logprobs, log_ratio, gain, low: float, high: float):
 def mirror_descent(log_ratio, gain, mask, tau: float):
     """Kimi k1.5's objective (2501.12599, eq. 3), spread evenly over the completion's tokens.
 
-    A L - tau/2 L² with L the completion's log-ratio: -(A - tau L)² / (2 tau), the squared distance
-    to the optimum of mirror descent, up to a constant. Nothing is clipped.
+    A L - tau/2 L² with L the completion's log-ratio: up to a constant -(A - tau L)² / (2 tau), the
+    squared distance to mirror descent's optimum. Nothing is clipped.
     """
     whole = log_ratio.sum(1, keepdims=True)
     value = (gain - tau / 2 * whole) * whole / jnp.maximum(mask.sum(1, keepdims=True), 1)
@@ -216,11 +196,9 @@ def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
     """Sum over tokens of the objective, negated, and sums of what is worth watching.
 
     `settings.objective` of the log-probabilities [B, T], minus `settings.kl` times the k3 estimate
-    of the KL divergence from the `base` log-probabilities (http://joschu.net/blog/kl-approx.html;
-    `base` is None without one), plus `settings.entropy_bonus` times the entropy; tokens count as
-    `batch.weights` says. Divide by the number of trained tokens of the whole batch for the mean.
-
-    Raises ValueError for an unknown objective.
+    of the KL divergence from the `base` ones (http://joschu.net/blog/kl-approx.html), plus
+    `settings.entropy_bonus` times the entropy; tokens count as `batch.weights` says. Divide by the
+    whole batch's trained tokens for the mean. An unknown objective raises ValueError.
     """
     s, mask, gain = settings, batch.mask, batch.advantages[:, None]
     log_ratio = jnp.where(mask, logprobs - batch.logprobs, 0.0)
@@ -299,7 +277,7 @@ def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
         index = order[start : start + rows]
         length = min(-(-lengths[index].max() // bucket) * bucket, batch.mask.shape[1])
         full = np.resize(index, rows)
-        micro = Batch(*(None if x is None else x[full] for x in batch))
+        micro = jax.tree.map(lambda x: x[full], batch)  # noqa: B023
         mask = micro.mask & (np.arange(rows) < len(index))[:, None]
         micro = micro._replace(mask=mask)
         wide = ("completions", "mask", "logprobs") + ("weights",) * (batch.weights is not None)
@@ -315,8 +293,8 @@ def rescored(graph, params, batch: Batch, settings: Settings) -> Batch:
     """The batch with the trainer's log-probabilities, its tokens weighted for the mismatch."""
     count, rows, parts = len(batch.mask), settings.micro_batch, []
     for start in range(0, count, rows):
-        index = np.arange(start, start + rows) % count  # the last one goes round, to keep its shape
-        micro = Batch(*(None if x is None else x[index] for x in batch))
+        index = np.arange(start, start + rows) % count  # the last one goes round: one shape
+        micro = jax.tree.map(lambda x: x[index], batch)  # noqa: B023
         parts.append(to_host(_logprobs(graph, params, micro, settings.temperature)))
     ours = np.where(batch.mask, np.concatenate(parts)[:count], 0.0).astype(np.float32)
     weights = truncated_weights(ours, batch.logprobs, settings.importance_cap)

@@ -43,7 +43,7 @@ def write(file: Path, about: dict, runs: list[dict]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="tiny", help="as weights.load takes it")
     parser.add_argument("--out", type=Path, default=FILE)
