@@ -36,7 +36,8 @@ def code_lines(source: str) -> int:
     """Lines that are neither blank nor comment nor docstring: what a reader's head has to hold."""
     documented = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+        has_one = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if has_one and ast.get_docstring(node):
             documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     lines = enumerate(source.splitlines(), 1)
     return sum(bool(re.match(r"\s*[^\s#]", x)) and i not in documented for i, x in lines)
