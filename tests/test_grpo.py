@@ -47,7 +47,7 @@ def batch(model):
     prompts, valid = sampler.pad_left([[2, 9, 4, 7], [2, 5]], 5, PAD)
     out = sampler.sample(
         model, prompts, valid, jax.random.key(3), group=4, length=8, stop_ids={EOS, 3, 17, 20},
-        pad_id=PAD,
+        pad_id=PAD, stages=1,
     )  # fmt: skip
     old = np.where(out.mask, out.logprobs + rng.normal(0, 0.3, out.mask.shape), 0)
     gain = rng.normal(0, 1, 8)
@@ -67,7 +67,8 @@ def on_device(batch):
 def forward(graph, params, rows):
     """Logits of rows that start at the first column; what fills them up is seen by none."""
     model = nnx.merge(graph, params)
-    hidden = model.hidden(rows, jnp.arange(rows.shape[1])[None], jnp.ones_like(rows))
+    positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
+    hidden = model.hidden(rows, positions, jnp.ones_like(rows))
     return model.logits(hidden)
 
 
@@ -161,7 +162,7 @@ def test_on_policy_ratio_is_one_at_the_temperature_of_the_sampler(model, batch):
     for temperature in (0.7, 1.0):
         out = sampler.sample(
             model, batch.prompts[::4], batch.valid[::4], jax.random.key(9), group=4, length=8,
-            stop_ids={EOS, 3, 17}, pad_id=PAD, temperature=temperature,
+            stop_ids={EOS, 3, 17, 20}, pad_id=PAD, temperature=temperature, stages=1,
         )  # fmt: skip
         fresh = on_device(grpo.Batch(
             batch.prompts, batch.valid, out.tokens, out.mask, out.logprobs, batch.advantages

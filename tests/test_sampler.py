@@ -15,7 +15,7 @@ CONFIG = ModelConfig(
     window=6, qk_norm=True, post_norms=True,
 )  # fmt: skip
 PROMPTS = [[2, 9, 4, 7, 11], [2, 5], [2, 9, 4, 7, 6, 6, 13]]
-PAD, STOPS = 0, {1, 3, 17, 20}
+PAD, STOPS = 0, {1, 3, 17}
 KEY = jax.random.key(5)
 
 
