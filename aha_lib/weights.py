@@ -313,7 +313,8 @@ def _recognise(checkpoint) -> ModelConfig:
     types = said.get("layer_types") or []
     if "sliding_attention" in types:
         said["sliding_window_pattern"] = [*types, "full_attention"].index("full_attention") + 1
-    fields = {field: said[key] for key, field in _FIELDS.items() if said.get(key) is not None}
+    fields = {field: type(getattr(config, field))(said[key])
+              for key, field in _FIELDS.items() if said.get(key) is not None}  # fmt: skip
     if far:
         fields["rope_base"], fields["rope_base_local"] = far["rope_theta"], near["rope_theta"]
         fields["rope_scale"] = far.get("factor", 1.0)
