@@ -718,15 +718,14 @@ print(f"{np.mean([easy(p) for p in panel[:500]]):.0%} of the puzzles")
 #
 # ## Exercises
 #
-# **1.** With the numbers 2, 3 and 7 and the target 1, find an answer that
-# TinyZero pays in full and we do not, that is on none of the lists above.
-# Is there an honest one?
+# **1.** With the numbers 2, 3 and 7 and the target 1, find three answers
+# that TinyZero pays in full and we do not. Is there an honest one?
 #
 # <details><summary>Answer</summary>
 #
-# `7 // 2 // 3` or `7 - 2 * +3` will do: a drop of the remainder, or a sign
-# in front of a number. The honest one is `7 - 2 * 3`.
-# `tinyzero(answer("7 - 2 * +3"), Puzzle((2, 3, 7), 1))` is 1.0.
+# `7 // 2 // 3`, `7 - 2 * +3` and `7. - 2 * 3` will do: remainders dropped,
+# a sign in front of a number, a decimal point. The honest one is
+# `7 - 2 * 3`. Try them with `tinyzero(answer(...), Puzzle((2, 3, 7), 1))`.
 #
 # </details>
 #
@@ -741,8 +740,8 @@ print(f"{np.mean([easy(p) for p in panel[:500]]):.0%} of the puzzles")
 #  if c == 0 and len(solve(p, bound)) == 1]
 # ```
 #
-# Many need a product or a quotient first: few of the random paths go there,
-# and the way back from the target is not obvious.
+# With the tiny puzzles three are left, `( 19 - 10 ) * 7` = 63 among them:
+# each needs a product or a quotient at just the right place.
 #
 # </details>
 #

@@ -571,6 +571,9 @@ print(f"one stage: {work[0] / work[1]:.1f} times the work of {STAGES},",
       f"{a / b:.1f} times the time")  # fmt: skip
 
 # %% [markdown]
+# Time and work need not agree. Work here counts rows, whatever they cost,
+# and the early stages also read a shorter cache for each row.
+#
 # ## 7. How fast could it be?
 #
 # A decode step does two things: it *moves* data (all weights once, and every
@@ -715,12 +718,11 @@ for ax in (left, right):  # whole decades, so that the axis has labels
 plt.show()
 
 # %% [markdown]
-# The gap has a reason. The tiny model's matrices are 128 wide: starting an
-# operation costs as much as doing it, and exponentials, norms and copies
-# that the roofline does not count take their share. On an accelerator with a
-# model of billions of weights, operations are large and decode lies closer
-# to its roof, on the sloping side: more rows are nearly free until the
-# ridge.
+# A roof leaves things out. The tiny model's matrices are 128 wide, so that
+# starting an operation may cost as much as doing it, and exponentials,
+# norms, copies and the drawing of tokens are not counted. What holds
+# everywhere is the slope: as long as memory sets the pace, more rows are
+# nearly free.
 #
 # Where is that ridge for the Gemmas? With the published figures of one TPU
 # v5e chip (197 TFLOP/s in bfloat16, 819 GB/s), two bytes per number and
@@ -739,8 +741,8 @@ for name in [name for name in MODELS if name != "tiny"]:
 
 # %% [markdown]
 # An upper bound, not a promise. It still shows what matters. From one row
-# to 32, throughput grows almost by as much. From 32 to 256 it depends on
-# the cache: `gemma-2b` keeps a single KV head and still gains 4.6 times,
+# to 32, throughput grows 16 to 29 times. From 32 to 256 it depends on the
+# cache: `gemma-2b` keeps a single KV head and still gains 4.6 times,
 # `gemma-7b` keeps 16 of them in more layers and gains less than 2. At 256
 # rows, all models but `gemma-2b` move more cache than weights.
 #
@@ -759,8 +761,9 @@ for name in [name for name in MODELS if name != "tiny"]:
 # ```
 #
 # Both change, as both have padding; the second prompt is shorter and has
-# more of it. The model now reads `<pad>` before the puzzle, at positions
-# where it never saw anything in its training, and what it writes is worse.
+# more of it. The model now reads `<pad>`, which it never saw in training,
+# as the beginning of the text. Nothing fails and nothing warns: what it
+# writes still looks like an answer.
 #
 # </details>
 #
