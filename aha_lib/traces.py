@@ -55,8 +55,9 @@ _CHAIN = re.compile(
 
 # The words. Where they are sought, the target's number reads as the word `target`.
 _VERDICT = re.compile(
-    r"(?P<no>\b(?:no(?:pe)?(?! (?:other|way|need|more|further))|not(?! bad)|wrong|incorrect|short"
-    r"|fails?|close|off|(?:over|under)shoots|exceeds|too (?:big|small|large|high|low|much|little)"
+    r"(?P<no>\b(?:no(?:pe)?(?! (?:other|way|need|more|further))|not(?! bad| \d)|wrong|incorrect"
+    r"|short|fails?|close|off|(?:over|under)shoots|exceeds"
+    r"|too (?:big|small|large|high|low|much|little)"
     r"|(?:less|more|smaller|larger|bigger|greater) than)\b|n['’]t\b|[≠✗❌]|!=)"
     r"|(?P<yes>\b(?:yes|correct|right|works|perfect|exactly|great|bingo|found it|success|solved"
     r"|done|match(?:es)?|as required|it does|it is|that is it)\b|[✓✔✅]|(?:\bis|['’]s|=|equals?"
@@ -64,7 +65,7 @@ _VERDICT = re.compile(
     re.IGNORECASE,
 )
 _GOAL = re.compile(
-    r"\b(?:need|want|like|try|aim|have|could|should|must|first)\b[^.!?\n\d]{0,30}\b(\d{1,9})\b"
+    r"\b(?:need|want|like|try|aim|have to|could|should|must|first)\b[^.!?\n\d]{0,30}\b(\d{1,9})\b"
     r"(?! ?[-+*/×÷=])|\b(?:multiple of|close to) (?:a |the )?(?:\d|target)",
     re.ASCII | re.IGNORECASE,
 )
@@ -114,7 +115,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Trace:
-    """A completion taken apart; `text` is what was read of it, up to the answer."""
+    """A completion taken apart; `text` is what was read: up to the answer, if it is complete."""
 
     text: str
     puzzle: Puzzle
@@ -140,18 +141,17 @@ class Behaviours:
 def parse(completion: str, puzzle: Puzzle) -> Trace:
     """Take a completion apart, whatever the string. The module's docstring has the rules."""
     judged, target, numbers = reward(completion, puzzle), puzzle.target, puzzle.numbers
-    closed = completion.rfind("</answer>")
-    opened = completion.rfind("<answer>", 0, closed if closed >= 0 else None)
+    opened = completion.rfind("<answer>", 0, max(0, completion.rfind("</answer>")))
     text = completion[: opened if opened >= 0 else None][:MAX_TEXT]
     claims, drafts, made = [], [], {}  # made: every result so far, and what it was made of
     for claim, postfix in _claims(text, target):
+        if claim.stated is None and not _leaves(postfix) <= Counter(numbers):
+            continue  # an expression of other numbers, of which nothing is said
         strange = [n for n in _leaves(postfix) if n not in numbers and n not in made]
         turned = claim.stated == target and claim.text.startswith(str(target))
         if target in strange or (turned and strange):
             claims.append(replace(claim, backward=True))
             continue
-        if claim.stated is None and not _leaves(postfix) <= Counter(numbers):
-            continue  # an expression of other numbers, of which nothing is said
         shown = claim.value if claim.stated is None else claim.stated
         rewrites = drafts and claim.start == claims[-1].end and not claims[-1].backward
         if not rewrites:  # that is, goes on in the same chain

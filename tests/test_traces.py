@@ -2,11 +2,16 @@
 
 `python tests/test_traces.py` prints precision and recall of every rule on the labelled traces.
 
-How `data/labelled_traces.jsonl` was made: all traces were written and labelled by hand, before
-the first rule was written, and the labels were not touched afterwards; some cases were put in
-because rules should fail on them (`note` says why). The rules were tuned on the two thirds marked
-`tuned`; the others were looked at once, at the end. Traces and rules have one author, so expect
-less on text from elsewhere. The labels, after Gandhi et al. (2025), arXiv 2503.01307:
+How `data/labelled_traces.jsonl` was made. 154 traces (`tiny`, `free`) were written and labelled by
+hand before the first rule was written; some were put in because rules should fail on them (`note`
+says why). The rules were tuned on the two thirds marked `tuned`; the others were set aside and
+looked at once. Traces and rules have one author, so 20 completions of Gemma 3 270M (base, two
+prompts; `gemma`) were labelled and added afterwards. At first sight of them the rules had, as
+precision and recall, verification 0.56 1.00 (`That is not 79` was taken for a check against
+another target), backtracking 1.00 0.80, slip 1.00 1.00, illegal 1.00 0.82, two false backward
+and one false subgoal, 14 of 20 counts of attempts and 19 outcomes right; then four rules were
+corrected. No label was changed after the rules saw it. The labels, after Gandhi et al. (2025),
+arXiv 2503.01307:
 
 - verification: a computed result is compared with the target, in words or signs, and the verdict
   agrees with the number on the page (`97. Yes!` for 98 is a claim, not a check); or a finished
@@ -77,24 +82,29 @@ def scores(rows: list[dict]) -> dict[tuple[str, str], tuple[float, float, int]]:
 
 
 def table() -> str:
-    """Precision and recall of rules and keywords, as text; `exact` is agreement."""
+    """Precision and recall of rules and keywords, as text."""
     parts = {
         "all": LABELLED,
         "tuned on": [row for row in LABELLED if row["tuned"]],
         "set aside": [row for row in LABELLED if not row["tuned"]],
         "tiny": [row for row in LABELLED if row["kind"] == "tiny"],
-        "free text": [row for row in LABELLED if row["kind"] == "free"],
+        "free": [row for row in LABELLED if row["kind"] == "free"],
+        "gemma": [row for row in LABELLED if row["kind"] == "gemma"],
     }
     lines = []
     for part, rows in parts.items():
         found = scores(rows)
-        lines.append(f"{part} ({len(rows)} traces){'':6}rules P   R     keywords P   R   labelled")
+        head = f"{part} ({len(rows)} traces)"
+        lines.append(f"{head:26}rules P     R  keywords P     R  labelled")
         for name in (*BEHAVIOURS, *FLAGS):
-            p, r, n = found["rules", name]
-            base = found.get(("keywords", name))
-            words = f"{base[0]:12.2f}{base[1]:6.2f}" if base else " " * 18
-            lines.append(f"  {name:24}{p:8.2f}{r:6.2f}{words}{n:8}")
-        lines += [f"  {n:24}{found['rules', n][0]:8.2f}" for n in ("attempts", "style", "outcome")]
+            cells = []
+            for who in ("rules", "keywords"):
+                precision, recall, labelled = found.get((who, name), (0, 0, 0))
+                cells += [f"{x:.2f}" if labelled else "-" for x in (precision, recall)]
+            number = found["rules", name][2]
+            lines.append("  {:24}{:>7}{:>6}{:>12}{:>6}{:>10}".format(name, *cells, number))
+        for name in ("attempts", "style", "outcome"):
+            lines.append(f"  {name:24}{found['rules', name][0]:7.2f}  exactly as labelled")
     return "\n".join(lines)
 
 
@@ -106,19 +116,19 @@ def expressions_of(text: str, puzzle: Puzzle = P98) -> list[str]:
     return [attempt.expression for attempt in traces.parse(text, puzzle).attempts]
 
 
-# Slightly below what was measured on all 154 traces: (precision, recall).
+# Slightly below what was measured on all 174 traces: (precision, recall).
 FLOORS = {
     "verification": (0.94, 0.94),
-    "backtracking": (0.94, 0.92),
+    "backtracking": (0.94, 0.89),
     "subgoals": (0.95, 0.80),
-    "backward": (0.95, 0.50),
+    "backward": (0.80, 0.50),
     "slip": (0.99, 0.99),
-    "illegal": (0.75, 0.80),
+    "illegal": (0.85, 0.85),
     "repeated": (0.99, 0.99),
     "found_then_abandoned": (0.99, 0.99),
-    "attempts": (0.90, 0.90),
-    "style": (0.93, 0.93),
-    "outcome": (0.97, 0.97),
+    "attempts": (0.88, 0.88),
+    "style": (0.91, 0.91),
+    "outcome": (0.96, 0.96),
 }
 
 
@@ -333,8 +343,8 @@ def test_only_what_stands_before_the_answer_is_read():
     assert trace.right and trace.answer == "44 + 19 + 35"
     assert [claim.expression for claim in trace.claims] == ["44 + 19", "44 - 19"]
     assert traces.style(trace) == "search"
-    cut = traces.parse("44 + 19 = 63 <answer> 44 + 19 = 64", P98)
-    assert (cut.answer, cut.slips, traces.style(cut)) == (None, 0, "check")
+    cut = traces.parse("44 + 19 = 63 <answer> 44 - 19 = 64", P98)  # goes on inside the answer
+    assert (cut.answer, cut.slips, traces.style(cut)) == (None, 1, "search")
     far = traces.parse("word " * traces.MAX_TEXT + "44 + 19 = 63", P98)
     assert far.attempts == () and len(far.text) == traces.MAX_TEXT
 
