@@ -258,7 +258,7 @@ def apply(state: TrainState, grads, settings: Settings):
     """One optimizer step; gives the new state and the gradient's norm before clipping."""
     updates, opt_state = optimizer(settings).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state), optax.global_norm(grads)
+    return TrainState(params, opt_state), optax.tree.norm(grads)
 
 
 def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
