@@ -19,7 +19,7 @@ MAX_DRAWS = 1_000  # after so many draws without a puzzle, `generate` calls the 
 MAX_COMPLETION = 1_000_000  # characters, from the end, that are searched for an answer
 MAX_ANSWER = 300  # characters of an answer; a longer one is not read
 
-_EXACT = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+EXACT = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 _BASE_PROMPT = """\
 A conversation between User and Assistant. The User poses a problem and the Assistant solves it: \
@@ -163,7 +163,7 @@ def reward(completion: str, puzzle: Puzzle, *, forgiving: bool = False) -> Rewar
         return Reward(0.0, "", f"has an answer of more than {MAX_ANSWER} characters")
     text = text.strip()
     try:
-        postfix, tail = _parse(text)
+        postfix, tail = to_postfix(text)
     except ValueError as error:
         return Reward(0.0, text, f"is not well-formed: {error}")
     used, given = Counter(n for n in postfix if isinstance(n, int)), Counter(puzzle.numbers)
@@ -227,7 +227,7 @@ def _last_answer(completion: str) -> str | None:
     return completion[opened + len("<answer>") : completion.index("</answer>", opened)]
 
 
-def _parse(text: str) -> tuple[list[int | str], int | None]:
+def to_postfix(text: str) -> tuple[list[int | str], int | None]:
     """Expression in postfix order, and the integer after `=`, if any (Dijkstra's shunting yard).
 
     Raises:
@@ -273,7 +273,7 @@ def _evaluate(postfix: list[int | str]) -> Fraction:
             stack.append(Fraction(item))
         else:
             right, left = stack.pop(), stack.pop()
-            stack.append(_EXACT[item](left, right))
+            stack.append(EXACT[item](left, right))
     return stack[0]
 
 

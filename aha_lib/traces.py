@@ -23,7 +23,7 @@ from fractions import Fraction
 from itertools import pairwise
 from types import SimpleNamespace
 
-from aha_lib.countdown import _EXACT, Puzzle, _parse, reward
+from aha_lib.countdown import EXACT, Puzzle, reward, to_postfix
 
 MAX_TEXT = 20_000  # characters read, of what stands before the answer
 MAX_GAP = 160  # characters after a claim in which its verdict is sought
@@ -286,13 +286,13 @@ def _run(postfix: Postfix, operate: Callable, number: Callable = lambda n: n) ->
 
 
 def _exact(sign: str, a: Number, b: Number) -> Number:
-    return Fraction(a, b) if sign == "/" else _EXACT[sign](a, b)
+    return Fraction(a, b) if sign == "/" else EXACT[sign](a, b)
 
 
 def _marks(postfix: Postfix) -> list[float | None]:
     """For each operation a number that is the same for the same function of the given numbers."""
     # It is the value at a point of no significance: 2 + sin(n) in place of n.
-    marks = _run(postfix, lambda sign, a, b: _EXACT[sign](a, b), lambda n: 2 + math.sin(n))
+    marks = _run(postfix, lambda sign, a, b: EXACT[sign](a, b), lambda n: 2 + math.sin(n))
     return [mark if mark is None else round(mark, 9) for mark in marks]
 
 
@@ -333,7 +333,7 @@ def _side(match: re.Match, start: int) -> SimpleNamespace:
         text = text.strip("() ")  # `(44 + 19 = 63)`
     decimals = len(text.partition(".")[2])
     number = re.fullmatch(r"-?[\d.]+", text) and (Fraction(text) if decimals else int(text))
-    postfix = _parse(text)[0] if number is None else [number]
+    postfix = to_postfix(text)[0] if number is None else [number]
     value = _run(postfix, _exact)[-1]
     scale = 10**decimals if decimals else 10**99  # a decimal may be a little off: it is rounded
     return SimpleNamespace(

@@ -399,8 +399,8 @@ def test_forgiving_mode_lets_numbers_be_left_out():
 
 def test_work_is_bounded(monkeypatch):
     read = []
-    parse = countdown._parse
-    monkeypatch.setattr(countdown, "_parse", lambda text: (read.append(len(text)), parse(text))[1])
+    parse = countdown.to_postfix
+    monkeypatch.setattr(countdown, "to_postfix", lambda text: (read.append(len(text)), parse(text))[1])
     right = "<answer>44+19+35</answer>"
     size = countdown.MAX_COMPLETION
     assert reward("x" * 2 * size + right, PUZZLE).value == 1.0
