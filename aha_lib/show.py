@@ -89,10 +89,10 @@ def watch(run: Iterable[dict], before: Iterable[dict] = (), *, seconds: float = 
     for row in run:
         rows[row["step"]] = row
         if time.monotonic() - drawn > seconds:
-            handle.update(curve(_ordered(rows), panels=4))
+            handle.update(curve([*rows.values()], panels=4))
             drawn = time.monotonic()
-    handle.update(curve(_ordered(rows), panels=4))
-    return _ordered(rows)
+    handle.update(curve([*rows.values()], panels=4))
+    return [*rows.values()]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence]) -> Markdown:
@@ -142,7 +142,7 @@ def side_by_side(puzzle: countdown.Puzzle, completions: dict[str, str]) -> HTML:
     for heading, text in completions.items():
         truths = [c.true for c in traces.parse(text, puzzle).claims if c.true is not None]
         verdict = (
-            f"{traces.outcome(text, puzzle)}; the answer {countdown.reward(text, puzzle).reason}; "
+            f"{traces.outcome(text, puzzle)}; it {countdown.reward(text, puzzle).reason}; "
             f"{sum(truths)} of {len(truths)} sums true"
         )
         cells += (f'<td style="{style}"><b>{escape(heading)}</b><br>{marked(text, puzzle)}<br>'
@@ -203,7 +203,7 @@ def explorer(panel: Sequence[countdown.Puzzle], history: Sequence[dict]) -> widg
         view.value = "" if puzzle.value is None else pair(puzzle.value).data
 
     def write(_) -> None:
-        title = f"{chosen.value}: step {first.value} and step {second.value}, {kind.value}"
+        title = f"{chosen.value}: steps {first.value} and {second.value}, {kind.value}"
         Path("traces.html").write_text(page(title, [pair(i) for _, i in puzzle.options]))
         note.value = f"{len(puzzle.options)} puzzles written to traces.html"
 
@@ -259,7 +259,3 @@ def _span(text: str, colour: str, title: str, weight: str = "normal") -> str:
 def _line(rows: Sequence[dict], name: str) -> tuple[list, list]:
     has = [row for row in rows if name in row]
     return [row["step"] for row in has], [row[name] for row in has]
-
-
-def _ordered(rows: dict[int, dict]) -> list[dict]:
-    return [rows[step] for step in sorted(rows)]

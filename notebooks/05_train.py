@@ -19,7 +19,7 @@
 #
 # | preset | machine | what it does |
 # |---|---|---|
-# | `tiny` | two CPU cores | a few minutes to the whole curve |
+# | `tiny` | two CPU cores | about three minutes to the whole curve |
 #
 # You will see, each proved by a check cell:
 #
@@ -294,22 +294,22 @@ for i in [i for i, text in enumerate(history[0]["sampled"])
 
 # %% [markdown]
 # ## Where the time goes
-# Seconds of a step, split. The first step compiles and is left out; so does
-# each new length of completion, so look at the median.
+# Seconds of a step, split. Steps that meet a new length of completions
+# compile, hence medians; the first is left out.
 
 # %%
 import numpy as np
 
 parts = "sample", "reward", "update"
 stepped = [row for row in rows if row["step"] > 1] or rows[1:]
-seconds = {p: [r[f"{p}_seconds"] for r in stepped] for p in parts}
-speed = {p: np.median([r.get(f"{p}_tokens_per_second", np.nan)
-                       for r in stepped]) for p in parts}  # fmt: skip
+seconds = {p: float(np.median([row[f"{p}_seconds"] for row in stepped]))
+           for p in parts}  # fmt: skip
+speed = {p: np.median([row[f"{p}_tokens_per_second"] for row in stepped])
+         for p in ("sample", "update")}  # fmt: skip
 show.table(
-    ["part", "seconds (median)", "share of the time", "tokens/s"],
-    [[p, float(np.median(seconds[p])),
-      f"{sum(seconds[p]) / sum(map(sum, seconds.values())):.0%}",
-      "" if np.isnan(speed[p]) else f"{speed[p]:,.0f}"] for p in parts],
+    ["part", "seconds (median)", "share", "tokens/s (median)"],
+    [[p, seconds[p], f"{seconds[p] / sum(seconds.values()):.0%}",
+      f"{speed[p]:,.0f}" if p in speed else ""] for p in parts],
 )  # fmt: skip
 
 # %% [markdown]
@@ -398,8 +398,9 @@ print("Steps", [row["step"] for row in parts_], "agree to the last digit.")
 #
 # <details><summary>Answer</summary>
 #
-# It still learns to guess better, within what one jump can do, but its length
-# stays where it was: nothing to amplify.
+# What to expect: it can learn to guess better, within what one jump can do,
+# but there is no search to amplify, so length and backtracks should stay
+# where they were. If they do not, you have found emergence: look closely.
 # </details>
 #
 # 3. Run with `{"kl": 0.05}` and another folder. What do you expect of the
@@ -407,8 +408,8 @@ print("Steps", [row["step"] for row in parts_], "agree to the last digit.")
 #
 # <details><summary>Answer</summary>
 #
-# The KL term holds the model near the base, which jumps. The curve bends
-# earlier; how much depends on the weight.
+# What to expect: the KL term holds the model near the base, which jumps, so
+# length should rise later or less. How much is for the run to say.
 # </details>
 #
 # ## Summary

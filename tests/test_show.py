@@ -119,8 +119,8 @@ def test_marked_loses_and_adds_nothing(text):
 def test_side_by_side():
     seen = plain(show.side_by_side(PUZZLE, {"step 0": JUMP, "step <9>": SLIP}).data)
     assert seen.startswith("20 16 4 → 40step 0<answer> ( 20 - 4 ) + 16 </answer>gave up; ")
-    assert "the answer equals 32, not 40; 0 of 0 sums true" in seen
-    assert "step <9>" + SLIP + "slipped; the answer equals 256, not 40; 1 of 2 sums true" in seen
+    assert "it equals 32, not 40; 0 of 0 sums true" in seen
+    assert "step <9>" + SLIP + "slipped; it equals 256, not 40; 1 of 2 sums true" in seen
 
 
 def test_select_and_filters():
