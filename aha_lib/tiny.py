@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from tqdm.auto import trange
 
 from aha_lib import countdown, weights
@@ -149,8 +149,8 @@ def rows(seed: int, start: int, count: int, tokenizer: Tokenizer) -> tuple[dict,
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "optimizer"), donate_argnums=(2, 3))
-def train_step(graph, optimizer, params, moments, tokens: Int[np.ndarray, "B T"], positions,
-               segments, weights: Float[np.ndarray, "B T"]):  # fmt: skip
+def train_step(graph, optimizer, params, moments, tokens: Int[Array, "B T"], positions,
+               segments, weights: Float[Array, "B T"]):  # fmt: skip
     """One AdamW step on the mean next-token loss (nats) over positions of weight 1."""
 
     def loss(params):
