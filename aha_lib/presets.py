@@ -96,12 +96,13 @@ PUZZLES: dict[str, dict] = {
     "tinyzero": dict(numbers=(3, 4), low=1, high=99, target_low=10, target_high=100),
 }
 
-# What a run's settings may be. Numbers: the least that makes sense; there is no upper limit.
-_LEAST = dict.fromkeys("""kl entropy_bonus length_reward clip_high importance_cap learning_rate
-weight_decay seed steps refills overlong warmup""".split(), 0)  # fmt: skip
+# What a run's settings may be: the least and the most that make sense, or one of some words.
+_LEAST = dict.fromkeys("""clip_low decay kl entropy_bonus length_reward clip_high importance_cap
+learning_rate weight_decay seed steps refills overlong warmup""".split(), 0)  # fmt: skip
 _LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch eval_every
 eval_puzzles pass_k checkpoint_every tp""".split(), 1)  # fmt: skip
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
+_MOST = {"clip_low": 1, "decay": 1, "seed": 2**32 - 1}  # JAX's keys take 32 bits of a seed
 _CHOICES = {
     "puzzles": tuple(PUZZLES),
     "template": ("tiny", "base"),
@@ -158,12 +159,10 @@ class Settings:
 
     def __post_init__(self):
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not least <= value < math.inf:
-                raise ValueError(f"{name} is {value}: it has to be a number from {least} up.")
-        for name in ("clip_low", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it has to be within 0..1.")
+            value, most = getattr(self, name), _MOST.get(name, math.inf)
+            if not (least <= value <= most and math.isfinite(value)):
+                upper = f"to {most}" if name in _MOST else "up"
+                raise ValueError(f"{name} is {value}: it has to be a number from {least} {upper}.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
