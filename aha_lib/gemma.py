@@ -52,7 +52,8 @@ class Layers(nnx.Module):
             value = jax.random.normal(rngs.params(), [sizes[a] for a in axes], dtype)
             setattr(self, name, nnx.Param(value * fan_in**-0.5, out_sharding=axes))
         norms = ["pre_attn_norm", "pre_ff_norm"]
-        norms += ["post_attn_norm", "post_ff_norm"] * c.post_norms + ["q_norm", "k_norm"] * c.qk_norm
+        norms += ["post_attn_norm", "post_ff_norm"] * c.post_norms
+        norms += ["q_norm", "k_norm"] * c.qk_norm
         for name in norms:
             axis = "head" if name in ("q_norm", "k_norm") else "embed"
             value = jnp.zeros((c.layers, sizes[axis]), dtype)
@@ -116,15 +117,15 @@ class Gemma(nnx.Module):
         targets: Int[Array, "B T"],
         *,
         temperature: float = 1.0,
-        chunk: int = 256,
+        chunk: int = 2**28,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         """Log-probability of each target token and entropy of its distribution, in nats.
 
-        Both of the distribution softmax(logits / temperature). Logits exist for `chunk`
-        positions at a time only, in the backward pass too.
+        Both of the distribution softmax(logits / temperature). At most `chunk` logits (1 GiB, over
+        all devices) exist at a time, in the backward pass too.
         """
-        T = targets.shape[1]
-        chunks = -(-T // chunk)
+        B, T = targets.shape
+        chunks = min(T, -(-B * T * self.config.vocab // chunk))
         size = -(-T // chunks)
         padding = ((0, 0), (0, chunks * size - T))
         hidden = jnp.pad(hidden, (*padding, (0, 0))).reshape(len(hidden), chunks, size, -1)
@@ -134,7 +135,8 @@ class Gemma(nnx.Module):
         def piece(_, inputs):
             h, t = inputs
             logs = jax.nn.log_softmax(self.logits(h) / temperature)
-            chosen = jnp.take_along_axis(logs, t[..., None], axis=-1)[..., 0]
+            hit = jnp.arange(logs.shape[-1]) == t[..., None]  # no indexing: V is sharded
+            chosen = jnp.sum(jnp.where(hit, logs, 0), axis=-1)
             return None, (chosen, -jnp.sum(jnp.exp(logs) * logs, axis=-1))
 
         _, both = jax.lax.scan(piece, None, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1)))

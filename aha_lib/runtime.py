@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 # Logical axis -> mesh axes. `fsdp` shards every batch along its rows and every parameter along its
 # width, the embedding along its vocabulary: the one weight that is never gathered. `tp` splits
 # heads and feed-forward. An axis of an array takes what those before it have left.
-RULES = {"rows": ("fsdp",), "embed": ("fsdp",), "vocab": ("fsdp", "tp")}
+RULES = {"rows": ("fsdp",), "embed": ("fsdp",), "vocab": ("fsdp", "tp"), "draws": ("fsdp", "tp")}
 RULES |= {"heads": ("tp",), "kv_heads": ("tp",), "ff": ("tp",)}
 
 # Hours after which a session ends, as said by their pages of 2026; Colab's depends on the plan.

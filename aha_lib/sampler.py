@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from aha_lib.gemma import Cache, Gemma
-from aha_lib.runtime import shard_batch, to_host
+from aha_lib.runtime import constrain, shard_batch, shardings, to_host
 
 
 class Completions(NamedTuple):
@@ -65,15 +65,19 @@ def sample(
     pad_id: int,
     temperature: float = 1.0,
     stages: int = 4,
+    gather: bool = True,
 ) -> Completions:
     """Sample `group` completions of at most `length` tokens for each left-padded prompt.
 
     Row i draws from keys folded from (key, i, position), so a row's tokens depend neither on the
     other rows nor on how the batch is sharded. `temperature` 0 takes the likeliest token (its
     log-probabilities are then those at temperature 1). No top-k or top-p: they would make the
-    returned log-probabilities those of another distribution than the one trained on.
+    returned log-probabilities those of another distribution than the one trained on. `gather`
+    copies the sharded layers whole to every device, once; False where they do not fit: they are
+    then gathered layer by layer, for every token.
     """
     graph, params = nnx.split(model)
+    params = _ready(params, model.dtype, gather)
     rows = _prefill(graph, params, prompts, valid, key, group)
     stop_ids = tuple(sorted(stop_ids))
     count = group * len(prompts)
@@ -104,6 +108,19 @@ def sample(
     return out
 
 
+@functools.partial(jax.jit, static_argnames=("dtype", "gather"))
+def _ready(params, dtype, gather):
+    """Weights as the decode loop reads them at every token: converted, and gathered if asked."""
+
+    def convert(path, x):  # norms are used in float32
+        return x if "norm" in jax.tree_util.keystr(path) else x.astype(dtype)
+
+    params, mesh = jax.tree.map_with_path(convert, params), jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return params
+    return jax.lax.with_sharding_constraint(params, shardings(params, mesh, gathered=gather))
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "group"))
 def _prefill(graph, params, prompts, valid, key, group) -> _Rows:
     model, (P, T) = nnx.merge(graph, params), prompts.shape
@@ -115,7 +132,7 @@ def _prefill(graph, params, prompts, valid, key, group) -> _Rows:
     cache = Cache(repeat(cache.k, axis=1), repeat(cache.v, axis=1), repeat(cache.valid, axis=0))
     position = repeat(positions[:, -1] + 1, axis=0)
     done = jnp.zeros(P * group, bool)
-    return _Rows(repeat(hidden[:, -1], axis=0), position, done, keys, cache)
+    return _spread(_Rows(repeat(hidden[:, -1], axis=0), position, done, keys, cache))
 
 
 @functools.partial(
@@ -135,7 +152,8 @@ def _decode(graph, params, rows, temperature, *, slot, length, stop_ids, pad_id)
 
     def step(carry):
         t, rows, (tokens, logprobs, mask) = carry
-        logs = jax.nn.log_softmax(model.logits(rows.hidden) / jnp.where(greedy, 1, temperature))
+        logits = constrain(model.logits(rows.hidden), "draws")
+        logs = jax.nn.log_softmax(logits / jnp.where(greedy, 1, temperature))
         token = jnp.where(greedy, logs.argmax(-1), _draw(logs, rows.key, rows.position))
         token = jnp.where(rows.done, pad_id, token).astype(jnp.int32)
         logprob = jnp.take_along_axis(logs, token[:, None], axis=1)[:, 0]
@@ -150,9 +168,15 @@ def _decode(graph, params, rows, temperature, *, slot, length, stop_ids, pad_id)
         )
         return t + 1, _Rows(hidden[:, 0], rows.position + 1, done, rows.key, cache), written
 
-    start = (0, shard_batch(rows), written)
+    start = (0, _spread(rows), shard_batch(written))
     _, rows, written = jax.lax.while_loop(unfinished, step, start)
     return rows, *written
+
+
+def _spread(rows: _Rows) -> _Rows:
+    """Rows over `fsdp`; of the cache, KV heads over `tp` too."""
+    k, v = (constrain(x, None, "rows", "kv_heads") for x in rows.cache[:2])
+    return _Rows(*shard_batch(rows[:-1]), Cache(k, v, shard_batch(rows.cache.valid)))
 
 
 def _draw(logs, keys, position):
@@ -170,7 +194,8 @@ def _lengthen(rows, slots):
     k, v, valid = rows.cache
     more = (0, slots - valid.shape[1])
     wide = ((0, 0),) * 3 + (more, (0, 0))
-    return rows._replace(cache=Cache(jnp.pad(k, wide), jnp.pad(v, wide), jnp.pad(valid, ((0, 0), more))))
+    cache = Cache(jnp.pad(k, wide), jnp.pad(v, wide), jnp.pad(valid, ((0, 0), more)))
+    return rows._replace(cache=cache)
 
 
 @jax.jit
