@@ -400,7 +400,8 @@ def test_forgiving_mode_lets_numbers_be_left_out():
 def test_work_is_bounded(monkeypatch):
     read = []
     parse = countdown.to_postfix
-    monkeypatch.setattr(countdown, "to_postfix", lambda text: (read.append(len(text)), parse(text))[1])
+    spy = lambda text: (read.append(len(text)), parse(text))[1]  # noqa: E731
+    monkeypatch.setattr(countdown, "to_postfix", spy)
     right = "<answer>44+19+35</answer>"
     size = countdown.MAX_COMPLETION
     assert reward("x" * 2 * size + right, PUZZLE).value == 1.0
