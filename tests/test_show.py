@@ -3,6 +3,9 @@
 import html
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,3 +176,32 @@ def test_explorer(tmp_path, monkeypatch):
     assert plain(view.value).count(SEARCH) == 2 or view.value == ""
     chosen.value = "found then abandoned"
     assert puzzle.options == () and view.value == ""
+
+
+def headless(out, *assignments: str) -> subprocess.CompletedProcess:
+    job = Path(__file__).parent.parent / "notebooks" / "05_train.py"
+    sets = [word for assignment in assignments for word in ("--set", assignment)]
+    command = [sys.executable, job, "--out", out, *sets]
+    return subprocess.run(command, capture_output=True, text=True, cwd=job.parent.parent)
+
+
+def test_main_job_draws_its_curve_and_resumes(tmp_path):
+    small = ("steps=1", "prompts=2", "group=2", "eval_puzzles=4", "pass_k=1", "completion_len=32")
+    first = headless(tmp_path / "run", *small)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("held-out accuracy") == 2  # steps 0 and 1
+    rows = (tmp_path / "run/metrics.jsonl").read_text()
+    (tmp_path / "run/curve.png").unlink()
+    again = headless(tmp_path / "run", *small)
+    assert again.returncode == 0 and "held-out accuracy" not in again.stdout
+    assert (tmp_path / "run/curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run/metrics.jsonl").read_text() == rows
+    other = headless(tmp_path / "run", *small, "seed=1")
+    assert other.returncode == 2 and "another seed" in other.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("wrong", ["stepz=20", "steps=many", "steps=-1"])
+def test_main_job_says_in_a_line_what_is_wrong(tmp_path, wrong):
+    done = headless(tmp_path / "run", wrong)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert wrong.partition("=")[0] in done.stderr and not (tmp_path / "run").exists()
