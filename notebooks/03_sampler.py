@@ -73,7 +73,7 @@ print(f"{config.layers} layers of width {config.width}")
 tiny = preset == "tiny"
 P, G, draws = (16, 16, 4096) if tiny else (4, 4, 64)
 batches = (1, 8, 64, 256) if tiny else (1, 4, 16, 64)
-repeats = 5 if tiny else 1  # of a timing
+repeats = 10 if tiny else 1  # of a timing
 
 # %% [markdown]
 # ## 1. One token at a time
@@ -654,10 +654,11 @@ assert 0.9 < ratio < 1.25
 # large one has to come from memory.
 
 # %%
-square = jnp.ones((1024, 1024))
+side = 512 if tiny else 4096
+square = jnp.ones((side, side))
 matmul = jax.jit(lambda a: a @ a)
 matmul(square).block_until_ready()
-peak = 2 * 1024**3 / seconds(lambda: matmul(square), 50)
+peak = 2 * side**3 / seconds(lambda: matmul(square), 300)
 
 
 def bandwidth(megabytes):
