@@ -66,7 +66,7 @@ def rollout(
         sampler.sample(
             model, prompts[i : i + at_a_time], valid[i : i + at_a_time], jax.random.fold_in(key, i),
             group=group, length=s.completion_len, stop_ids=tokenizer.stop_ids,
-            pad_id=tokenizer.pad_id, temperature=temperature,
+            pad_id=tokenizer.pad_id, temperature=temperature, gather=s.gather,
         )
         for i in range(0, len(puzzles), at_a_time)
     ]  # fmt: skip
@@ -164,6 +164,8 @@ def step(graph, state, reference, tokenizer, settings: Settings, number: int, ke
         "backtracks": float(np.mean(backtracks)),
         "zero_variance_groups": float((grouped.std(1) < 1e-6).mean()),
         **updated,
+        # An estimate over all that was written; the update sees only groups with signal.
+        "entropy": -float(out.completions.logprobs.sum() / count),
         "sample_seconds": out.seconds,
         "reward_seconds": rewarded - start,
         "refill_seconds": refilled - rewarded,
@@ -190,7 +192,7 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     dtype, param_dtype = runtime.dtypes()
     model, tokenizer, _ = weights.load(s.model, mesh=mesh, dtype=dtype, param_dtype=param_dtype)
     graph, params = nnx.split(model)
-    reference = jax.tree.map(lambda x: x.copy(), params) if s.kl else None
+    reference = jax.tree.map(lambda x: x.copy(), sampler.ready(params, dtype)) if s.kl else None
     state = grpo.TrainState(params, grpo.optimizer(s).init(params))
     train_key, eval_key = jax.random.split(jax.random.key(s.seed))
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file it writes
