@@ -151,6 +151,7 @@ class Settings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     tp: int = 1  # devices that share each matrix; the others share the rows
+    gather: bool = True  # sample with layers whole on every device; False where they do not fit
     # Measuring and keeping
     eval_every: int = 10
     eval_puzzles: int = 256

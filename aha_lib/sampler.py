@@ -77,7 +77,7 @@ def sample(
     then gathered layer by layer, for every token.
     """
     graph, params = nnx.split(model)
-    params = _ready(params, model.dtype, gather)
+    params = ready(params, model.dtype, gather=gather)
     rows = _prefill(graph, params, prompts, valid, key, group)
     stop_ids = tuple(sorted(stop_ids))
     count = group * len(prompts)
@@ -90,10 +90,11 @@ def sample(
     index = np.arange(count)  # which row of `out` each row being written is
     for start, stop in zip(bounds, bounds[1:], strict=False):
         slot = prompts.shape[1] + start
+        rows = _lengthen(rows, slot + stop - start)  # on a line of its own: frees the shorter cache
         rows, *written = _decode(
-            graph, params, _lengthen(rows, slot + stop - start), temperature, slot=slot,
-            length=stop - start, stop_ids=stop_ids, pad_id=pad_id,
-        )  # fmt: skip
+            graph, params, rows, temperature, slot=slot, length=stop - start, stop_ids=stop_ids,
+            pad_id=pad_id,
+        )
         for array, part in zip(out, written, strict=True):
             array[index, start:stop] = to_host(part)
         done = to_host(rows.done)
@@ -109,8 +110,11 @@ def sample(
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "gather"))
-def _ready(params, dtype, gather):
-    """Weights as the decode loop reads them at every token: converted, and gathered if asked."""
+def ready(params: nnx.State, dtype: jnp.dtype, *, gather: bool = False) -> nnx.State:
+    """Weights as a forward pass reads them: converted once, and gathered if asked (see `sample`).
+
+    Arrays that are so already are not copied.
+    """
 
     def convert(path, x):  # norms are used in float32
         return x if "norm" in jax.tree_util.keystr(path) else x.astype(dtype)
