@@ -354,9 +354,9 @@ def _fill(model, checkpoint, mesh):
         source = getattr(checkpoint, name)
         _compare(checkpoint, source, like[name].shape)
         arrays[name] = checkpoint.read({source: place[name]})[source].astype(like[name].dtype)
-    for name in like.keys() - arrays.keys():
-        zeros = partial(jnp.zeros, like[name].shape, like[name].dtype)
-        arrays[name] = jax.jit(zeros, out_shardings=place[name])()
+    stacks = {name: like[name] for name in like.keys() - arrays.keys()}
+    zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), stacks)
+    arrays |= jax.jit(zeros, out_shardings={name: place[name] for name in stacks})()
     flax, indices = "/" in checkpoint.embed, sorted(sum((i for i, _ in checkpoint.layers), []))
     if indices != [*range(model.config.layers)]:
         raise ValueError(f"{checkpoint.path} lacks some of {model.config.layers} layers: {_AGAIN}")
@@ -381,7 +381,8 @@ def _fill(model, checkpoint, mesh):
         for leaf, (parts, axes) in table.items():
             for n, (i, name) in enumerate((i, name) for i in indices for name in parts):
                 tensor = tensors[names[leaf]]
-                arrays[name] = _put(arrays[name], tensor, n, i, name, axes, place[name])
+                ours = _NAMES[name][0]
+                arrays[name] = _put(arrays[name], tensor, n, i, ours, axes, place[name])
     ends = {name: arrays.pop(name) for name in ("embed", "final_norm")}
     nnx.update(model, ends | {"layers": arrays})
 
@@ -391,10 +392,9 @@ def _compare(checkpoint, name, expected):
         raise ValueError(f"{name} in {checkpoint.path} is {shape}, not {expected} as configured.")
 
 
-@partial(jax.jit, static_argnames=("name", "axes", "place"), donate_argnums=0)
-def _put(stack, tensor, n, layer, name, axes, place):
+@partial(jax.jit, static_argnames=("ours", "axes", "place"), donate_argnums=0)
+def _put(stack, tensor, n, layer, ours, axes, place):
     """`stack` with one layer's parameter in it, the n-th of a tensor on disk; in place."""
-    ours = _NAMES[name][0]
     sizes = dict(zip(ours, stack.shape[1:], strict=True))
     value = tensor.reshape(-1, *[sizes[a] for a in axes])[n]
     value = value.transpose([axes.index(a) for a in ours]).astype(stack.dtype)
