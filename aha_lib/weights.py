@@ -339,7 +339,7 @@ def _describe(c: ModelConfig) -> dict:
         "architectures": [("Gemma", "Gemma2", "Gemma3")[c.generation - 1] + "ForCausalLM"],
         "model_type": ("gemma", "gemma2", "gemma3_text")[c.generation - 1],
         "layer_types": [f"{t}_attention" for t in types], "vocab_size": c.vocab,
-        "query_pre_attn_scalar": c.query_scalar or c.head_dim,
+        "query_pre_attn_scalar": int(c.query_scalar) or c.head_dim,
         "rope_parameters": {"full_attention": far, "sliding_attention": near} if c.qk_norm else far,
         "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
         "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
