@@ -773,11 +773,30 @@ for name in names:
     print(f"{name:8} cosine of its stale with its first gradient {turn:+.2f}")
 
 # %% [markdown]
-# The sign tells the two families apart. Where a clip cuts, tokens that went
-# the way they were pushed have fallen silent, and what is left is dominated
-# by those that went the wrong way and are pulled back. CISPO and Kimi's loss
-# silence nobody. The clip is a brake, and on a batch used for the fourth time
-# it brakes.
+# The sign tells two families apart. Split GRPO's stale gradient into the part
+# of tokens that moved the way they were pushed and the part of those that
+# moved against it (the parameters are shared: pushing one answer moves
+# others), each as a share of the whole:
+
+# %%
+push = variant("grpo")[0].advantages[:, None]
+drifted = push * (np.asarray(logs["stale"]) - frozen_batch.logprobs)
+against = (drifted < 0) & frozen_batch.mask
+part, total = {}, {}
+for name in ("grpo", "cispo"):
+    w = results["stale", name][1]
+    whole = later[name]
+    part[name] = np.asarray(to_gradient(state.params, w * against))
+    total[name] = part[name] @ whole / (whole @ whole)
+    print(f"{name:6} moved against their push: {total[name]:+.2f}"
+          f"   moved as pushed: {1 - total[name]:+.2f}")  # fmt: skip
+
+# %% [markdown]
+# Under the clip, tokens that went far the way they were pushed are silent,
+# and the gradient that is left is mostly that of tokens which went the wrong
+# way and are being pulled back. CISPO (and Kimi's loss) silence nobody and
+# go on. The clip is a brake, and on a batch that has been used four times it
+# brakes.
 #
 # ### Check: one gradient or two
 
@@ -801,7 +820,7 @@ assert not same(now["grpo"], now["cispo"])
 assert not same(now["grpo"], now["dr_grpo"])
 apart = size(later["grpo"] - later["gspo"]) / size(later["grpo"])
 print(f"GRPO and GSPO, stale: apart by {apart:.0%} of the gradient")
-assert apart > 0.02
+assert apart > 0.02 and total["grpo"] > 0.5 > total["cispo"]
 
 # %% [markdown]
 # The same gradient once more from the training step's own code, and its
@@ -832,7 +851,7 @@ assert abs(slope / size(ours) - 1) < 0.05
 #
 # One right and one wrong answer to the same puzzle, token by token. Green is
 # pulled up, red pushed down; each variant in units of its own largest
-# weight, on the stale batch.
+# weight in the two, on the stale batch.
 
 # %%
 lengths = frozen_batch.mask.sum(1)
@@ -854,8 +873,9 @@ def painted(axis, row):
     ids = frozen_batch.completions[row, :count]
     words = [tokenizer.decode([i]) or "end" for i in ids]
     w = np.stack([results["stale", n][1][row, :count] for n in names])
-    largest = [np.abs(results["stale", n][1]).max() for n in names]
-    w = w / np.array(largest)[:, None]
+    both = np.array(pair)
+    largest = [np.abs(results["stale", n][1][both]).max() for n in names]
+    w = w / np.maximum(largest, 1e-12)[:, None]
     axis.imshow(w, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_xticks(range(count), words, fontsize=8, rotation=60, ha="left",
@@ -873,9 +893,9 @@ plt.show()
 # Within a completion nearly all tokens get the same weight: nobody tells the
 # model *which* of its tokens was the mistake. Credit comes only from
 # averaging over many completions that share the good tokens and differ in
-# the bad ones. The pale cells are tokens that a clip has silenced, or that
-# moved. GSPO's clip is narrow and works on whole sequences: a completion is in
-# or out as one.
+# the bad ones. Pale cells are tokens that a clip has silenced, or whose ratio
+# has fallen. GSPO's clip is narrow and works on whole sequences: a completion
+# is in or out as one.
 
 # %%
 w = np.asarray(results["stale", "gspo"][1])
