@@ -894,8 +894,10 @@ plt.show()
 # model *which* of its tokens was the mistake. Credit comes only from
 # averaging over many completions that share the good tokens and differ in
 # the bad ones. Pale cells are tokens that a clip has silenced, or whose ratio
-# has fallen. GSPO's clip is narrow and works on whole sequences: a completion
-# is in or out as one.
+# has fallen. Look which ones went silent here: the decisions, such as how to
+# begin and what to do after `no`. They are what an update moves most, and so
+# what a clip meets first. GSPO's clip is narrow and works on whole sequences:
+# a completion is in or out as one.
 
 # %%
 w = np.asarray(results["stale", "gspo"][1])
