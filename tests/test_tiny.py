@@ -248,8 +248,8 @@ def test_the_shipped_base_is_this_codes():
     assert record["steps"] == tiny.STEPS
     assert weights.load("tiny")[2] == MODELS["tiny"]
     assert (SHIPPED / "tokenizer.model").read_bytes() == tiny_model()
-    _, losses = tiny.pretrain(record["seed"], record["steps"], stop=8)
-    np.testing.assert_allclose(losses, record["first_losses"][:8], rtol=1e-3)
+    _, losses = tiny.pretrain(record["seed"], record["steps"], stop=6)
+    np.testing.assert_allclose(losses, record["first_losses"][:6], rtol=1e-3)
     assert record["last_loss"] < 0.3 < losses[-1]
 
 
