@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from aha_lib import runtime
 from aha_lib.gemma import Gemma
-from aha_lib.presets import MODELS, ModelConfig
+from aha_lib.presets import MODELS, ModelConfig, from_config_json, to_config_json
 from aha_lib.tokenizer import Tokenizer
 
 # Preset -> Kaggle handle of its Flax weights; append "-it" for the instruct variant. DeepMind
@@ -61,22 +61,11 @@ _NAMES = {
     "pre_ff_norm": ("d", "pre_feedforward_layernorm", "d", "pre_ffw_norm", "d"),
     "post_ff_norm": ("d", "post_feedforward_layernorm", "d", "post_ffw_norm", "d"),
 }
-_FIELDS = {
-    "num_hidden_layers": "layers", "hidden_size": "width", "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads", "head_dim": "head_dim", "intermediate_size": "ff",
-    "sliding_window": "window", "_sliding_window_pattern": "global_every",
-    "sliding_window_pattern": "global_every", "rope_theta": "rope_base",
-    "rope_local_base_freq": "rope_base_local", "query_pre_attn_scalar": "query_scalar",
-    "attn_logit_softcapping": "attn_softcap", "final_logit_softcapping": "final_softcap",
-    "rms_norm_eps": "norm_eps",
-}
 _EMBED = re.compile(r"(.*)(?:embed_tokens\.weight|embedder/input_embedding)")
-_LAYER = re.compile(r"(?:layers\.(\d+)\.|layer_(\d+)/|stacked_layers/attention_type_(\d+)/)"
+_LAYER = re.compile(r"(?:layers?[._](\d+)|stacked_layers/attention_type_(\d+))[./]"
                     r"(.+?)(?:[./](?:weight|w|scale))?")
 # fmt: on
 _AGAIN = "not a whole Gemma checkpoint; if it was downloaded, delete it and download it again."
-
-
 # `tensors` are shapes and dtypes by name, `read` takes {name: sharding}; `layers` are pairs of
 # the layers' indices and the names of their tensors by leaf.
 _Checkpoint = namedtuple("_Checkpoint", "path tensors read embed final_norm layers")
@@ -95,9 +84,9 @@ def load(
     no preset and has no `config.json`. Raises ValueError or FileNotFoundError if it is broken,
     incomplete or no Gemma, and what `download` raises.
     """
-    source = HANDLES.get(str(source), str(source))
+    source = {"tiny": str(TINY), **HANDLES}.get(str(source), str(source))
     handle = re.fullmatch(r"[\w.-]+(/[\w.-]+){3,4}", source) and not Path(source).exists()
-    folder = epath.Path(TINY if source == "tiny" else download(source) if handle else source)
+    folder = epath.Path(download(source) if handle else source)
     checkpoint = _open(folder)
     config = config or _recognise(checkpoint)
     beside = [place / "tokenizer.model" for place in (folder, checkpoint.path, folder.parent)]
@@ -154,13 +143,12 @@ def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None
     folder, tensors = Path(folder), {}
     for i, leaf, (value,) in _disk_layout(model, flax=False):
         if value.ndim == 3:
-            joined = (len(value), -1) if leaf == "self_attn.o_proj" else (-1, value.shape[2])
-            value = value.reshape(joined)
-        where = f"model.layers.{i}.{leaf}.weight" if i is not None else f"model.{leaf}.weight"
-        tensors[where] = np.ascontiguousarray(value)
+            value = value.reshape((len(value), -1) if "o_proj" in leaf else (-1, value.shape[2]))
+        where = leaf if i is None else f"layers.{i}.{leaf}"
+        tensors[f"model.{where}.weight"] = np.ascontiguousarray(value)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_describe(model.config), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(to_config_json(model.config), indent=2) + "\n")
     if tokenizer:
         tokenizer.save(folder / "tokenizer.model")
 
@@ -223,22 +211,21 @@ def _open(folder) -> _Checkpoint:
     places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
     found = [p for p in places if (p / "_METADATA").exists() or any(p.glob("*.safetensors"))]
     if len(found) != 1:
-        what = "*.safetensors or an Orbax checkpoint with its _METADATA"
-        raise FileNotFoundError(f"{folder} should have {what} once, not {len(found)} times.")
+        raise FileNotFoundError(f"{folder} should hold one checkpoint, *.safetensors or Orbax's "
+                                f"with its _METADATA, not {len(found)}: {_AGAIN}")  # fmt: skip
     path, flax = found[0], (found[0] / "_METADATA").exists()
     tensors, read = (_open_orbax if flax else _open_safetensors)(path)
     match = next(filter(None, map(_EMBED.fullmatch, tensors)), None)
-    if not match:
-        raise ValueError(f"None of the tensors in {path} is a Gemma's embedding: {_AGAIN}")
-    prefix, groups = match[1], {}  # a vision tower has another prefix
+    prefix, groups = match and match[1], {}  # a vision tower has another prefix
     for name in tensors:
-        if name.startswith(prefix) and (m := _LAYER.fullmatch(name[len(prefix) :])):
-            groups.setdefault(m.groups()[:3], {})[m[4]] = name
+        if match and name.startswith(prefix) and (m := _LAYER.fullmatch(name[len(prefix) :])):
+            groups.setdefault(m.groups()[:2], {})[m[3]] = name
+    if not groups:
+        raise ValueError(f"{path} has no embedding, or no layers, that are a Gemma's: {_AGAIN}")
     layers = []
-    for (hf, flat, stacked), names in groups.items():
+    for (plain, stacked), names in groups.items():
         repeats = tensors[next(iter(names.values()))].shape[0] if stacked else 1
-        first = int(hf or flat or stacked)
-        layers.append(([first + i * len(groups) for i in range(repeats)], names))
+        layers.append(([int(plain or stacked) + i * len(groups) for i in range(repeats)], names))
     final_norm = prefix + ("final_norm/scale" if flax else "norm.weight")
     for name in (match[0], final_norm, *(n for _, names in layers for n in names.values())):
         if name not in tensors:
@@ -249,14 +236,13 @@ def _open(folder) -> _Checkpoint:
 
 
 def _open_safetensors(path):
-    files = {file.name: file for file in path.glob("*.safetensors")}
     for index in path.glob("*.safetensors.index.json"):
-        needed = json.loads(index.read_text())["weight_map"].values()
-        if missing := sorted(set(needed) - set(files)):
-            raise FileNotFoundError(f"{path} lacks {', '.join(missing)}: {_AGAIN}")
+        for file in set(json.loads(index.read_text())["weight_map"].values()):
+            if not (path / file).exists():
+                raise FileNotFoundError(f"{path} lacks {file}: {_AGAIN}")
     tensors, home = {}, {}
     kinds = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-    for file in files.values():
+    for file in path.glob("*.safetensors"):
         try:
             with safe_open(file, "np") as data:
                 for name in data.keys():
@@ -300,50 +286,13 @@ def _recognise(checkpoint) -> ModelConfig:
     generation = 1 + ("post_f" in leaves) + ("q_norm" in leaves or "_query_norm" in leaves)
     kin = [c for c in reversed(MODELS.values()) if c.generation == generation]
     same = [c for c in kin if (c.layers, c.width) == (depth, width)]
-    config = dataclasses.replace([*same, *kin][0], vocab=vocab)
-    if not (path / "config.json").exists():
-        if not same:
-            raise ValueError(f"{path} is a Gemma {generation} of {depth} layers and width {width}: "
-                             f"none of {', '.join(MODELS)}, so pass config=…")  # fmt: skip
-        return config
-    said = json.loads((path / "config.json").read_text())
-    said = said.get("text_config", said)
-    rope = said.get("rope_parameters") or {}  # of transformers 5; 4 has a key for each
-    far, near = rope.get("full_attention", rope), rope.get("sliding_attention", rope)
-    types = said.get("layer_types") or []
-    if "sliding_attention" in types:
-        said["sliding_window_pattern"] = [*types, "full_attention"].index("full_attention") + 1
-    fields = {field: type(getattr(config, field))(said[key])
-              for key, field in _FIELDS.items() if said.get(key) is not None}  # fmt: skip
-    if far:
-        fields["rope_base"], fields["rope_base_local"] = far["rope_theta"], near["rope_theta"]
-        fields["rope_scale"] = far.get("factor", 1.0)
-    if fields.get("query_scalar") == fields.get("head_dim", config.head_dim):
-        fields["query_scalar"] = 0.0
-    config = dataclasses.replace(config, **fields)
-    for key in ("model_type", "vocab_size", "layer_types"):
-        if said.get(key, known := _describe(config)[key]) != known:
-            raise ValueError(f"{path} says {key} is {said[key]}: supported are Gemma 1, 2 and 3, "
-                             f"and here {known}.")  # fmt: skip
-    return config
-
-
-def _describe(c: ModelConfig) -> dict:
-    """The `config.json` of `c`, in the words of transformers 5."""
-    types = ["sliding" if (i + 1) % c.global_every else "full" for i in range(c.layers)]
-    far = {"rope_type": "default", "rope_theta": c.rope_base}
-    if c.rope_scale != 1:
-        far |= {"rope_type": "linear", "factor": c.rope_scale}
-    near = {"rope_type": "default", "rope_theta": c.rope_base_local}
-    return {key: getattr(c, field) or None for key, field in _FIELDS.items()} | {
-        "architectures": [("Gemma", "Gemma2", "Gemma3")[c.generation - 1] + "ForCausalLM"],
-        "model_type": ("gemma", "gemma2", "gemma3_text")[c.generation - 1],
-        "layer_types": [f"{t}_attention" for t in types], "vocab_size": c.vocab,
-        "query_pre_attn_scalar": int(c.query_scalar) or c.head_dim,
-        "rope_parameters": {"full_attention": far, "sliding_attention": near} if c.qk_norm else far,
-        "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
-        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
-    }  # fmt: skip
+    base = dataclasses.replace([*same, *kin][0], vocab=vocab)
+    if (path / "config.json").exists():
+        return from_config_json(json.loads((path / "config.json").read_text()), base)
+    if not same:
+        raise ValueError(f"{path} is a Gemma {generation} of {depth} layers and width {width}: "
+                         f"none of {', '.join(MODELS)}, so pass config=…")  # fmt: skip
+    return base
 
 
 def _fill(model, checkpoint, mesh):
@@ -357,11 +306,11 @@ def _fill(model, checkpoint, mesh):
     stacks = {name: like[name] for name in like.keys() - arrays.keys()}
     zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), stacks)
     arrays |= jax.jit(zeros, out_shardings={name: place[name] for name in stacks})()
-    flax, indices = "/" in checkpoint.embed, sorted(sum((i for i, _ in checkpoint.layers), []))
-    if indices != [*range(model.config.layers)]:
+    found = sorted(i for indices, _ in checkpoint.layers for i in indices)
+    if found != [*range(model.config.layers)]:
         raise ValueError(f"{checkpoint.path} lacks some of {model.config.layers} layers: {_AGAIN}")
     for indices, names in tqdm(checkpoint.layers, "Loading layers"):
-        table, wanted = _layout(model.config, flax), {}
+        table, wanted = _layout(model.config, flax := "/" in checkpoint.embed), {}
         if odd := table.keys() ^ names.keys():
             raise ValueError(f"{checkpoint.path} is at odds with {model.config} in {sorted(odd)}.")
         for leaf, (parts, axes) in table.items():
@@ -380,9 +329,8 @@ def _fill(model, checkpoint, mesh):
         tensors = checkpoint.read(wanted)
         for leaf, (parts, axes) in table.items():
             for n, (i, name) in enumerate((i, name) for i in indices for name in parts):
-                tensor = tensors[names[leaf]]
-                ours = _NAMES[name][0]
-                arrays[name] = _put(arrays[name], tensor, n, i, ours, axes, place[name])
+                how = _NAMES[name][0], axes, place[name]
+                arrays[name] = _put(arrays[name], tensors[names[leaf]], n, i, *how)
     ends = {name: arrays.pop(name) for name in ("embed", "final_norm")}
     nnx.update(model, ends | {"layers": arrays})
 
