@@ -203,7 +203,9 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
             state = manager.restore(done, args=ocp.args.StandardRestore(state))
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             kept = [r for r in read_rows(out / name) if done is not None and r["step"] <= done]
-            (out / name).write_text("".join(json.dumps(row) + "\n" for row in kept))
+            fresh = out / f"{name}.new"  # a kill in between loses nothing
+            fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            fresh.replace(out / name)
         first = 0 if done is None else done + 1
         bar = tqdm(range(first, s.steps + 1), initial=first, total=s.steps + 1, unit="step")
         for number in bar:
