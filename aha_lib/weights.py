@@ -309,7 +309,7 @@ def _fill(model, checkpoint, mesh):
     found = sorted(i for indices, _ in checkpoint.layers for i in indices)
     if found != [*range(model.config.layers)]:
         raise ValueError(f"{checkpoint.path} lacks some of {model.config.layers} layers: {_AGAIN}")
-    for indices, names in tqdm(checkpoint.layers, "Loading layers"):
+    for indices, names in tqdm(checkpoint.layers, "Loading layers", delay=2):
         table, wanted = _layout(model.config, flax := "/" in checkpoint.embed), {}
         if odd := table.keys() ^ names.keys():
             raise ValueError(f"{checkpoint.path} is at odds with {model.config} in {sorted(odd)}.")
