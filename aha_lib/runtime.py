@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Logical axis -> mesh axes. `fsdp` shards every batch along its rows and every parameter along its
 # width, the embedding along its vocabulary: the one weight that is never gathered. `tp` splits
@@ -132,10 +133,14 @@ def dtypes(platform: str | None = None) -> tuple[np.dtype, np.dtype]:
     return jnp.dtype(jnp.float32 if cpu else jnp.bfloat16), jnp.dtype(jnp.float32)
 
 
+def cache(name: str) -> Path:
+    """A folder in the user's cache folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aha_lib" / name
+
+
 def compilation_cache() -> Path:
     """Keep compiled programs in a folder, so that the next start need not compile them again."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache / "aha_lib" / "jax")
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache("jax"))
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder
@@ -183,7 +188,7 @@ def shardings(tree, mesh: Mesh, *, gathered: bool = False):
     def place(leaf):
         names = leaf.get_metadata().get("out_sharding") if isinstance(leaf, nnx.Variable) else None
         names = [None if gathered and n == "embed" else n for n in names or ()]
-        return jax.tree.map(lambda a: NamedSharding(mesh, _spec(a.shape, names, mesh)), leaf)
+        return jax.tree.map(lambda a: NamedSharding(mesh, spec(a.shape, names, mesh)), leaf)
 
     tree = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -197,7 +202,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(x.shape, names, mesh)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(x.shape, names, mesh)))
 
 
 def shard_batch(tree):
@@ -215,16 +220,19 @@ def to_host(tree):
     return jax.tree.map(fetch, tree)
 
 
-def _spec(shape, names, mesh) -> PartitionSpec:
-    left, spec = dict(mesh.shape), []
+def spec(
+    shape: tuple[int, ...], names: Sequence[str | None], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+    """How `RULES` and the mesh split an array; what does not divide is not split."""
+    left, axes_of = dict(mesh.shape), []
     for size, name in zip(shape, names, strict=False):
         axes = tuple(a for a in RULES.get(name, ()) if a in left)
         if axes and size % math.prod(left.pop(a) for a in axes) == 0:
-            spec.append(axes)
+            axes_of.append(axes)
         else:
             left |= {a: mesh.shape[a] for a in axes}
-            spec.append(None)
-    return PartitionSpec(*spec)
+            axes_of.append(None)
+    return PartitionSpec(*axes_of)
 
 
 def _tpu_files() -> list[str]:
