@@ -72,6 +72,10 @@ class Program:
     seconds: float  # that the compiler took
 
     @property
+    def kind(self) -> str:
+        return self.name.split(":")[0]
+
+    @property
     def total(self) -> float:
         return self.arguments + self.temporaries + self.resident
 
@@ -103,7 +107,7 @@ class Plan:
         for p in self.programs:
             if p.total > chip.hbm:
                 rows.append(f"{p.name} needs {p.total:.1f} GiB of a core's {chip.hbm:g}: lower "
-                            f"{ADVICE[p.name.split(":")[0]]}, or train adapters.")  # fmt: skip
+                            f"{ADVICE[p.kind]}, or train adapters.")  # fmt: skip
         step = sum(self.times.values())
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.times.items())
         hours = s.steps * step / 3600
