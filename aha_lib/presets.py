@@ -159,7 +159,8 @@ PUZZLES: dict[str, dict] = {
 
 # What a run's settings may be: the least and the most that make sense, or one of some words.
 _LEAST = dict.fromkeys("""clip_low decay kl entropy_bonus length_reward clip_high importance_cap
-learning_rate weight_decay seed steps refills overlong warmup""".split(), 0)  # fmt: skip
+learning_rate weight_decay seed steps refills overlong warmup
+lora""".split(), 0)  # fmt: skip
 _LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch eval_every
 eval_puzzles pass_k checkpoint_every tp""".split(), 1)  # fmt: skip
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
@@ -211,6 +212,7 @@ class Settings:
     decay: float = 1.0  # share of the learning rate that is left after the last step (cosine)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    lora: int = 0  # rank of the adapters that are trained; 0: all weights are
     tp: int = 1  # devices that share each matrix; the others share the rows
     gather: bool = True  # sample with layers whole on every device; False where they do not fit
     # Measuring and keeping
@@ -249,10 +251,10 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def _gemma(name: str, **changes) -> Settings:
+def _gemma(name: str, *, prompts: int = 32, **changes) -> Settings:
     """TinyZero's task and sizes, eight completions a puzzle, for a base Gemma on eight cores."""
     return Settings(
-        preset=name, model=name, puzzles="tinyzero", template="base", steps=400, prompts=32,
+        preset=name, model=name, puzzles="tinyzero", template="base", steps=400, prompts=prompts,
         group=8, prompt_len=256, completion_len=1024, kl=0.001, learning_rate=1e-6,
         eval_every=25, pass_k=8, checkpoint_every=25, **changes,
     )  # fmt: skip
@@ -262,5 +264,5 @@ SETTINGS: dict[str, Settings] = {
     "tiny": Settings(),
     "gemma3-270m": _gemma("gemma3-270m"),
     "gemma3-1b": _gemma("gemma3-1b", micro_batch=16),
-    "gemma2-2b": _gemma("gemma2-2b", micro_batch=8),
+    "gemma2-2b": _gemma("gemma2-2b", prompts=16, micro_batch=8),
 }
