@@ -239,12 +239,25 @@ def loss(model, reference, batch: Batch, settings: Settings):
     return surrogate(logprobs, entropy, base, batch, settings)
 
 
+def learned(params: nnx.State, settings: Settings) -> tuple[nnx.State, nnx.State]:
+    """The parameters that are trained, the adapters if there are any, and the others."""
+    if not settings.lora:
+        return params, nnx.State({})
+    return nnx.split_state(params, nnx.LoRAParam, ...)
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "settings"), donate_argnames="grads")
 def accumulate(graph, params, reference, grads, batch: Batch, tokens, settings: Settings):
-    """Add the gradient of one micro-batch, whose batch trains `tokens` tokens in all."""
+    """Add the gradient of one micro-batch, whose batch trains `tokens` tokens in all.
+
+    With adapters `reference` is None: the base model is this one with adapters of zeros.
+    """
+    params, rest = learned(params, settings)
+    if settings.lora:
+        reference = nnx.merge_state(jax.tree.map(jnp.zeros_like, params), rest)
 
     def scaled(params):
-        model = nnx.merge(graph, params)
+        model = nnx.merge(graph, params, rest)
         base = nnx.merge(graph, reference) if settings.kl else None
         value, sums = loss(model, base, shard_batch(batch), settings)
         return value / tokens, sums
@@ -256,8 +269,9 @@ def accumulate(graph, params, reference, grads, batch: Batch, tokens, settings: 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
 def apply(state: TrainState, grads, settings: Settings):
     """One optimizer step; gives the new state and the gradient's norm before clipping."""
-    updates, opt_state = optimizer(settings).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, rest = learned(state.params, settings)
+    updates, opt_state = optimizer(settings).update(grads, state.opt_state, params)
+    params = nnx.merge_state(optax.apply_updates(params, updates), rest)
     return TrainState(params, opt_state), optax.tree.norm(grads)
 
 
@@ -319,7 +333,7 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
     # These learn from rows without an advantage too.
     all_rows = s.kl > 0 or s.entropy_bonus != 0 or s.objective == "kimi"
     for _ in range(s.updates):
-        grads = jax.tree.map(jnp.zeros_like, state.params)
+        grads = jax.tree.map(jnp.zeros_like, learned(state.params, s)[0])
         for micro in micro_batches(batch, s.micro_batch, all_rows=all_rows):
             grads, watched = accumulate(graph, state.params, reference, grads, micro, tokens, s)
             sums.append(watched)

@@ -24,7 +24,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
-from aha_lib import grpo, runtime, sampler
+from aha_lib import grpo, lora, runtime, sampler
 from aha_lib.gemma import Gemma
 from aha_lib.presets import MODELS, SETTINGS, Settings
 from aha_lib.train import override
@@ -98,7 +98,8 @@ class Plan:
         s, chip = self.settings, CHIPS[self.chip]
         rows = [f"{self.model} on {self.chip}: {s.prompts} prompts x {s.group} completions, "
                 f"{s.prompt_len} + {s.completion_len} tokens, micro_batch {s.micro_batch}, "
-                f"kl {s.kl:g}; GiB per core"]  # fmt: skip
+                f"kl {s.kl:g}, " + (f"adapters of rank {s.lora}" if s.lora else "all weights")
+                + "; GiB per core"]  # fmt: skip
         rows.append(f"{'program':<18}{'arguments':>10}{'temporary':>10}{'resident':>9}{'total':>7}"
                     f"{'free':>7}{'compiled in':>13}")  # fmt: skip
         for p in self.programs:
@@ -178,13 +179,19 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
         where = runtime.shardings(tree, mesh, gathered=gathered)
         return jax.tree.map(_struct, tree, where)
 
-    model = nnx.eval_shape(
-        lambda: Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
-    )
-    graph, params = nnx.split(model)
-    state = place(grpo.TrainState(params, jax.eval_shape(grpo.optimizer(s).init, params)))
+    def build():
+        kept = dtype if s.lora else param_dtype
+        model = Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=kept)
+        if s.lora:
+            lora.add(model, s.lora, rngs=nnx.Rngs(0))
+        return model
+
+    graph, params = nnx.split(nnx.eval_shape(build))
+    adam = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
+    state = place(grpo.TrainState(params, adam))
+    grads = grpo.learned(state.params, s)[0]
     lean = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
-    weights, reference = place(lean, s.gather), place(lean) if s.kl else None
+    weights, reference = place(lean, s.gather), place(lean) if s.kl and not s.lora else None
     waiting, kl = _held((state, reference)), _held(reference)
     prompts, key = np.zeros((s.prompts, s.prompt_len), np.int32), jax.eval_shape(jax.random.key, 0)
     begin = (graph, weights, prompts, prompts > 0, place(key), s.group)
@@ -209,9 +216,9 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
             _compile("sample: decode", waiting,
                      sampler._decode.lower(graph, weights, longer, s.temperature, **decode), chip),
             _compile("update: gradient", waiting - kl - _held(state.params),
-                     grpo.accumulate.lower(graph, state.params, reference, state.params, batch,
+                     grpo.accumulate.lower(graph, state.params, reference, grads, batch,
                                            1.0, s), chip),
-            _compile("update: apply", kl, grpo.apply.lower(state, state.params, s), chip),
+            _compile("update: apply", kl, grpo.apply.lower(state, grads, s), chip),
         ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm.auto import tqdm
 
-from aha_lib import countdown, grpo, runtime, sampler, traces, weights
+from aha_lib import countdown, grpo, lora, runtime, sampler, traces, weights
 from aha_lib.presets import PUZZLES, SETTINGS, Settings
 from aha_lib.tokenizer import Tokenizer
 
@@ -190,10 +190,15 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     if mesh.size > 1:
         jax.set_mesh(mesh)
     dtype, param_dtype = runtime.dtypes()
-    model, tokenizer, _ = weights.load(s.model, mesh=mesh, dtype=dtype, param_dtype=param_dtype)
+    model, tokenizer, _ = weights.load(
+        s.model, mesh=mesh, dtype=dtype, param_dtype=dtype if s.lora else param_dtype
+    )
+    if s.lora:
+        lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
     graph, params = nnx.split(model)
-    reference = jax.tree.map(lambda x: x.copy(), sampler.ready(params, dtype)) if s.kl else None
-    state = grpo.TrainState(params, grpo.optimizer(s).init(params))
+    own = s.kl and not s.lora  # with adapters the base is still there
+    reference = jax.tree.map(lambda x: x.copy(), sampler.ready(params, dtype)) if own else None
+    state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.learned(params, s)[0]))
     train_key, eval_key = jax.random.split(jax.random.key(s.seed))
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file it writes
     options = ocp.CheckpointManagerOptions(max_to_keep=1)
