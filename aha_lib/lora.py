@@ -42,7 +42,8 @@ def add(
             b = nnx.LoRAParam(b, out_sharding=("layers", None, *outputs))
         setattr(layers, f"{name}_a", a)
         setattr(layers, f"{name}_b", b)
-    if isinstance(sharding := model.embed.get_value().sharding, NamedSharding):
+    sharding = getattr(model.embed.get_value(), "sharding", None)  # a tracer has none
+    if isinstance(sharding, NamedSharding):
         adapters = nnx.state(model, nnx.LoRAParam)
         nnx.update(model, jax.device_put(adapters, runtime.shardings(adapters, sharding.mesh)))
 
