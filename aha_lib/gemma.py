@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aha_lib.presets import ModelConfig
-from aha_lib.runtime import constrain
+from aha_lib.runtime import constrain, row_major
 
 # Logical axes of each weight, inputs then outputs; runtime.RULES maps them to the mesh.
 WEIGHTS = {
@@ -176,6 +176,7 @@ class Gemma(nnx.Module):
             q, k, v = _project(c, p, x, jnp.where(is_global, *rope))
             keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, 0, slot, 0))
             values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, 0, slot, 0))
+            keys, values = (row_major(x, None, "rows", "kv_heads") for x in (keys, values))
             attended = _attend(c, q, keys[index], values[index], mask & (is_global | near))
             return (_finish(c, p, x, attended), keys, values), None
 

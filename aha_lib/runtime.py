@@ -4,6 +4,7 @@ Parameters carry logical axis names; one table, `RULES`, says which mesh axis sh
 Knows nothing of Gemma's layers, of tokens or of rewards; takes arrays and their axis names.
 """
 
+import functools
 import glob
 import importlib.metadata
 import math
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -208,6 +210,20 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def shard_batch(tree):
     """Spread the leading axis (rows) of every array over `fsdp`; no-op when no mesh is active."""
     return jax.tree.map(lambda x: constrain(x, "rows"), tree)
+
+
+def row_major(x: jax.Array, *names: str | None) -> jax.Array:
+    """Keep `x` in memory in the order of its axes, sharded as `constrain` would; no mesh, no-op.
+
+    Of a loop's carry XLA:TPU otherwise keeps a copy in the order of what is written into it, and
+    copies it back for whoever reads it, in every round.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    where, order = spec(x.shape, names, mesh), Layout(tuple(range(x.ndim)))
+    keep = functools.partial(with_layout_constraint, layouts=order)
+    return jax.shard_map(keep, in_specs=where, out_specs=where)(x)  # else it would be replicated
 
 
 def to_host(tree):
