@@ -35,7 +35,10 @@ if not all(importlib.util.find_spec(name) for name in needs):
 
 import jax
 
-kind = jax.devices()[0].device_kind
+from aha_lib import runtime
+
+runtime.start_distributed()  # only where there are several hosts
+kind = runtime.devices()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 """
 ASK = """\
