@@ -6,6 +6,7 @@ keep; the base stays as it is and serves as the reference. There is no alpha / r
 learning rate. Knows nothing of losses, optimizers or files.
 """
 
+import functools
 import math
 
 import jax
@@ -50,7 +51,8 @@ def add(
 
 def off(model: Gemma) -> Gemma:
     """The base: a model without adapters that shares the arrays of `model`, nothing copied."""
-    base = nnx.eval_shape(lambda: Gemma(model.config, rngs=nnx.Rngs(0), dtype=model.dtype))
+    build = functools.partial(Gemma, model.config, dtype=model.dtype)
+    base = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)), graph=False)  # else needs mesh axes
     _, rest = nnx.state(model, nnx.LoRAParam, ...)
     nnx.update(base, rest)
     return base

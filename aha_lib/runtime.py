@@ -155,6 +155,8 @@ def start_distributed() -> bool:
     itself finds them on Cloud TPU VMs (a single one too), on GKE, under Slurm and Open MPI.
     """
     env = os.environ
+    if jax.distributed.is_initialized():
+        return True
     if "JAX_COORDINATOR_ADDRESS" in env:
         count, this = int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
         jax.distributed.initialize(num_processes=count, process_id=this)

@@ -178,6 +178,8 @@ def step(graph, state, reference, tokenizer, settings: Settings, number: int, ke
 def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
 
+    Uses all devices, those of other hosts too (`runtime.start_distributed`), which then have to
+    share the folder.
     Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl` (a row a step),
     `rollouts.jsonl` (the held-out panel's completions at each evaluation) and `checkpoints/`.
     A run that was killed goes on from its last checkpoint and gives the rows it would have given.
@@ -199,6 +201,7 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     own = s.kl and not s.lora  # with adapters the base is still there
     reference = jax.tree.map(lambda x: x.copy(), sampler.ready(params, dtype)) if own else None
     state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.learned(params, s)[0]))
+    state = jax.device_put(state, runtime.shardings(state, mesh))  # Adam's scalars too
     train_key, eval_key = jax.random.split(jax.random.key(s.seed))
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file it writes
     options = ocp.CheckpointManagerOptions(max_to_keep=1)
@@ -208,11 +211,10 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
             state = manager.restore(done, args=ocp.args.StandardRestore(state))
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             kept = [r for r in read_rows(out / name) if done is not None and r["step"] <= done]
-            fresh = out / f"{name}.new"  # a kill in between loses nothing
-            fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            fresh.replace(out / name)
+            _write(out / name, "".join(json.dumps(row) + "\n" for row in kept))
         first = 0 if done is None else done + 1
-        bar = tqdm(range(first, s.steps + 1), initial=first, total=s.steps + 1, unit="step")
+        bar = tqdm(range(first, s.steps + 1), initial=first, total=s.steps + 1, unit="step",
+                   disable=jax.process_index() > 0)  # fmt: skip
         for number in bar:
             row = {"step": number}
             if number:
@@ -283,9 +285,18 @@ def _claim(out: Path, settings: Settings) -> None:
             f"{out} holds a run with another {', '.join(differing)}: choose another folder, or "
             "the same settings to resume it."
         )
-    path.write_text(json.dumps(new, indent=2) + "\n")
+    _write(path, json.dumps(new, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Of several hosts the first writes; a kill in between loses nothing."""
+    if jax.process_index() == 0:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(path)
 
 
 def _append(path: Path, row: dict) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    if jax.process_index() == 0:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")

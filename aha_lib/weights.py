@@ -98,7 +98,7 @@ def load(
         raise ValueError(f"{found[0]} has {words.vocab_size} pieces, the embedding {config.vocab} "
                          "rows: this tokenizer belongs to another model.")  # fmt: skip
     build = partial(Gemma, config, dtype=dtype, param_dtype=param_dtype)
-    model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)), graph=False)  # else needs mesh axes
     _fill(model, checkpoint, mesh or runtime.make_mesh(jax.devices()[:1]))
     return model, words, config
 
