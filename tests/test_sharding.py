@@ -1,0 +1,98 @@
+"""One program on one device, on eight, and on two hosts of four: the same run, token for token.
+
+CPU devices stand in for TPU cores, processes for hosts. Each run is a subprocess.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SETTINGS = dict(
+    steps=2, prompts=8, group=4, completion_len=16, micro_batch=16, kl=0.1, eval_every=2,
+    eval_puzzles=32, pass_k=1, checkpoint_every=1, warmup=0, learning_rate=1e-2,
+)  # fmt: skip
+PROGRAM = """
+import sys
+from contextlib import closing
+
+from aha_lib import runtime, train
+
+runtime.start_distributed()
+last = int(sys.argv[1])
+with closing(train.train(*train.arguments(sys.argv[2:]))) as run:
+    for row in run:
+        if row["step"] == last:
+            break
+"""
+
+
+def start(out, devices, *, last=2, environ=(), **changes):
+    settings = [f"--set={name}={value}" for name, value in (SETTINGS | changes).items()]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = os.environ | dict(environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+    command = [sys.executable, "-c", PROGRAM, str(last), f"--out={out}", *settings]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=env, **pipes)
+
+
+def finish(*processes):
+    for process in processes:
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+
+
+def rows(out, name="metrics"):
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+
+
+def same(one, other):
+    """Rows of metrics: counts and texts to the letter, float32 sums to their rounding."""
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if isinstance(a[name], float) and "second" not in name:
+                np.testing.assert_allclose(b[name], a[name], rtol=2e-4, atol=1e-6, err_msg=name)
+            elif "second" not in name:
+                assert a[name] == b[name], name
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The run on a single device."""
+    out = tmp_path_factory.mktemp("runs") / "one"
+    finish(start(out, 1))
+    return out
+
+
+def test_the_run_moves(one):
+    metrics, texts = rows(one), rows(one, "rollouts")
+    assert metrics[2]["kl"] > 1e-5 and metrics[1]["grad_norm"] > 1e-3
+    assert texts[0]["sampled"] != texts[1]["sampled"]
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_eight_devices(one, tmp_path, tp):
+    finish(start(tmp_path / "run", 8, tp=tp))
+    same(rows(one), rows(tmp_path / "run"))
+    assert rows(one, "rollouts") == rows(tmp_path / "run", "rollouts")
+
+
+def test_two_hosts_and_then_one(one, tmp_path):
+    """Two processes of four devices stop after step 1; one process of eight goes on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    hosts = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
+    out = tmp_path / "run"
+    finish(*(start(out, 4, last=1, environ=hosts | {"JAX_PROCESS_ID": i}) for i in "01"))
+    assert len(list((out / "checkpoints").iterdir())) == 1
+    same(rows(one)[:2], rows(out))
+    finish(start(out, 8))
+    same(rows(one), rows(out))
+    assert rows(one, "rollouts") == rows(out, "rollouts")
