@@ -6,6 +6,7 @@ with depth. Two ways through the same block: `hidden` (training: whole rows, rem
 or rewards; takes token ids and gives hidden states and logits.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -192,6 +193,13 @@ class Gemma(nnx.Module):
     def _stacked(self) -> dict[str, Array]:
         pure = nnx.to_pure_dict(nnx.state(self.layers))
         return {k: v if "norm" in k else v.astype(self.dtype) for k, v in pure.items()}
+
+
+def abstract(config: ModelConfig, *, dtype=jnp.float32, param_dtype=jnp.float32) -> Gemma:
+    """A Gemma of shapes and dtypes alone, to be filled: no array is made."""
+    build = functools.partial(Gemma, config, dtype=dtype, param_dtype=param_dtype)
+    # graph=False: else a mesh in use is asked for axes of these logical names.
+    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)), graph=False)
 
 
 def _global_layers(c: ModelConfig) -> Bool[Array, " L"]:

@@ -86,7 +86,7 @@ def advantages(
     if not scale_by_std:
         return centred
     std = rewards.std(axis=1, keepdims=True)
-    return np.divide(centred, std, out=np.zeros_like(centred), where=std > 1e-6)
+    return np.divide(centred, std, out=np.zeros_like(centred), where=has_signal(rewards)[:, None])
 
 
 def has_signal(rewards: Float[np.ndarray, "P G"]) -> Bool[np.ndarray, " P"]:

@@ -6,7 +6,6 @@ keep; the base stays as it is and serves as the reference. There is no alpha / r
 learning rate. Knows nothing of losses, optimizers or files.
 """
 
-import functools
 import math
 
 import jax
@@ -15,7 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from aha_lib import runtime
-from aha_lib.gemma import WEIGHTS, Gemma
+from aha_lib.gemma import WEIGHTS, Gemma, abstract
 
 
 def add(
@@ -51,8 +50,7 @@ def add(
 
 def off(model: Gemma) -> Gemma:
     """The base: a model without adapters that shares the arrays of `model`, nothing copied."""
-    build = functools.partial(Gemma, model.config, dtype=model.dtype)
-    base = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)), graph=False)  # else needs mesh axes
+    base = abstract(model.config, dtype=model.dtype)
     _, rest = nnx.state(model, nnx.LoRAParam, ...)
     nnx.update(base, rest)
     return base

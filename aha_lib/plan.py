@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 from aha_lib import grpo, lora, runtime, sampler
 from aha_lib.gemma import Gemma
 from aha_lib.presets import MODELS, SETTINGS, Settings
-from aha_lib.train import override
+from aha_lib.train import changes
 
 GiB = 2**30
 
@@ -286,13 +286,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is here alone
     try:
-        changes = {a.partition("=")[0]: None for a in args.set}
-        wanted = override(Settings(), args.set)
-        changes = {name: getattr(wanted, name) for name in changes}
-        answer = plan(args.model, args.chip, **changes)
+        wanted = changes(args.set)
+        answer = plan(args.model, args.chip, **wanted)
         print(answer)
         if args.largest:
-            size = largest(args.largest, args.model, args.chip, **changes)
+            size = largest(args.largest, args.model, args.chip, **wanted)
             print(f"largest {args.largest} that fits: {size}")
     except (ValueError, RuntimeError) as error:
         parser.exit(2, f"{error}\n")

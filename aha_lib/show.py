@@ -140,9 +140,10 @@ def side_by_side(puzzle: countdown.Puzzle, completions: dict[str, str]) -> HTML:
     style = f"vertical-align:top;text-align:left;padding:4px 12px;width:{95 // len(completions)}%"
     cells = ""
     for heading, text in completions.items():
-        truths = [c.true for c in traces.parse(text, puzzle).claims if c.true is not None]
+        trace = traces.parse(text, puzzle)
+        truths = [claim.true for claim in trace.claims if claim.true is not None]
         verdict = (
-            f"{traces.outcome(text, puzzle)}; it {countdown.reward(text, puzzle).reason}; "
+            f"{traces.outcome(trace)}; it {countdown.reward(text, puzzle).reason}; "
             f"{sum(truths)} of {len(truths)} sums true"
         )
         cells += (f'<td style="{style}"><b>{escape(heading)}</b><br>{marked(text, puzzle)}<br>'

@@ -200,8 +200,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
     model, losses = pretrain(args.seed, args.steps)
-    weights.save_hf(model, args.out)
-    (args.out / "tokenizer.model").write_bytes(tiny_model())
+    weights.save_hf(model, args.out, Tokenizer(tiny_model()))
     record = {"seed": args.seed, "steps": args.steps, "corpus": corpus_hash(args.seed),
               "first_losses": losses[:20], "last_loss": float(np.mean(losses[-100:]))}  # fmt: skip
     (args.out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Text to token ids and back, by SentencePiece, for Gemma and for the tiny model alike.
 
 Knows nothing of JAX or of Countdown's rules; the tiny vocabulary is a SentencePiece model too,
-written by `tiny_model` and kept in `data/tiny.model`.
+written by `tiny_model` and kept in `data/tiny`.
 """
 
 from collections.abc import Iterable, Iterator

@@ -202,7 +202,7 @@ def style(trace: Trace) -> str:
     return ("jump", "check", "search")[min(len(trace.attempts), 2)]
 
 
-def outcome(completion: str, puzzle: Puzzle) -> str:
+def outcome(trace: Trace) -> str:
     """ "right", or why not, the first that fits: "slipped", "claimed" or "gave up".
 
     slipped: a slip decided an attempt: on the page it hits the target, in truth it doesn't, or the
@@ -210,7 +210,7 @@ def outcome(completion: str, puzzle: Puzzle) -> str:
     claimed: the last verdict is yes, or the answer itself says `= target`.
     gave up: the last verdict is no, or there is none, with an answer or without.
     """
-    trace, target = parse(completion, puzzle), puzzle.target
+    target = trace.puzzle.target
     if trace.right:
         return "right"
     if any(a.slips and (a.stated == target) != (a.value == target) for a in trace.attempts):

@@ -100,10 +100,9 @@ def evaluate(model, tokenizer, settings: Settings, key, step: int) -> tuple[dict
         "heldout_greedy": float(np.mean(greedily)),
         "heldout_length": float(out.completions.mask.sum(1).mean()),
         "heldout_backtracks": float(np.mean([trace.backtracks for trace in parsed])),
-        "outcomes": dict(Counter(traces.outcome(t, p)
-                                 for t, p in zip(out.texts, out.puzzles, strict=True))),
-        "styles": dict(Counter(traces.style(trace) for trace in parsed)),
-    }  # fmt: skip
+        "outcomes": dict(Counter(map(traces.outcome, parsed))),
+        "styles": dict(Counter(map(traces.style, parsed))),
+    }
     if base:
         metrics["pass_at"] = {k: pass_at_k(right, k) for k in (1, 2, 4, 8, 16) if k <= group}
     texts = {"step": step, "sampled": out.texts[::group], "greedy": greedy.texts}
@@ -162,7 +161,7 @@ def step(graph, state, reference, tokenizer, settings: Settings, number: int, ke
         "train_accuracy": float((grouped == 1).mean()),
         "length": float(out.completions.mask.sum(1).mean()),
         "backtracks": float(np.mean(backtracks)),
-        "zero_variance_groups": float((grouped.std(1) < 1e-6).mean()),
+        "zero_variance_groups": float((~grpo.has_signal(grouped)).mean()),
         **updated,
         # An estimate over all that was written; the update sees only groups with signal.
         "entropy": -float(out.completions.logprobs.sum() / count),
@@ -254,24 +253,27 @@ def arguments(argv: Sequence[str]) -> tuple[Settings, Path]:
 
 
 def override(settings: Settings, assignments: Sequence[str]) -> Settings:
-    """Settings with `name=value` assignments applied.
+    """Settings with `name=value` assignments applied; raises ValueError as `changes` does."""
+    return dataclasses.replace(settings, **changes(assignments))
+
+
+def changes(assignments: Sequence[str]) -> dict:
+    """`name=value` assignments as keywords of Settings.
 
     Raises ValueError for an unknown name or a value of another type.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
     del kinds["preset"]  # says which of SETTINGS these come from
-    changes = {}
+    values, words = {}, {"True": True, "False": False}
     for assignment in assignments:
         name, _, text = assignment.partition("=")
         if name not in kinds:
             raise ValueError(f"No setting is called {name!r}; there are: {', '.join(kinds)}.")
         try:
-            changes[name] = {"True": True, "False": False}[text] if kinds[name] is bool else kinds[
-                name
-            ](text)
+            values[name] = words[text] if kinds[name] is bool else kinds[name](text)
         except (ValueError, KeyError):
             raise ValueError(f"{name} takes {kinds[name].__name__}, not {text!r}.") from None
-    return dataclasses.replace(settings, **changes)
+    return values
 
 
 def _claim(out: Path, settings: Settings) -> None:

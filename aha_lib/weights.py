@@ -25,9 +25,9 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from aha_lib import runtime
-from aha_lib.gemma import Gemma
+from aha_lib.gemma import Gemma, abstract
 from aha_lib.presets import MODELS, ModelConfig, from_config_json, to_config_json
-from aha_lib.tokenizer import Tokenizer
+from aha_lib.tokenizer import TINY_PATH, Tokenizer
 
 # Preset -> Kaggle handle of its Flax weights; append "-it" for the instruct variant. DeepMind
 # has the same at gs://gemma-data/checkpoints/gemma3-1b-pt (gemma2-2b-pt, gemma3-270m-it, …) and
@@ -41,7 +41,7 @@ HANDLES = {
     "gemma3-1b": "google/gemma-3/flax/gemma3-1b",
     "gemma3-4b": "google/gemma-3/flax/gemma3-4b",
 }
-TINY = Path(__file__).parent / "data" / "tiny"
+TINY = TINY_PATH.parent
 
 # fmt: off
 # Parameter of a layer, its axes (a letter each), what Hugging Face and Flax call it and its axes
@@ -97,8 +97,7 @@ def load(
     if not config.vocab - 128 <= words.vocab_size <= config.vocab:  # tables are padded a little
         raise ValueError(f"{found[0]} has {words.vocab_size} pieces, the embedding {config.vocab} "
                          "rows: this tokenizer belongs to another model.")  # fmt: skip
-    build = partial(Gemma, config, dtype=dtype, param_dtype=param_dtype)
-    model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)), graph=False)  # else needs mesh axes
+    model = abstract(config, dtype=dtype, param_dtype=param_dtype)
     _fill(model, checkpoint, mesh or runtime.make_mesh(jax.devices()[:1]))
     return model, words, config
 

@@ -59,7 +59,7 @@ def judge(row: dict) -> tuple[dict, dict]:
         "found_then_abandoned": trace.found_then_abandoned,
         "attempts": len(trace.attempts),
         "style": traces.style(trace),
-        "outcome": traces.outcome(row["completion"], puzzle),
+        "outcome": traces.outcome(trace),
     }
     return rules, {name: getattr(words, name) > 0 for name in BEHAVIOURS}
 
@@ -321,7 +321,7 @@ def test_repeated_is_the_same_function_of_the_numbers():
     ],
 )  # fmt: skip
 def test_outcome(text, expected):
-    assert traces.outcome(text, P98) == expected
+    assert traces.outcome(traces.parse(text, P98)) == expected
 
 
 def test_keywords_mislead():
@@ -370,7 +370,7 @@ HOSTILE = ["(" * 20_000, "1 )" * 7_000, "1 + " * 7_000, "1 = " * 7_000, "44 + 19
 def test_any_text_is_taken_apart(text, puzzle):
     trace = traces.parse(text, puzzle)
     assert trace.right == (reward(text, puzzle).value == 1)
-    assert traces.outcome(text, puzzle) in ("right", "slipped", "claimed", "gave up")
+    assert traces.outcome(trace) in ("right", "slipped", "claimed", "gave up")
     assert traces.style(trace) == ("jump", "check", "search")[min(2, len(trace.attempts))]
     assert min(traces.behaviours(trace).__dict__.values()) >= 0 and traces.keyword_counts(text)
     at = 0
