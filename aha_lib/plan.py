@@ -192,7 +192,11 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
     grads = grpo.learned(state.params, s)[0]
     lean = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
     weights, reference = place(lean, s.gather), place(lean) if s.kl and not s.lora else None
-    waiting, kl = _held((state, reference)), _held(reference)
+    kl = _held(reference)
+    waiting = _held(state) + kl
+    lent = [x for x, y in zip(*map(jax.tree.leaves, (weights, state.params)), strict=True)
+            if (x.dtype, x.sharding) == (y.dtype, y.sharding)]  # fmt: skip
+    aside = waiting - _held(lent)  # while the sampler runs: these are its arguments too
     prompts, key = np.zeros((s.prompts, s.prompt_len), np.int32), jax.eval_shape(jax.random.key, 0)
     begin = (graph, weights, prompts, prompts > 0, place(key), s.group)
     rows = jax.eval_shape(sampler._prefill, *begin)
@@ -210,10 +214,10 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
     )
     with jax.set_mesh(mesh):
         return [
-            _compile("sample: prefill", waiting, sampler._prefill.lower(*begin), chip),
-            _compile("sample: lengthen", waiting + _held(weights),
+            _compile("sample: prefill", aside, sampler._prefill.lower(*begin), chip),
+            _compile("sample: lengthen", aside + _held(weights),
                      sampler._lengthen.lower(shorter, slots), chip),
-            _compile("sample: decode", waiting,
+            _compile("sample: decode", aside,
                      sampler._decode.lower(graph, weights, longer, s.temperature, **decode), chip),
             _compile("update: gradient", waiting - kl - _held(state.params),
                      grpo.accumulate.lower(graph, state.params, reference, grads, batch,

@@ -109,20 +109,26 @@ def sample(
     return out
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "gather"))
 def ready(params: nnx.State, dtype: jnp.dtype, *, gather: bool = False) -> nnx.State:
     """Weights as a forward pass reads them: converted once, and gathered if asked (see `sample`).
 
     Arrays that are so already are not copied.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    where = None if mesh.empty else shardings(params, jax.sharding.get_mesh(), gathered=gather)
 
-    def convert(path, x):  # norms are used in float32
-        return x if "norm" in jax.tree_util.keystr(path) else x.astype(dtype)
+    def convert(path, x, where=None):
+        kind = x.dtype if "norm" in jax.tree_util.keystr(path) else dtype  # norms stay in float32
+        as_is = x.dtype == kind and (where is None or x.sharding.is_equivalent_to(where, x.ndim))
+        return x if as_is else _converted(x, kind, where)  # jit would copy what it gives back
 
-    params, mesh = jax.tree.map_with_path(convert, params), jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return params
-    return jax.lax.with_sharding_constraint(params, shardings(params, mesh, gathered=gather))
+    return jax.tree.map_with_path(convert, params, *[where] * (where is not None))
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "where"))
+def _converted(x, dtype, where):
+    x = x.astype(dtype)
+    return x if where is None else jax.lax.with_sharding_constraint(x, where)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "group"))

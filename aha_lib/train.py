@@ -180,7 +180,8 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     Uses all devices, those of other hosts too (`runtime.start_distributed`), which then have to
     share the folder.
     Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl` (a row a step),
-    `rollouts.jsonl` (the held-out panel's completions at each evaluation) and `checkpoints/`.
+    `rollouts.jsonl` (the held-out panel's completions at each evaluation) and `checkpoints/`, of
+    what is trained: with adapters these alone.
     A run that was killed goes on from its last checkpoint and gives the rows it would have given.
 
     Raises ValueError if the folder holds a run with other settings.
@@ -207,7 +208,8 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     with ocp.CheckpointManager((out / "checkpoints").resolve(), options=options) as manager:
         done = manager.latest_step()
         if done is not None:
-            state = manager.restore(done, args=ocp.args.StandardRestore(state))
+            kept = manager.restore(done, args=ocp.args.StandardRestore(_kept(state, s)[0]))
+            state = kept._replace(params=nnx.merge_state(kept.params, _kept(state, s)[1]))
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             kept = [r for r in read_rows(out / name) if done is not None and r["step"] <= done]
             _write(out / name, "".join(json.dumps(row) + "\n" for row in kept))
@@ -228,8 +230,14 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
                 _append(out / "rollouts.jsonl", texts)
             _append(out / "metrics.jsonl", row)
             if number % s.checkpoint_every == 0 or number == s.steps:
-                manager.save(number, args=ocp.args.StandardSave(state))
+                manager.save(number, args=ocp.args.StandardSave(_kept(state, s)[0]))
             yield row
+
+
+def _kept(state: grpo.TrainState, settings: Settings) -> tuple[grpo.TrainState, nnx.State]:
+    """What a checkpoint holds, and the parameters it can do without: the base under adapters."""
+    params, rest = grpo.learned(state.params, settings)
+    return state._replace(params=params), rest
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -123,6 +123,14 @@ def test_a_completion_of_fewer_tokens_than_stages(model):
     np.testing.assert_array_equal(out.tokens, longer.tokens[:, :1])
 
 
+def test_weights_that_are_ready_are_not_copied(model):
+    params = nnx.state(model)
+    whole, half = (sampler.ready(params, jnp.dtype(kind)) for kind in ("float32", "bfloat16"))
+    assert all(x is y for x, y in zip(*map(jax.tree.leaves, (params, whole)), strict=True))
+    assert half["final_norm"][...] is params["final_norm"][...]
+    np.testing.assert_array_equal(half["embed"][...], params["embed"][...].astype(jnp.bfloat16))
+
+
 def test_same_key_same_tokens_other_key_others(model):
     first, again, other = (sample(model, jax.random.key(n)) for n in (1, 1, 2))
     np.testing.assert_array_equal(first.tokens, again.tokens)

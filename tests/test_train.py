@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from aha_lib import countdown, grpo, sampler, train, weights
+from aha_lib import countdown, grpo, lora, sampler, train, weights
 from aha_lib.countdown import Reward
 from aha_lib.gemma import Gemma
 from aha_lib.presets import MODELS, PUZZLES, Settings
@@ -177,8 +177,10 @@ def test_evaluation_does_not_touch_training(settings, rewarded, tmp_path):
         assert b.items() <= a.items()  # those of the base and of the last step included
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, rewarded, tmp_path):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, rank, rewarded, tmp_path):
     """Killed after step 3, one step past its checkpoint, with the last lines half written."""
+    settings = dataclasses.replace(settings, lora=rank)
     rows = run(settings, tmp_path / "whole")
     with closing(train.train(settings, tmp_path / "killed")) as going:
         while next(going)["step"] < 3:
@@ -205,6 +207,28 @@ def restored(out):
     with ocp.CheckpointManager(out / "checkpoints") as manager:
         assert manager.latest_step() == 5
         return manager.restore(5, args=ocp.args.StandardRestore())
+
+
+def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeypatch, tmp_path):
+    """And the base under them is the KL term's reference: no second copy is handed to the step."""
+    steps = spied(monkeypatch, grpo, "train_step", lambda args, kwargs, result: (args, *result))
+    settings = dataclasses.replace(settings, lora=2, updates=2, warmup=0)
+    run(settings, tmp_path)
+    kls = [metrics["kl"] for *_, metrics in steps]
+    assert 1e-9 < kls[0] < kls[-1], "measured after the first of two updates; it grows"
+    assert all(args[2] is None for args, *_ in steps)
+    model, tokenizer, _ = weights.load(folder)
+    base = jax.tree.leaves(nnx.state(model))
+    lora.add(model, 2, rngs=nnx.Rngs(settings.seed))
+    start = grpo.learned(nnx.state(model), settings)[0]
+    checkpoint = restored(tmp_path)
+    kept, adam = (jax.tree.leaves(checkpoint[name]) for name in ("params", "opt_state"))
+    assert [x.shape for x in kept] == [x.shape for x in jax.tree.leaves(start)]
+    assert all((x != y).any() for x, y in zip(kept, jax.tree.leaves(start), strict=True))
+    assert sum(x.size for x in adam) < 2 * sum(x.size for x in kept) + 10
+    rest = jax.tree.leaves(grpo.learned(steps[-1][1].params, settings)[1])
+    for x, y in zip(rest, base, strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
