@@ -4,6 +4,7 @@ Parameters carry logical axis names; one table, `RULES`, says which mesh axis sh
 Knows nothing of Gemma's layers, of tokens or of rewards; takes arrays and their axis names.
 """
 
+import contextlib
 import functools
 import glob
 import importlib.metadata
@@ -74,6 +75,21 @@ def explain(error: str) -> str:
         if known and name in sys.modules:
             return f"{name} was imported and holds the TPU: restart, and import JAX alone."
     return known[0] if known else error
+
+
+@contextlib.contextmanager
+def memory_errors(advice: str):
+    """JAX's error at the end of a device's memory as a MemoryError: its figures, and `advice`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        figures = re.search(r"(?i)used [\d.]+\w+ of [\d.]+\w+|allocat\w* [\d.]+ ?\w+", str(error))
+        raise MemoryError(
+            f"A device has too little memory ({figures[0] if figures else 'RESOURCE_EXHAUSTED'}): "
+            f"{advice}. `python -m aha_lib.plan` says beforehand what fits."
+        ) from error
 
 
 def describe() -> str:

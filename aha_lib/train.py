@@ -25,6 +25,7 @@ from aha_lib import countdown, grpo, lora, runtime, sampler, traces, weights
 from aha_lib.presets import PUZZLES, SETTINGS, Settings
 from aha_lib.tokenizer import Tokenizer
 
+ROOM = "sampling, lower prompts or set gather=False; updating, lower micro_batch; or set lora=16"
 PANEL_SEED = 0  # the held-out panel is the same for every run, whatever its seed
 
 
@@ -80,6 +81,7 @@ def rollout(
     return Rollout(each, prompts, valid, completions, texts, time.perf_counter() - start)
 
 
+@runtime.memory_errors(ROOM)
 def evaluate(model, tokenizer, settings: Settings, key, step: int) -> tuple[dict, dict]:
     """Greedy and sampled completions of the held-out panel.
 
@@ -132,6 +134,7 @@ def scored(out: Rollout, settings: Settings) -> tuple[grpo.Batch, np.ndarray, np
     return grpo.Batch(out.prompts, out.valid, tokens, mask, logprobs, gain), rewards, shaped
 
 
+@runtime.memory_errors(ROOM)
 def step(graph, state, reference, tokenizer, settings: Settings, number: int, key):
     """GRPO step `number` (from 1): sample, reward, update. Gives the new state and the metrics.
 
@@ -184,7 +187,8 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     what is trained: with adapters these alone.
     A run that was killed goes on from its last checkpoint and gives the rows it would have given.
 
-    Raises ValueError if the folder holds a run with other settings.
+    Raises ValueError if the folder holds a run with other settings, MemoryError if a device's
+    memory is too small for these.
     """
     s, out = settings, Path(out)
     _claim(out, s)

@@ -71,6 +71,7 @@ _AGAIN = "not a whole Gemma checkpoint; if it was downloaded, delete it and down
 _Checkpoint = namedtuple("_Checkpoint", "path tensors read embed final_norm layers")
 
 
+@runtime.memory_errors("use a mesh of more devices, or param_dtype=jnp.bfloat16")
 def load(
     source: str | Path, *, mesh: Mesh | None = None, dtype=jnp.float32, param_dtype=jnp.float32,
     tokenizer: str | Path | None = None, config: ModelConfig | None = None,

@@ -238,6 +238,13 @@ def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
     assert len(train.read_rows(tmp_path / "metrics.jsonl")) == 6
 
 
+def test_too_little_memory_is_a_sentence_with_the_setting(settings, monkeypatch, tmp_path):
+    asks_too_much = lambda *args, **kwargs: jax.numpy.zeros(2**46).block_until_ready()  # noqa: E731
+    monkeypatch.setattr(grpo, "train_step", asks_too_much)
+    with pytest.raises(MemoryError, match=r"\(allocating 281474976710656 bytes\).* micro_batch; "):
+        run(settings, tmp_path)
+
+
 def test_a_folder_holds_one_run(settings, tmp_path):
     train._claim(tmp_path, settings)
     train._claim(tmp_path, settings)
