@@ -9,6 +9,8 @@ from aha_lib.presets import MODELS
 
 pytest.importorskip("libtpu", reason="libtpu, of the extra tpu, is the TPU compiler")
 
+SMALL = dict(prompts=8, group=2, completion_len=64)
+
 
 @pytest.mark.parametrize("chip", ["v3-8", "v5e-8"])
 def test_gemma_270m_fits_a_free_tpu(chip):
@@ -19,6 +21,25 @@ def test_gemma_270m_fits_a_free_tpu(chip):
     # Parameters, Adam's two moments and the gradient: float32, over eight cores.
     sharded = 4 * 4 * MODELS["gemma3-270m"].parameters / 8 / plan.GiB
     assert apply.total == pytest.approx(sharded, rel=0.2)
+
+
+def test_weights_that_the_sampler_shares_are_counted_once():
+    kept = {}
+    for gather in (True, False):  # whole layers are a copy; sharded ones are the state's own
+        answer = plan.plan("tiny", "v3-8", **SMALL, lora=2, gather=gather)
+        kept[gather] = next(p.resident for p in answer.programs if p.name == "sample: decode")
+    config = MODELS["tiny"]
+    layers = config.parameters - config.vocab * config.width  # bfloat16; small norms on all cores
+    assert kept[True] - kept[False] == pytest.approx(2 * layers / 8 / plan.GiB, rel=0.05)
+
+
+def test_largest_is_the_last_that_fits(monkeypatch):
+    totals = [p.total for p in plan.plan("tiny", "v3-8", **SMALL | {"micro_batch": 16}).programs]
+    just = dataclasses.replace(plan.CHIPS["v3-8"], hbm=max(totals))
+    monkeypatch.setitem(plan.CHIPS, "v3-8", just)
+    assert plan.largest("micro_batch", "tiny", "v3-8", **SMALL) == 16
+    monkeypatch.setitem(plan.CHIPS, "v3-8", dataclasses.replace(just, hbm=1e-6))
+    assert plan.largest("micro_batch", "tiny", "v3-8", **SMALL) == 0
 
 
 def test_what_does_not_fit_is_a_sentence_and_status_1(monkeypatch, capsys):
