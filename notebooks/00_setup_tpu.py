@@ -1,0 +1,441 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 00 · Where am I, which chips, how fast, and what will fit?
+#
+# **Before anything is downloaded:** is there a TPU, does it keep its
+# promises, and will the model fit into it?
+#
+# | preset | machine | minutes |
+# |---|---|---|
+# | `tiny` | two CPU cores | about 2, most of it the TPU compiler's |
+#
+# You will see, each proved by a check cell:
+#
+# 1. what this machine is, and how its devices form a mesh;
+# 2. that a matrix product is bound by arithmetic and a sum by memory;
+# 3. why writing one token is slow and reading a thousand is fast;
+# 4. what a training step of Gemma needs on a TPU core, as the TPU's own
+#    compiler says. It runs here, TPU or not.
+
+# %% [markdown]
+# ## Where to get a TPU
+# As of November 2026; where two pages disagree, believe the newer one.
+#
+# **Kaggle, free.** Verify your phone in the account's settings. Open a
+# notebook there, choose *Settings → Accelerator → TPU v5e-8* (or v3-8,
+# where it is still offered), and switch *Internet* on. Models whose licence
+# you accepted need no key there. A TPU session ends after 9 hours, and there
+# is a weekly allowance.
+#
+# **Colab.** *Runtime → Change runtime type → v5e-1 TPU* gives one chip:
+# good for the tiny model and for Gemma 3 270M. For eight chips attach Colab
+# to a Cloud TPU VM, below. Weights of Kaggle need `KAGGLE_USERNAME` and
+# `KAGGLE_KEY` among Colab's secrets.
+#
+# **A Cloud TPU VM**, paid by the second. With `gcloud` set to your project:
+#
+# ```sh
+# # on demand: now or not at all
+# gcloud compute tpus tpu-vm create aha --zone=us-west4-a \
+#   --accelerator-type=v5litepod-8 --version=v2-alpha-tpuv5-lite
+# # the same with --spot: far cheaper, and taken away at any moment; a run
+# # that was cut off resumes from its last checkpoint
+# # queued: it is made as soon as there is one (--spot goes here too)
+# gcloud compute tpus queued-resources create aha-queue --node-id=aha \
+#   --zone=us-west4-a --accelerator-type=v5litepod-8 \
+#   --runtime-version=v2-alpha-tpuv5-lite
+# gcloud compute tpus queued-resources describe aha-queue \
+#   --zone=us-west4-a
+# ```
+#
+# Go there by ssh with a tunnel for Jupyter, install, and start Jupyter so
+# that Colab's page may talk to it:
+#
+# ```sh
+# gcloud compute tpus tpu-vm ssh aha --zone=us-west4-a -- \
+#   -L 8888:localhost:8888
+# pip install -e ".[tpu]" notebook      # in the clone of this project
+# jupyter notebook --no-browser --port=8888 --ServerApp.port_retries=0 \
+#   --ServerApp.allow_origin=https://colab.research.google.com
+# ```
+#
+# In Colab choose *Connect → Connect to a local runtime* and paste the
+# address with its token. Without Colab, open that address in a browser.
+#
+# **When you are done, delete it.** An idle chip costs what a busy one does,
+# and a queued request lives on after its machine:
+#
+# ```sh
+# gcloud compute tpus tpu-vm delete aha --zone=us-west4-a
+# gcloud compute tpus queued-resources delete aha-queue \
+#   --zone=us-west4-a --force
+# gcloud compute tpus tpu-vm list --zone=us-west4-a      # nothing left?
+# ```
+#
+# **Vertex AI** offers the same chips to training jobs: put this folder in a
+# container whose command is the headless run of notebook 05, and ask for
+# machine type `ct5lp-hightpu-8t`. Its Workbench notebooks have no TPU of
+# their own; use them as the browser end of the tunnel.
+
+# %% tags=["setup"]
+# Setup, the same in every notebook: find aha_lib and what it needs.
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+here = pathlib.Path.cwd()
+checkout = [p for p in (here, here.parent) if (p / "aha_lib").is_dir()]
+sys.path[:0] = map(str, checkout)
+needs = "aha_lib", "flax", "jaxtyping", "optax", "orbax", "sentencepiece"
+if not all(importlib.util.find_spec(name) for name in needs):
+    if checkout:
+        pyproject = (checkout[0] / "pyproject.toml").read_text()
+        missing = tomllib.loads(pyproject)["project"]["dependencies"]
+    else:
+        raise SystemExit("aha_lib is not here: clone or upload its whole "
+                         "folder and open this notebook inside it.")
+    pip = [sys.executable, "-m", "pip", "install", "-q", *missing]
+    subprocess.run(pip, check=True)
+
+import jax
+
+from aha_lib import runtime
+
+runtime.start_distributed()  # only where there are several hosts
+kind = runtime.devices()[0].device_kind
+print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+
+# %% [markdown]
+# `chip` is the machine you ask the compiler about in the last part; it need
+# not be the one you sit at.
+
+# %% tags=["parameters"]
+preset = "tiny"
+chip = "v3-8"
+
+# %% [markdown]
+# ## This machine
+# Look at the second line: is it the accelerator that you chose? If JAX sees
+# a CPU on a TPU machine, the setup cell above has already said why.
+
+# %%
+print(runtime.describe())
+
+# %% [markdown]
+# Free sessions end by the clock. `train` writes checkpoints so that an end
+# costs minutes, but it is better to know.
+
+# %%
+left = runtime.time_left()
+print("no limit here" if left is None else f"{left / 3600:.1f} h left")
+
+# %% [markdown]
+# Devices form a grid, the mesh. Its axis `fsdp` shares out the rows of a
+# batch and the parameters; `tp` splits each matrix among devices and is 1
+# unless you ask. One device is a mesh too, and nothing else changes.
+
+# %%
+from aha_lib.presets import MODELS, SETTINGS
+
+settings = SETTINGS[preset]
+mesh = runtime.make_mesh(tp=settings.tp)
+print(dict(mesh.shape), mesh.devices.tolist())
+
+# %% [markdown]
+# ### Check
+# All devices are in the mesh, each once.
+
+# %%
+assert mesh.size == jax.device_count()
+assert set(mesh.devices.flat) == set(jax.devices())
+
+# %% [markdown]
+# ## How fast?
+# Three measurements, in half a minute. Each compiles first, then takes the
+# median of some runs; `block_until_ready` waits for the device, which
+# otherwise answers before it has worked.
+
+# %%
+import statistics
+import time
+
+import jax.numpy as jnp
+
+cpu = jax.default_backend() == "cpu"
+dtype, _ = runtime.dtypes()
+
+
+def seconds(f, *args, runs=7):
+    def once():
+        start = time.perf_counter()
+        jax.block_until_ready(f(*args))
+        return time.perf_counter() - start
+
+    once()  # compiles
+    return statistics.median(once() for _ in range(runs))
+
+
+# %% [markdown]
+# **Arithmetic.** The product of two n × n matrices takes 2n³ operations: n
+# products and n sums for each of n² entries.
+
+# %%
+n = 2048 if cpu else 8192
+a = jnp.ones((n, n), dtype)
+product = jax.jit(lambda a: a @ a)
+flops = 2 * n**3 / seconds(product, a)
+print(f"{flops / 1e12:.3f} TFLOP/s, {dtype} on one {kind}")
+
+# %% [markdown]
+# **Memory.** Doubling a long vector reads and writes every byte and does
+# one operation for each number.
+
+# %%
+v = jnp.ones(2**26 if cpu else 2**29, dtype)
+double = jax.jit(lambda v: 2 * v)
+bandwidth = 2 * v.nbytes / seconds(double, v)
+print(f"{bandwidth / 1e9:.1f} GB/s")
+
+# %% [markdown]
+# **Between devices.** `fsdp` keeps a slice of every matrix on each device
+# and puts it together when it is needed. How fast does a device get the
+# slices of the others?
+
+# %%
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+whole = jnp.ones((jax.device_count() * 1024, 4096), dtype)
+if jax.device_count() > 1:
+    shared = jax.device_put(whole, NamedSharding(mesh, P(mesh.axis_names)))
+    everywhere = NamedSharding(mesh, P())
+    gather = jax.jit(lambda x: x, out_shardings=everywhere)
+    others = whole.nbytes * (1 - 1 / mesh.size)
+    speed = others / seconds(gather, shared)
+    print(f"{speed / 1e9:.1f} GB/s into each of {mesh.size} devices")
+else:
+    print("one device: nothing to gather")
+
+# %% [markdown]
+# Against the datasheet. A good part of it is what to expect of such simple
+# code; a tenth of it means that something is wrong: another process on the
+# chip, or a slower chip than you asked for.
+
+# %%
+from aha_lib import plan
+
+NAMES = {"TPU v3": "v3-8", "TPU v5 lite": "v5e-8", "TPU v6 lite": "v6e-8"}
+sheet = plan.CHIPS.get(NAMES.get(kind))
+if sheet:
+    share = flops / sheet.flops, bandwidth / sheet.bandwidth
+    print(f"arithmetic {share[0]:.0%} of {sheet.flops / 1e12:g} TFLOP/s")
+    print(f"memory {share[1]:.0%} of {sheet.bandwidth / 1e9:g} GB/s")
+else:
+    print(f"no datasheet for {kind}: the measured values serve as its peaks")
+
+# %% [markdown]
+# ### Check
+# Are the counts right? XLA counts the operations of a compiled program too.
+
+# %%
+counted = product.lower(a).compile().cost_analysis()["flops"]
+assert abs(counted / (2 * n**3) - 1) < 0.01
+counted = double.lower(v).compile().cost_analysis()["flops"]
+assert abs(counted / v.size - 1) < 0.01
+print("XLA counts the same")
+
+# %% [markdown]
+# ## The roofline
+# A chip does at most `flops` operations and moves at most `bandwidth` bytes
+# a second. A program that does I operations per byte can reach
+# min(flops, I · bandwidth): a roof with a slope and a flat part. Where they
+# meet is the chip's own intensity.
+#
+# The three phases of a step, for N parameters of b bytes (the JAX scaling
+# book, chapters *Roofline* and *Inference*; attention is left out, it is
+# small at these lengths):
+#
+# - **prefill** of T prompt tokens: 2NT operations, the weights read once,
+#   Nb bytes. Intensity 2T/b.
+# - **decode** of one token for R rows: 2NR operations, and the weights *and*
+#   each row's KV cache of K bytes: Nb + RK. At most 2R/b.
+# - **training** on T tokens: 8NT operations (forward, forward again because
+#   activations were thrown away, and backward twice), the weights read for
+#   each of these passes and the gradient written: 4Nb + Nb bytes.
+#
+# What to look for: on which side of the ridge does each phase lie?
+
+# %%
+config, b = MODELS[preset], dtype.itemsize
+N, rows = config.parameters, settings.prompts * settings.group
+held = settings.prompt_len + settings.completion_len / 2
+K = 2 * config.layers * config.kv_heads * config.head_dim * b * held
+T = settings.prompts * settings.prompt_len
+trained = settings.micro_batch * (settings.prompt_len
+                                  + settings.completion_len)  # fmt: skip
+intensity = {
+    "prefill": 2 * N * T / (N * b),
+    "decode": 2 * N * rows / (N * b + rows * K),
+    "training": 8 * N * trained / (5 * N * b),
+}
+for name, value in intensity.items():
+    print(f"{name:<9}{value:9.1f} operations per byte")
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+peak = (sheet.flops, sheet.bandwidth) if sheet else (flops, bandwidth)
+ridge = peak[0] / peak[1]
+ends = [ridge, *intensity.values()]
+x = np.array([min(ends) / 5, ridge, max(ends) * 5])
+fig, ax = plt.subplots(figsize=(7, 4))
+ax.loglog(x, np.minimum(peak[0], x * peak[1]) / 1e9, color="black")
+ax.axvline(ridge, color="gray", ls=":")
+for name, i in intensity.items():
+    reached = min(peak[0], i * peak[1]) / 1e9
+    ax.plot(i, reached, "o", label=f"{name}, {i:.0f}")
+ax.set(xlabel="operations per byte", ylabel="10⁹ operations a second",
+       title=f"{preset} on one {kind}: what can be reached")  # fmt: skip
+_ = ax.legend()
+
+# %% [markdown]
+# Left of the dotted ridge the memory decides, right of it the arithmetic.
+# Decode lies furthest left: for every token it reads all weights and all
+# caches, and does little with them. That is why the sampler writes many rows
+# at once, why a group shares its prompt, and why notebook 03 is about the
+# KV cache. A tiny model with many rows is a mild case: choose a Gemma as
+# `preset` and see decode move left while the others stay.
+
+# %% [markdown]
+# ### Check
+# More rows raise decode's intensity, but never above 2N/K, where the caches
+# are all that is read.
+
+# %%
+more = [2 * N * r / (N * b + r * K) for r in (1, 8, 64, 512, 4096)]
+print([f"{i:.1f}" for i in more], f"limit {2 * N / K:.1f}")
+assert all(np.diff(more) > 0) and more[-1] < 2 * N / K
+assert intensity["decode"] < min(intensity["prefill"], intensity["training"])
+
+# %% [markdown]
+# ## What will fit
+# The TPU compiler is a library and needs no TPU. `plan` hands it the very
+# programs of a training step and adds up what a core would hold: the
+# arguments of the running program, its temporaries, and what waits in memory
+# meanwhile. A model that takes a minute to plan takes no minute of a paid
+# machine. The line at the end is no measurement: it is what the datasheet's
+# peaks allow, in seconds, hours and dollars.
+
+# %%
+small = "gemma3-270m" if preset == "tiny" else preset
+try:
+    answer = plan.plan(small, chip)
+    print(answer)
+except RuntimeError as error:  # no compiler here
+    answer = None
+    print(error)
+
+# %% [markdown]
+# The fullest program decides. Often it is one of the sampler's, whose caches
+# grow with the rows; `update: apply` depends on the model alone.
+#
+# ### Check
+# It fits, and the parameters are where we think: with Adam's two moments and
+# the gradient they take 16 bytes each, an equal share on every core.
+
+# %%
+if answer and answer.fits:
+    apply = next(p for p in answer.programs if p.name == "update: apply")
+    share = 16 * MODELS[small].parameters / plan.CHIPS[chip].cores / 2**30
+    print(f"update: apply {apply.total:.2f} GiB, the arithmetic {share:.2f}")
+    assert 0.9 < apply.total / share < 1.3
+
+# %% [markdown]
+# And what does not fit? Ask for far more puzzles at once. The answer names
+# the program and the setting to change.
+
+# %%
+if answer:
+    print(plan.plan(small, chip, prompts=512))
+
+# %% [markdown]
+# From a shell it is `python -m aha_lib.plan --model gemma3-1b --chip v5e-8`,
+# with `--set NAME=VALUE` for any setting and `--largest prompts` to search
+# for the most that fits. The README has the table for all models and chips.
+
+# %% [markdown]
+# ## More than one machine
+# A v5e-16 slice is four hosts with four chips each. Every host runs the same
+# program; `runtime.start_distributed`, in every setup cell, finds the others
+# and the mesh spans all chips. Only the run folder has to be one that all
+# hosts see, for example a bucket mounted by `gcsfuse`:
+#
+# ```sh
+# gcloud compute tpus tpu-vm create aha16 --zone=us-west4-a \
+#   --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite
+# gcloud compute tpus tpu-vm ssh aha16 --zone=us-west4-a --worker=all \
+#   --command='git clone YOUR_CLONE aha && cd aha &&
+#              pip install -e ".[tpu]" && mkdir -p runs &&
+#              gcsfuse --implicit-dirs YOUR_BUCKET runs'
+# gcloud compute tpus tpu-vm ssh aha16 --zone=us-west4-a --worker=all \
+#   --command='cd aha && python3 notebooks/05_train.py \
+#              --preset gemma2-2b --out runs/first'
+# ```
+#
+# On GKE, [XPK](https://github.com/AI-Hypercomputer/xpk) makes the cluster
+# and starts the same command on every host; the image has to hold this
+# folder and its packages:
+#
+# ```sh
+# pip install xpk
+# xpk cluster create --cluster=aha --tpu-type=v5litepod-16 \
+#   --num-slices=1 --zone=us-west4-a --spot
+# xpk workload create --cluster=aha --workload=first \
+#   --tpu-type=v5litepod-16 --zone=us-west4-a --docker-image=YOUR_IMAGE \
+#   --command="python3 notebooks/05_train.py --preset gemma2-2b \
+#              --out /runs/first"
+# xpk cluster delete --cluster=aha --zone=us-west4-a
+# ```
+#
+# None of these commands could be tried while this was written. What was
+# tried, and is a test: two processes with four devices each give the tokens
+# and the metrics of one process with eight, one of them writes the files,
+# and one process goes on from their checkpoint.
+
+# %% [markdown]
+# ## Exercises
+# 1. Set `preset = "gemma2-2b"` and run the roofline again. How many rows
+#    would decode need on a v5e to leave the slope?
+#
+# <details><summary>answer</summary>
+#
+# The ridge of a v5e is 197e12 / 819e9, about 240 operations per byte.
+# Without the caches decode does 2R/b = R operations per byte in bfloat16,
+# so about 240 rows on each core. With them more rows are needed, and 2N/K,
+# the limit in the check above, lies below the ridge (64 for Gemma 2 2B at
+# the preset's lengths): no number of rows is enough.
+#
+# </details>
+#
+# 2. Ask `plan` whether Gemma 2 9B can be trained with adapters on `v6e-8`.
+#
+# <details><summary>answer</summary>
+#
+# `plan.plan("gemma2-9b", "v6e-8", lora=16, prompts=8, micro_batch=8)`. The
+# table in the README has the answer, for the other chips too.
+#
+# </details>
+#
+# ## Where this lives
+# Detection, mesh and shardings are `aha_lib/runtime.py`; the compiler's word
+# is `aha_lib/plan.py`. Next: **01 · Loading Gemma**.
