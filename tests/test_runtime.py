@@ -1,0 +1,292 @@
+"""Where we run: told from files and environment, explained where JAX cannot start, laid out."""
+
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from aha_lib import runtime
+
+SECRET = "hunter2"
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch):
+    """No notebook service, no TPU, no other host, whatever machine the tests run on."""
+    for name in ("KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "JAX_COORDINATOR_ADDRESS",
+                 "TPU_WORKER_HOSTNAMES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runtime, "_tpu_files", list)
+
+
+@pytest.fixture
+def tpu(monkeypatch):
+    monkeypatch.setattr(runtime, "_tpu_files", lambda: ["/dev/accel0"])
+
+
+@pytest.fixture
+def on_kaggle(monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+
+
+@pytest.fixture
+def on_colab(monkeypatch):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20261101")
+
+
+# Where
+
+
+def test_this_computer():
+    assert runtime.place() == "this computer"
+
+
+def test_kaggle(on_kaggle, tpu):
+    assert runtime.place() == "Kaggle"
+
+
+def test_colab(on_colab):
+    assert runtime.place() == "Colab"
+
+
+@pytest.mark.parametrize(
+    "command, place",
+    [
+        ("jupyter\0notebook\0--no-browser", "Cloud TPU VM"),
+        ("jupyter\0--ServerApp.allow_origin=https://colab.research.google.com",
+         "Cloud TPU VM, through Colab"),
+    ],
+)  # fmt: skip
+def test_cloud_tpu_vm(tpu, monkeypatch, tmp_path, command, place):
+    file = tmp_path / "cmdline"
+    file.write_text(command)
+    monkeypatch.setattr(runtime, "Path", lambda name: file)
+    assert runtime.place() == place
+
+
+def test_describe():
+    lines = dict(line.split(maxsplit=1) for line in runtime.describe().splitlines())
+    assert list(lines) == ["where", "chip", "HBM", "host", "versions"]
+    assert lines["where"] == "this computer" and "CPU cores, on 1 host(s)" in lines["chip"]
+    assert f"jax {jax.__version__}" in lines["versions"]
+    ram, disk = (float(part.split()[0]) for part in lines["host"].split(", "))
+    assert ram > 0 and disk > 0
+
+
+# What JAX says when it cannot start
+
+HELD = "The TPU is already in use by process with pid 1234. Not attempting to load libtpu.so"
+LOCKED = ("Unable to initialize backend 'tpu': ABORTED: Internal error when accessing libtpu "
+          'multi-process lockfile. Run "$ sudo rm /tmp/libtpu_lockfile".')  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error, advice",
+    [
+        (HELD, "Another process holds the TPU"),
+        (LOCKED, "delete /tmp/libtpu_lockfile"),
+        ("Unable to initialize backend 'tpu': TPU v2 is not supported", "may be too old for it"),
+        ("Unable to initialize backend 'tpu': UNAVAILABLE: No TPU", "session's accelerator is one"),
+        ("something else", "something else"),
+    ],
+)
+def test_explain(monkeypatch, error, advice):
+    for name in ("tensorflow", "torch_xla"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert advice in runtime.explain(error)
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "torch_xla"])
+def test_another_framework_holds_the_chips(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert runtime.explain(HELD).startswith(f"{name} was imported and holds the TPU: restart")
+    assert runtime.explain("something else") == "something else"
+
+
+def test_devices_explains(monkeypatch):
+    def fails():
+        raise RuntimeError(HELD)
+
+    monkeypatch.setattr(jax, "devices", fails)
+    with pytest.raises(RuntimeError, match="Another process holds the TPU"):
+        runtime.devices()
+
+
+def test_a_jax_for_cpus_on_a_tpu_machine(tpu, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(RuntimeError, match=r'sees no TPU here: run pip install "jax\[tpu\]"'):
+        runtime.devices()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert runtime.devices() == jax.devices()
+
+
+# What JAX says when memory is short
+
+
+@pytest.mark.parametrize(
+    "error, figures",
+    [
+        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+         "hbm. Used 21.95G of 15.48G hbm. Exceeded hbm capacity by 6.47G.",
+         "Used 21.95G of 15.48G"),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1073741824 bytes.",
+         "allocate 1073741824 bytes"),
+        ("RESOURCE_EXHAUSTED: no figures", "RESOURCE_EXHAUSTED"),
+    ],
+)  # fmt: skip
+def test_memory_errors(error, figures):
+    with pytest.raises(MemoryError) as caught, runtime.memory_errors("lower micro_batch"):
+        raise jax.errors.JaxRuntimeError(error)
+    assert f"({figures}): lower micro_batch. `python -m aha_lib.plan`" in str(caught.value)
+
+
+def test_other_errors_stay():
+    with pytest.raises(jax.errors.JaxRuntimeError), runtime.memory_errors("lower micro_batch"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+# Clock and secrets
+
+
+def test_time_left(on_kaggle):
+    assert runtime.time_left(elapsed=3600.0) == 11 * 3600
+    assert runtime.time_left(limit_hours=2.0, elapsed=3600.0) == 3600
+    assert 0 < 12 * 3600 - runtime.time_left() < 100 * 24 * 3600
+
+
+def test_time_left_on_kaggles_tpu(on_kaggle, tpu):
+    assert runtime.time_left(elapsed=3600.0) == 8 * 3600
+
+
+def test_time_left_on_colab(on_colab):
+    assert runtime.time_left(elapsed=0.0) == 12 * 3600
+
+
+def test_no_limit():
+    assert runtime.time_left() is None
+    assert runtime.time_left(limit_hours=1.0, elapsed=0.0) == 3600
+
+
+def kaggle_secrets(value):
+    def get_secret(self, name):
+        if value is None:
+            raise ConnectionError(f"no {name}; {SECRET}")
+        return value
+
+    module = types.ModuleType("kaggle_secrets")
+    module.UserSecretsClient = type("UserSecretsClient", (), {"get_secret": get_secret})
+    return module
+
+
+def test_secret_of_the_environment(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", SECRET)
+    assert runtime.secret("A_TOKEN") == SECRET
+
+
+def test_secret_of_kaggle(on_kaggle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", kaggle_secrets(SECRET))
+    assert runtime.secret("A_TOKEN") == SECRET
+    monkeypatch.setenv("A_TOKEN", "of the environment")
+    assert runtime.secret("A_TOKEN") == "of the environment"
+
+
+def test_secret_of_colab(on_colab, monkeypatch):
+    module = types.ModuleType("google.colab.userdata")
+    module.get = {"A_TOKEN": SECRET}.__getitem__
+    for name in ("google", "google.colab"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "google.colab.userdata", module)
+    assert runtime.secret("A_TOKEN") == SECRET
+
+
+def test_no_secret(on_kaggle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", kaggle_secrets(None))
+    with pytest.raises(LookupError, match="no secret A_TOKEN .ConnectionError.: set the env") as e:
+        runtime.secret("A_TOKEN")
+    assert SECRET not in str(e.value) and e.value.__suppress_context__
+
+
+# Dtypes, caches
+
+
+def test_dtypes():
+    assert runtime.dtypes() == (jnp.float32, jnp.float32)
+    assert runtime.dtypes("tpu") == runtime.dtypes("gpu") == (jnp.bfloat16, jnp.float32)
+
+
+def test_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runtime.cache("plan") == tmp_path / "aha_lib" / "plan"
+
+
+# Several hosts
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, None),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2",
+          "JAX_PROCESS_ID": "1"}, {"num_processes": 2, "process_id": 1}),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"SLURM_NTASKS": "4"}, {}),
+        ({"SLURM_NTASKS": "1"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+    ],
+)  # fmt: skip
+def test_start_distributed(monkeypatch, environment, expected):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.start_distributed() == (expected is not None)
+    assert calls == ([] if expected is None else [expected])
+
+
+def test_start_distributed_on_a_cloud_tpu_vm(monkeypatch, tpu):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append(1))
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    assert runtime.start_distributed() and calls == [1]
+
+
+# Mesh and shardings
+
+
+def test_make_mesh_says_what_is_wrong():
+    with pytest.raises(ValueError, match="fsdp=2 × tp=3 is not 1 devices: leave fsdp out"):
+        runtime.make_mesh(fsdp=2, tp=3)
+
+
+@pytest.mark.parametrize(
+    "shape, names, expected",
+    [
+        ((16, 5), ("rows",), P(("fsdp",))),
+        ((6, 5), ("rows",), P(None)),  # 6 rows do not divide by 4
+        ((16, 8, 32), ("embed", "heads", None), P(("fsdp",), ("tp",), None)),
+        ((16, 3, 32), ("embed", "kv_heads", None), P(("fsdp",), None, None)),
+        ((64, 16), ("vocab", "embed"), P(("fsdp", "tp"), None)),  # the first takes what it can
+        ((63, 16), ("vocab", "embed"), P(None, ("fsdp",))),  # and leaves what it cannot
+        ((3, 16), ("layers", "norm"), P(None, None)),
+    ],
+)
+def test_spec(shape, names, expected):
+    mesh = jax.sharding.AbstractMesh((4, 2), ("fsdp", "tp"))
+    assert runtime.spec(shape, names, mesh) == expected
+
+
+def test_constrain_without_a_mesh_is_nothing():
+    x = jnp.ones((4, 2))
+    assert runtime.constrain(x, "rows") is x and runtime.row_major(x, "rows") is x
+
+
+def test_to_host():
+    tree = {"a": jnp.arange(3), "b": np.ones(2)}
+    whole = runtime.to_host(tree)
+    assert all(isinstance(x, np.ndarray) for x in whole.values())
+    assert whole["a"].tolist() == [0, 1, 2]
