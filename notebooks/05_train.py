@@ -298,8 +298,7 @@ for i in [i for i, text in enumerate(history[0]["sampled"])
 # %% [markdown]
 # ## Where the time goes
 # Seconds of a step, split. Steps that meet a new length of completions
-# compile, hence medians; the first is left out. (The outputs shown here come
-# from a machine that was busy with other work: alone, a step is faster.)
+# compile, hence medians; the first is left out.
 
 # %%
 import numpy as np
