@@ -1,5 +1,6 @@
-"""The figures in the README are those of the runs that ship with the package."""
+"""The figures in the README are those of the runs and measurements that are kept here."""
 
+import json
 import re
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def test_the_table_of_runs(seed):
         [first["heldout_accuracy"], at[10]["heldout_accuracy"], at[20]["heldout_accuracy"],
          last["heldout_accuracy"], last["heldout_greedy"]], abs=0.00051,
     )  # fmt: skip
+
+
+def test_the_table_of_what_fits(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
+    import fits
+
+    rows = json.loads(fits.RESULTS.read_text())
+    assert len(rows) == 3 * sum(map(len, fits.MODELS.values()))
+    assert "\n".join(fits.table(rows)) in (ROOT / "README.md").read_text()
 
 
 def test_everything_the_readme_links_to_is_there():
