@@ -260,7 +260,7 @@ def test_start_distributed_on_a_cloud_tpu_vm(monkeypatch, tpu):
 
 def test_make_mesh_says_what_is_wrong():
     with pytest.raises(ValueError, match="fsdp=2 × tp=3 is not 1 devices: leave fsdp out"):
-        runtime.make_mesh(fsdp=2, tp=3)
+        runtime.make_mesh(jax.devices()[:1], fsdp=2, tp=3)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,75 @@ def test_the_batch_of_a_step(settings, rewarded, monkeypatch, tmp_path):
     assert abs(first["kl"]) < 1e-6 < second["kl"], "the reference stays the base"
 
 
+def test_refills_replace_groups_without_signal(monkeypatch):
+    """Dynamic sampling on the tiny base: what is drawn, what is learned from, what is measured."""
+    P, G = 4, 3
+    settings = Settings(prompts=P, group=G, completion_len=32, steps=8, refills=2)
+    model, tokenizer, _ = weights.load("tiny")
+    graph, params = nnx.split(model)
+    rollouts = spied(monkeypatch, train, "rollout")
+    batches = []
+    monkeypatch.setattr(grpo, "train_step", lambda *args: batches.append(args[3]) or (args[1], {}))
+
+    def take(number, refills):
+        """Step `number`, without an update: metrics, batch, rollouts and their rewards [P, G]."""
+        rollouts.clear()
+        s, state = dataclasses.replace(settings, refills=refills), grpo.TrainState(params, None)
+        _, row = train.step(graph, state, None, tokenizer, s, number, jax.random.key(0))
+        rewards = [
+            np.array([countdown.reward(*x).value for x in zip(out.texts, out.puzzles, strict=True)])
+            for out in rollouts
+        ]
+        return row, batches[-1], list(rollouts), np.reshape(rewards, (-1, P, G))
+
+    draws_made, left, drawn = [], [], []
+    for number in range(1, 7):
+        row, batch, draws, rewards = take(number, refills=2)
+        fresh = np.cumsum((rewards.max(2) > rewards.min(2)).sum(1))
+        assert (fresh[:-1] < P).all(), "drawn again only while a group lacks signal"
+        assert len(draws) == 3 or fresh[-1] >= P, "and then as long as the settings allow"
+        for i, out in enumerate(draws):
+            assert out.puzzles[::G] == train.puzzles(settings, number, i)
+            drawn += out.puzzles[::G]
+        found = [origin(batch, g, G, draws, rewards, tokenizer) for g in range(P)]
+        assert len(set(found)) == P, "no group is taken twice"
+        silent = [g for g, (d, i) in enumerate(found) if np.ptp(rewards[d, i]) == 0]
+        assert len(silent) == max(0, P - fresh[-1]), "as few without signal as the draws allow"
+
+        plain, old, (out,), (first,) = take(number, refills=0)
+        assert P * plain["zero_variance_groups"] == P - fresh[0]
+        (one,), (other,) = untimed([row]), untimed([plain])
+        assert one == other, "the metrics are those of the first draw"
+        assert one["reward"] == pytest.approx(first.mean())
+        assert one["length"] == pytest.approx(out.completions.mask.sum(1).mean())
+        kept = (np.ptp(first, 1) > 0).repeat(G)
+        for ours, theirs in zip(batch[:6], old[:6], strict=True):
+            np.testing.assert_array_equal(ours[kept], theirs[kept], "groups with signal stay")
+        draws_made.append(len(draws))
+        left.append(len(silent))
+    assert {2, 3} <= set(draws_made) and min(left) == 0 < max(left), "each case was met"
+    assert len(set(drawn)) > 0.9 * len(drawn), "a draw does not repeat another's puzzles"
+
+
+def origin(batch, g, G, draws, rewards, tokenizer):
+    """Draw and group that the batch's group `g` is: its rows have to be that group's throughout."""
+    rows = slice(g * G, g * G + G)
+    ours = batch.logprobs[rows]
+    drawn = {(d, i): draws[d].completions.logprobs[i * G : i * G + G]
+             for d, i in np.ndindex(rewards.shape[:2])}  # fmt: skip
+    ((d, i),) = [at for at, theirs in drawn.items() if np.array_equal(ours, theirs)]
+    mine = slice(i * G, i * G + G)
+    np.testing.assert_array_equal(batch.completions[rows], draws[d].completions.tokens[mine])
+    np.testing.assert_array_equal(batch.mask[rows], draws[d].completions.mask[mine])
+    prompt = tokenizer.encode(countdown.prompt(draws[d].puzzles[i * G], "tiny"))
+    for tokens, valid in zip(batch.prompts[rows], batch.valid[rows], strict=True):
+        assert tokens[valid].tolist() == prompt
+    centred = rewards[d, i] - rewards[d, i].mean()
+    gain = centred / max(rewards[d, i].std(), 1e-9)
+    np.testing.assert_allclose(batch.advantages[rows], gain, atol=1e-5)
+    return d, i
+
+
 def test_every_rollout_has_fresh_keys(settings, monkeypatch, tmp_path):
     """The same puzzles at every step and a model that stays: completions differ all the same."""
     settings = dataclasses.replace(settings, learning_rate=0.0, eval_every=1, steps=3)
@@ -177,10 +246,13 @@ def test_evaluation_does_not_touch_training(settings, rewarded, tmp_path):
         assert b.items() <= a.items()  # those of the base and of the last step included
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, rank, rewarded, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"lora": 2}, {"refills": 2, "group": 2}], ids=str)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    settings, changes, rewarded, monkeypatch, tmp_path
+):
     """Killed after step 3, one step past its checkpoint, with the last lines half written."""
-    settings = dataclasses.replace(settings, lora=rank)
+    settings = dataclasses.replace(settings, **changes)
+    drawn = spied(monkeypatch, train, "puzzles", lambda args, kwargs, result: args[1:])
     rows = run(settings, tmp_path / "whole")
     with closing(train.train(settings, tmp_path / "killed")) as going:
         while next(going)["step"] < 3:
@@ -192,6 +264,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, rank, rewarded, tm
     assert [row["step"] for row in again] == [3, 4, 5]
     assert untimed(again) == untimed(rows[3:])
     assert rows[4]["grad_norm"] > 0, "there was something to learn"
+    refilled = {step for step, *draw in drawn if any(draw)}
+    assert refilled >= {3, 4} if settings.refills else not refilled, "drawn again on both sides"
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         one, other = (untimed(train.read_rows(tmp_path / x / name)) for x in ("whole", "killed"))
         assert one == other
