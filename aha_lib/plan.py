@@ -192,8 +192,7 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
     grads = grpo.learned(state.params, s)[0]
     lean = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
     weights, reference = place(lean, s.gather), place(lean) if s.kl and not s.lora else None
-    kl = _held(reference)
-    waiting = _held(state) + kl
+    waiting, kl = _held((state, reference)), _held(reference)
     lent = [x for x, y in zip(*map(jax.tree.leaves, (weights, state.params)), strict=True)
             if (x.dtype, x.sharding) == (y.dtype, y.sharding)]  # fmt: skip
     aside = waiting - _held(lent)  # while the sampler runs: these are its arguments too
@@ -294,8 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer = plan(args.model, args.chip, **wanted)
         print(answer)
         if args.largest:
-            size = largest(args.largest, args.model, args.chip, **wanted)
-            print(f"largest {args.largest} that fits: {size}")
+            print("largest that fits:", largest(args.largest, args.model, args.chip, **wanted))
     except (ValueError, RuntimeError) as error:
         parser.exit(2, f"{error}\n")
     return 0 if answer.fits else 1

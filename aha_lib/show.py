@@ -148,10 +148,9 @@ def side_by_side(puzzle: countdown.Puzzle, completions: dict[str, str]) -> HTML:
         )
         cells += (f'<td style="{style}"><b>{escape(heading)}</b><br>{marked(text, puzzle)}<br>'
                   f"<small>{escape(verdict)}</small></td>")  # fmt: skip
-    caption = f"{' '.join(map(str, puzzle.numbers))} → {puzzle.target}"
     return HTML(
         '<table style="width:100%;table-layout:fixed;font-family:monospace">'
-        f'<caption style="text-align:left"><b>{caption}</b></caption><tr>{cells}</tr></table>'
+        f'<caption style="text-align:left"><b>{_task(puzzle)}</b></caption><tr>{cells}</tr></table>'
     )
 
 
@@ -194,7 +193,7 @@ def explorer(panel: Sequence[countdown.Puzzle], history: Sequence[dict]) -> widg
 
     def relist(_=None) -> None:
         found = select(panel, *texts(), chosen.value)
-        names = [f"{' '.join(map(str, panel[i].numbers))} → {panel[i].target}" for i in found]
+        names = [_task(panel[i]) for i in found]
         note.value = f"{len(found)} of {len(panel)} puzzles"
         puzzle.options = list(zip(names, found, strict=True))
         puzzle.index = 0 if found else None
@@ -226,9 +225,8 @@ def tree(trace: traces.Trace) -> Figure:
     wide = max((len(attempt.claims) for attempt in trace.attempts), default=0)
     size = 2.2 * (wide + 2), 0.42 * max(len(trace.attempts), 1) + 0.5
     figure, axis = plt.subplots(figsize=size, layout="constrained")
-    root = " ".join(map(str, trace.puzzle.numbers)) + f" → {trace.puzzle.target}"
     boxes = {(): (0, 0)}  # the texts of the claims up to a box, where it is
-    _box(axis, 0, 0, root, "black")
+    _box(axis, 0, 0, _task(trace.puzzle), "black")
     for row, attempt in enumerate(trace.attempts):
         path = ()
         for column, claim in enumerate(attempt.claims, 1):
@@ -245,6 +243,10 @@ def tree(trace: traces.Trace) -> Figure:
     axis.axis("off")
     plt.close(figure)
     return figure
+
+
+def _task(puzzle: countdown.Puzzle) -> str:
+    return f"{' '.join(map(str, puzzle.numbers))} → {puzzle.target}"
 
 
 def _box(axis, x: int, y: int, text: str, colour: str) -> None:

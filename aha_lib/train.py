@@ -259,14 +259,9 @@ def arguments(argv: Sequence[str]) -> tuple[Settings, Path]:
                         help="override a field of the settings; may be repeated")  # fmt: skip
     args = parser.parse_args(argv)
     try:
-        return override(SETTINGS[args.preset], args.set), args.out
+        return dataclasses.replace(SETTINGS[args.preset], **changes(args.set)), args.out
     except ValueError as error:
         parser.exit(2, f"{error}\n")
-
-
-def override(settings: Settings, assignments: Sequence[str]) -> Settings:
-    """Settings with `name=value` assignments applied; raises ValueError as `changes` does."""
-    return dataclasses.replace(settings, **changes(assignments))
 
 
 def changes(assignments: Sequence[str]) -> dict:
