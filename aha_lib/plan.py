@@ -7,6 +7,7 @@ compiler (libtpu), and adds up what a core must hold. `python -m aha_lib.plan --
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -25,7 +26,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
 from aha_lib import grpo, lora, runtime, sampler
-from aha_lib.gemma import Gemma
+from aha_lib.gemma import Cache, Gemma
 from aha_lib.presets import MODELS, SETTINGS, Settings
 from aha_lib.train import changes
 
@@ -201,10 +202,13 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
     rows = jax.eval_shape(sampler._prefill, *begin)
     last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
     slots = s.prompt_len + s.completion_len
-    shorter, longer = (
-        _place_rows(jax.eval_shape(lambda n=n: sampler._lengthen(rows, n)), mesh)
-        for n in (slots - last, slots)
-    )
+
+    def lengthened(slots):
+        longer = functools.partial(sampler._lengthen, slots=slots)
+        cache = (jax.eval_shape(longer, x) for x in rows.cache)
+        return _place_rows(rows._replace(cache=Cache(*cache)), mesh)
+
+    shorter, longer = lengthened(slots - last), lengthened(slots)
     decode = dict(slot=slots - last, length=last, stop_ids=(1,), pad_id=0)
     blank = np.zeros((s.micro_batch, s.completion_len), np.float32)
     micro = prompts[np.zeros(s.micro_batch, int)]
@@ -214,8 +218,8 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
     with jax.set_mesh(mesh):
         return [
             _compile("sample: prefill", aside, sampler._prefill.lower(*begin), chip),
-            _compile("sample: lengthen", aside + _held(weights),
-                     sampler._lengthen.lower(shorter, slots), chip),
+            _compile("sample: lengthen", aside + _held((weights, longer[:-1], longer.cache.k)),
+                     sampler._lengthen.lower(shorter.cache.v, slots=slots), chip),
             _compile("sample: decode", aside,
                      sampler._decode.lower(graph, weights, longer, s.temperature, **decode), chip),
             _compile("update: gradient", waiting - kl - _held(state.params),

@@ -251,10 +251,10 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def _gemma(name: str, *, prompts: int = 32, **changes) -> Settings:
+def _gemma(name: str, **changes) -> Settings:
     """TinyZero's task and sizes, eight completions a puzzle, for a base Gemma on eight cores."""
     return Settings(
-        preset=name, model=name, puzzles="tinyzero", template="base", steps=400, prompts=prompts,
+        preset=name, model=name, puzzles="tinyzero", template="base", steps=400, prompts=32,
         group=8, prompt_len=256, completion_len=1024, kl=0.001, learning_rate=1e-6,
         eval_every=25, pass_k=8, checkpoint_every=25, **changes,
     )  # fmt: skip
@@ -264,5 +264,5 @@ SETTINGS: dict[str, Settings] = {
     "tiny": Settings(),
     "gemma3-270m": _gemma("gemma3-270m"),
     "gemma3-1b": _gemma("gemma3-1b", micro_batch=16),
-    "gemma2-2b": _gemma("gemma2-2b", prompts=16, micro_batch=8),
+    "gemma2-2b": _gemma("gemma2-2b", micro_batch=8),
 }

@@ -90,7 +90,11 @@ def sample(
     index = np.arange(count)  # which row of `out` each row being written is
     for start, stop in zip(bounds, bounds[1:], strict=False):
         slot = prompts.shape[1] + start
-        rows = _lengthen(rows, slot + stop - start)  # on a line of its own: frees the shorter cache
+        cache = []
+        for x in rows.cache:  # in turn, each freed once copied: never two whole caches at a time
+            cache.append(_lengthen(x, slot + stop - start))
+            x.delete()
+        rows = rows._replace(cache=Cache(*cache))
         rows, *written = _decode(
             graph, params, rows, temperature, slot=slot, length=stop - start, stop_ids=stop_ids,
             pad_id=pad_id,
@@ -168,10 +172,8 @@ def _decode(graph, params, rows, temperature, *, slot, length, stop_ids, pad_id)
         token = jnp.where(rows.done, pad_id, token).astype(jnp.int32)
         logprob = jnp.take_along_axis(logs, token[:, None], axis=1)[:, 0]
         put = lambda array, column: jax.lax.dynamic_update_slice(array, column[:, None], (0, t))  # noqa: E731
-        written = (
-            put(tokens, token), put(logprobs, jnp.where(rows.done, 0, logprob)),
-            put(mask, ~rows.done),
-        )  # fmt: skip
+        written = (put(tokens, token), put(logprobs, jnp.where(rows.done, 0, logprob)),
+                   put(mask, ~rows.done))  # fmt: skip
         done = rows.done | jnp.isin(token, jnp.array(stop_ids))
         hidden, cache = model.extend(
             token[:, None], rows.position[:, None], ~rows.done[:, None], rows.cache, slot + t
@@ -198,14 +200,11 @@ def _draw(logs, keys, position):
     return jnp.minimum(token, logs.shape[-1] - 1)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _lengthen(rows, slots):
-    """A cache of `slots` slots, the new ones empty."""
-    k, v, valid = rows.cache
-    more = (0, slots - valid.shape[1])
-    wide = ((0, 0),) * 3 + (more, (0, 0))
-    cache = Cache(jnp.pad(k, wide), jnp.pad(v, wide), jnp.pad(valid, ((0, 0), more)))
-    return rows._replace(cache=cache)
+@functools.partial(jax.jit, static_argnames="slots")
+def _lengthen(x, slots):
+    """An array of a cache, of `slots` slots, the new ones empty."""
+    axis = 1 if x.dtype == bool else 3
+    return jnp.pad(x, [(0, (slots - n) * (i == axis)) for i, n in enumerate(x.shape)])
 
 
 @jax.jit

@@ -72,13 +72,26 @@ def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, tempera
         )
     out = sample(model, temperature=temperature)
     if temperature:  # the likeliest tokens need not stop
-        assert "_take" in calls and calls.count("_lengthen") > 1, "rows dropped, cache lengthened"
+        assert "_take" in calls and calls.count("_lengthen") > 3, "rows dropped, cache lengthened"
     for prompt, tokens, logprobs in rows_of(out):
         logits = full_logits(model, prompt + tokens)[len(prompt) - 1 : -1]
         if temperature == 0:
             assert tokens == logits.argmax(-1).tolist()
         expected = log_softmax(logits / (temperature or 1.0))[range(len(tokens)), tokens]
         np.testing.assert_allclose(logprobs, expected, atol=2e-5)
+
+
+def test_lengthening_never_holds_two_whole_caches(model, monkeypatch):
+    longer, shorter = sampler._lengthen, []
+
+    def lengthen(x, slots):
+        assert all(old.is_deleted() for old in shorter), "the array before this one is freed"
+        shorter.append(x)
+        return longer(x, slots)
+
+    monkeypatch.setattr(sampler, "_lengthen", lengthen)
+    sample(model)
+    assert len(shorter) > 3 and all(old.is_deleted() for old in shorter)
 
 
 @pytest.mark.parametrize("pad", [PAD, 1], ids=["pad", "pad is a stop token"])
