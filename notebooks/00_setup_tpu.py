@@ -197,13 +197,23 @@ flops = 2 * n**3 / seconds(product, a)
 print(f"{flops / 1e12:.3f} TFLOP/s, {dtype} on one {kind}")
 
 # %% [markdown]
-# **Memory.** Doubling a long vector reads and writes every byte and does
-# one operation for each number.
+# **Memory.** Changing the sign of a long vector reads and writes every byte
+# and does one operation for each number. The result takes the vector's
+# place (`donate`): fresh memory has to be asked for first, and on a CPU that
+# takes several times as long as filling it.
 
 # %%
 v = jnp.ones(2**26 if cpu else 2**29, dtype)
-double = jax.jit(lambda v: 2 * v)
-bandwidth = 2 * v.nbytes / seconds(double, v)
+negative = jax.jit(lambda v: -v, donate_argnames="v")
+
+
+def again():
+    global v
+    v = negative(v)
+    return v
+
+
+bandwidth = 2 * v.nbytes / seconds(again)
 print(f"{bandwidth / 1e9:.1f} GB/s")
 
 # %% [markdown]
@@ -250,7 +260,7 @@ else:
 # %%
 counted = product.lower(a).compile().cost_analysis()["flops"]
 assert abs(counted / (2 * n**3) - 1) < 0.01
-counted = double.lower(v).compile().cost_analysis()["flops"]
+counted = negative.lower(v).compile().cost_analysis()["flops"]
 assert abs(counted / v.size - 1) < 0.01
 print("XLA counts the same")
 
@@ -469,8 +479,8 @@ if answer:
 # <details><summary>answer</summary>
 #
 # `plan.largest("prompts", "gemma3-270m", "v3-8")` says 256. The caches are
-# full first: `sample: lengthen` copies them into longer ones, and for that
-# moment both are there.
+# full first: `sample: lengthen` copies each of their arrays into a longer
+# one, and for that moment both are there.
 #
 # </details>
 #

@@ -653,8 +653,8 @@ assert 0.9 < ratio < 1.25
 # XLA also counts norms, rotations and the softmax, so it finds a little more.
 # Now the machine: how many operations per second does it reach in a large
 # matrix product, and how many bytes per second can it move? The latter
-# depends on where they lie: a tiny model fits into the processor's cache, a
-# large one has to come from memory.
+# depends on how many they are: few may lie in a processor's cache, but are
+# not worth sharing out among its cores; many come from memory, through all.
 
 # %%
 side = 512 if tiny else 4096
@@ -710,9 +710,9 @@ for line in zip(rows, measured, measured / roof, strict=True):
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8),
                                   layout="constrained")  # fmt: skip
 x = np.geomspace(0.2, 200, 100)
-for speed, name, style in ((near, "cache", "C0-"), (far, "memory", "C0--")):
+for speed, name, style in ((near, "few", "C0-"), (far, "many", "C0--")):
     left.loglog(x, np.minimum(peak, speed * x) / 1e9, style,
-                label=f"roof, data from {name}")  # fmt: skip
+                label=f"roof, {name} bytes at a time")  # fmt: skip
 reached = measured * flops / rows / 1e9
 left.loglog(flops / moved, reached, "C1o-", label="decode, measured")
 for n, u, v in zip(rows, flops / moved, reached, strict=True):

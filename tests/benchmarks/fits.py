@@ -1,6 +1,6 @@
 """What fits on eight cores of TPU v3, v5e and v6e, as XLA's compiler says: writes fits.json.
 
-`python tests/benchmarks/fits.py [MODEL ...]`, some hours for all models; needs no TPU. Each row is
+`python tests/benchmarks/fits.py [MODEL ...]`, an hour for all models; needs no TPU. Each row is
 a model, a chip and a way of training, with the largest number of prompts of which 8 completions of
 256 + 1,024 tokens each fit, and GiB per core of each program at that size. Rows that fits.json has
 are kept.
