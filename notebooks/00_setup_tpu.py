@@ -335,11 +335,12 @@ _ = ax.legend()
 # Left of the dotted ridge the memory decides, right of it the arithmetic.
 # Decode lies furthest left: for every token it reads all weights and all
 # caches, and does little with them. (A CPU's ridge is so far left that the
-# tiny model's decode may pass it; a TPU's no Gemma's does.) That is why the sampler writes many rows
-# at once, why a group shares its prompt, and why notebook 03 is about the
-# KV cache. The lines above the figure say what a Gemma changes: prefill and
-# training move far to the right, for its prompts and answers are longer.
-# Decode moves little next to that: longer answers have longer caches.
+# tiny model's decode may pass it; a TPU's no Gemma's does.) That is why the
+# sampler writes many rows at once, why a group shares its prompt, and why
+# notebook 03 is about the KV cache. The lines above the figure say what a
+# Gemma changes: prefill and training move far to the right, for its prompts
+# and answers are longer. Decode moves little next to that: longer answers
+# have longer caches.
 
 # %% [markdown]
 # ### Check
