@@ -290,7 +290,8 @@ def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
     for start in range(0, len(order), rows):
         index = order[start : start + rows]
         length = min(-(-lengths[index].max() // bucket) * bucket, batch.mask.shape[1])
-        micro = jax.tree.map(lambda x: x[np.resize(index, rows)], batch)  # noqa: B023
+        full = np.resize(index, rows)
+        micro = jax.tree.map(lambda x: x[full], batch)  # noqa: B023
         micro = micro._replace(mask=micro.mask & (np.arange(rows) < len(index))[:, None])
         wide = ("completions", "mask", "logprobs") + ("weights",) * (batch.weights is not None)
         yield micro._replace(**{name: getattr(micro, name)[:, :length] for name in wide})

@@ -7,7 +7,6 @@ compiler (libtpu), and adds up what a core must hold. `python -m aha_lib.plan --
 
 import argparse
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -193,7 +192,8 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
     grads = grpo.learned(state.params, s)[0]
     lean = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
     weights, reference = place(lean, s.gather), place(lean) if s.kl and not s.lora else None
-    waiting, kl = _held((state, reference)), _held(reference)
+    kl = _held(reference)
+    waiting = _held(state) + kl
     lent = [x for x, y in zip(*map(jax.tree.leaves, (weights, state.params)), strict=True)
             if (x.dtype, x.sharding) == (y.dtype, y.sharding)]  # fmt: skip
     aside = waiting - _held(lent)  # while the sampler runs: these are its arguments too
@@ -203,9 +203,8 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
     last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
     slots = s.prompt_len + s.completion_len
 
-    def lengthened(slots):
-        longer = functools.partial(sampler._lengthen, slots=slots)
-        cache = (jax.eval_shape(longer, x) for x in rows.cache)
+    def lengthened(n):
+        cache = (jax.eval_shape(lambda x: sampler._lengthen(x, n), x) for x in rows.cache)
         return _place_rows(rows._replace(cache=Cache(*cache)), mesh)
 
     shorter, longer = lengthened(slots - last), lengthened(slots)
@@ -219,7 +218,7 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
         return [
             _compile("sample: prefill", aside, sampler._prefill.lower(*begin), chip),
             _compile("sample: lengthen", aside + _held((weights, longer[:-1], longer.cache.k)),
-                     sampler._lengthen.lower(shorter.cache.v, slots=slots), chip),
+                     sampler._lengthen.lower(shorter.cache.v, slots), chip),
             _compile("sample: decode", aside,
                      sampler._decode.lower(graph, weights, longer, s.temperature, **decode), chip),
             _compile("update: gradient", waiting - kl - _held(state.params),
@@ -297,7 +296,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer = plan(args.model, args.chip, **wanted)
         print(answer)
         if args.largest:
-            print("largest that fits:", largest(args.largest, args.model, args.chip, **wanted))
+            size = largest(args.largest, args.model, args.chip, **wanted)
+            print(f"largest {args.largest} that fits: {size}")
     except (ValueError, RuntimeError) as error:
         parser.exit(2, f"{error}\n")
     return 0 if answer.fits else 1

@@ -203,7 +203,7 @@ def _draw(logs, keys, position):
 @functools.partial(jax.jit, static_argnames="slots")
 def _lengthen(x, slots):
     """An array of a cache, of `slots` slots, the new ones empty."""
-    axis = 1 if x.dtype == bool else 3
+    axis = 1 if x.ndim == 2 else 3  # of the slots, in `valid` and in k and v: see gemma.Cache
     return jnp.pad(x, [(0, (slots - n) * (i == axis)) for i, n in enumerate(x.shape)])
 
 
