@@ -262,17 +262,23 @@ def accumulate(graph, params, reference, grads, batch: Batch, tokens, settings: 
         value, sums = loss(model, base, shard_batch(batch), settings)
         return value / tokens, sums
 
-    new, sums = jax.grad(scaled, has_aux=True)(params)
-    return jax.tree.map(jnp.add, grads, new), sums
+    (value, sums), new = jax.value_and_grad(scaled, has_aux=True)(params)
+    return jax.tree.map(jnp.add, grads, new), sums | {"loss": value}
 
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
-def apply(state: TrainState, grads, settings: Settings):
-    """One optimizer step; gives the new state and the gradient's norm before clipping."""
+def apply(state: TrainState, grads, settings: Settings, loss: float | Float[Array, ""] = 0.0):
+    """One optimizer step, none if the loss or the gradient is not finite: then the state stays.
+
+    Gives the new state and the gradient's norm before clipping.
+    """
     params, rest = learned(state.params, settings)
     updates, opt_state = optimizer(settings).update(grads, state.opt_state, params)
-    params = nnx.merge_state(optax.apply_updates(params, updates), rest)
-    return TrainState(params, opt_state), optax.tree.norm(grads)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    new, old = (optax.apply_updates(params, updates), opt_state), (params, state.opt_state)
+    params, opt_state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+    return TrainState(nnx.merge_state(params, rest), opt_state), norm
 
 
 def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
@@ -319,11 +325,11 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
     """One GRPO step on a whole batch (host arrays); gives the new state and the metrics.
 
     `settings.updates` optimizer steps (GRPO's μ), the log-probabilities of the batch staying
-    those of the old policy. Gradients add up over the micro-batches and are those of the whole
-    batch at once. `state` is donated. Metrics are means over the tokens trained: `entropy`, `kl`,
-    `clip_fraction`; and `grad_norm`, of the last update.
+    those of the old policy. Gradients are those of the whole batch. `state` is donated. Metrics
+    are means over the tokens trained, `entropy`, `kl`, `clip_fraction`; `grad_norm` of the last
+    update; and the number of `skipped_updates`, those that were not finite.
     """
-    s, sums = settings, []
+    s, sums, skipped = settings, [], 0
     if s.norm != "token":
         batch = batch._replace(weights=token_weights(batch.mask, s.norm))
     if s.importance_cap:
@@ -332,11 +338,14 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
     # These learn from rows without an advantage too.
     all_rows = s.kl > 0 or s.entropy_bonus != 0 or s.objective == "kimi"
     for _ in range(s.updates):
-        grads = jax.tree.map(jnp.zeros_like, learned(state.params, s)[0])
+        grads, before = jax.tree.map(jnp.zeros_like, learned(state.params, s)[0]), len(sums)
         for micro in micro_batches(batch, s.micro_batch, all_rows=all_rows):
             grads, watched = accumulate(graph, state.params, reference, grads, micro, tokens, s)
             sums.append(watched)
-        state, grad_norm = apply(state, grads, s)
+        value = sum(x["loss"] for x in sums[before:])
+        state, grad_norm = apply(state, grads, s, value)
+        skipped += not np.isfinite(float(grad_norm + value))
     totals = {k: float(sum(x[k] for x in sums)) for k in ("entropy", "kl", "clip_fraction")}
     trained = max(sum(float(x["tokens"]) for x in sums), 1)
-    return state, {k: v / trained for k, v in totals.items()} | {"grad_norm": float(grad_norm)}
+    means = {k: v / trained for k, v in totals.items()}
+    return state, means | {"grad_norm": float(grad_norm), "skipped_updates": skipped}

@@ -165,6 +165,8 @@ _LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch
 eval_puzzles pass_k checkpoint_every tp""".split(), 1)  # fmt: skip
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
 _MOST = {"clip_low": 1, "decay": 1, "seed": 2**32 - 1}  # JAX's keys take 32 bits of a seed
+# Fields that say how a run is computed, measured and kept, not what it learns.
+_COMPUTED_AND_KEPT = "preset micro_batch tp gather eval_every checkpoint_every".split()
 _CHOICES = {
     "puzzles": tuple(PUZZLES),
     "template": ("tiny", "base"),
@@ -215,10 +217,11 @@ class Settings:
     lora: int = 0  # rank of the adapters that are trained; 0: all weights are
     tp: int = 1  # devices that share each matrix; the others share the rows
     gather: bool = True  # sample with layers whole on every device; False where they do not fit
-    # Measuring and keeping
+    # Measuring
     eval_every: int = 10
     eval_puzzles: int = 256
     pass_k: int = 16  # completions of each held-out puzzle for pass@k, at step 0
+    # Keeping: nothing from here on changes what the run learns
     checkpoint_every: int = 10
 
     def __post_init__(self):
@@ -237,6 +240,12 @@ class Settings:
                 f"overlong is {self.overlong}: it has to be within completion_len, which is "
                 f"{self.completion_len}."
             )
+
+    @property
+    def changeable(self) -> frozenset[str]:
+        """Fields that may change when a run is resumed: what it learns stays, but for rounding."""
+        steps = ["steps"] * (self.decay == 1 and not self.refills)
+        return frozenset({*_COMPUTED_AND_KEPT, *steps})
 
 
 # Published losses as overrides of Settings; the functions of grpo name the papers.

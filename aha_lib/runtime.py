@@ -197,6 +197,11 @@ def make_mesh(devices=None, *, fsdp: int | None = None, tp: int = 1) -> Mesh:
     return jax.make_mesh((fsdp, tp), ("fsdp", "tp"), (AxisType.Auto,) * 2, devices=devices)
 
 
+def use(mesh: Mesh):
+    """`jax.set_mesh` as a context; one device needs none."""
+    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+
+
 def shardings(tree, mesh: Mesh, *, gathered: bool = False):
     """The NamedSharding of every array of a model or of a state (parameters, Adam's moments).
 

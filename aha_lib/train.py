@@ -1,4 +1,4 @@
-"""The training loop, its metrics and its checkpoints.
+"""The training loop: what a step is fed, what is measured, when it stops.
 
 A step is a function of (state, step number): its puzzles and random keys are folded from the seed
 and the number, so that a resumed run is the same run. Joins the text side (puzzles, rewards,
@@ -8,8 +8,7 @@ traces) to the array side (sampler, grpo); knows nothing of plots.
 import argparse
 import dataclasses
 import functools
-import json
-import logging
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,15 +16,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm.auto import tqdm
 
-from aha_lib import countdown, grpo, lora, runtime, sampler, traces, weights
+from aha_lib import checkpoints, countdown, grpo, lora, runtime, sampler, session, traces, weights
+from aha_lib.checkpoints import read_rows as read_rows  # for those who look at a run
 from aha_lib.presets import PUZZLES, SETTINGS, Settings
 from aha_lib.tokenizer import Tokenizer
 
 ROOM = "sampling, lower prompts or set gather=False; updating, lower micro_batch; or set lora=16"
+BAD_STEPS = 3  # in a row, whose gradients are not finite: then the run stops
 PANEL_SEED = 0  # the held-out panel is the same for every run, whatever its seed
 
 
@@ -40,6 +40,13 @@ def puzzles(settings: Settings, step: int, draw: int = 0) -> list[countdown.Puzz
         return [countdown.generate(PANEL_SEED, i, **ranges, held_out=True) for i in indices]
     first = (step - 1 + draw * s.steps) * s.prompts
     return [countdown.generate(s.seed, i, **ranges) for i in range(first, first + s.prompts)]
+
+
+def widest(settings: Settings) -> countdown.Puzzle:
+    """The puzzle with the longest prompt that the settings' ranges allow."""
+    ranges = PUZZLES[settings.puzzles]
+    numbers = (ranges["high"],) * int(np.max(ranges["numbers"]))
+    return countdown.Puzzle(numbers, ranges["target_high"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,28 +184,19 @@ def step(graph, state, reference, tokenizer, settings: Settings, number: int, ke
     }
 
 
-def train(settings: Settings, out: str | Path) -> Iterator[dict]:
-    """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
+def begin(settings: Settings, mesh):
+    """The graph, state, reference and tokenizer that a run starts from, on the devices.
 
-    Uses all devices, those of other hosts too (`runtime.start_distributed`), which then have to
-    share the folder.
-    Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl` (a row a step),
-    `rollouts.jsonl` (the held-out panel's completions at each evaluation) and `checkpoints/`, of
-    what is trained: with adapters these alone.
-    A run that was killed goes on from its last checkpoint and gives the rows it would have given.
-
-    Raises ValueError if the folder holds a run with other settings, MemoryError if a device's
-    memory is too small for these.
+    The reference (None without a KL term) is in the dtype of activations; with adapters it is the
+    base under them. Raises ValueError where a prompt could be too long, and what `weights.load`
+    raises.
     """
-    s, out = settings, Path(out)
-    _claim(out, s)
-    mesh = runtime.make_mesh(tp=s.tp)
-    if mesh.size > 1:
-        jax.set_mesh(mesh)
-    dtype, param_dtype = runtime.dtypes()
+    s, (dtype, param_dtype) = settings, runtime.dtypes()
     model, tokenizer, _ = weights.load(
         s.model, mesh=mesh, dtype=dtype, param_dtype=dtype if s.lora else param_dtype
     )
+    longest = tokenizer.encode(countdown.prompt(widest(s), s.template))
+    sampler.pad_left([longest], s.prompt_len, tokenizer.pad_id)
     if s.lora:
         lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
     graph, params = nnx.split(model)
@@ -206,48 +204,99 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     reference = jax.tree.map(lambda x: x.copy(), sampler.ready(params, dtype)) if own else None
     state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.learned(params, s)[0]))
     state = jax.device_put(state, runtime.shardings(state, mesh))  # Adam's scalars too
-    train_key, eval_key = jax.random.split(jax.random.key(s.seed))
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file it writes
-    options = ocp.CheckpointManagerOptions(max_to_keep=1)
-    with ocp.CheckpointManager((out / "checkpoints").resolve(), options=options) as manager:
-        done = manager.latest_step()
-        if done is not None:
-            kept = manager.restore(done, args=ocp.args.StandardRestore(_kept(state, s)[0]))
-            state = kept._replace(params=nnx.merge_state(kept.params, _kept(state, s)[1]))
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
-            kept = [r for r in read_rows(out / name) if done is not None and r["step"] <= done]
-            _write(out / name, "".join(json.dumps(row) + "\n" for row in kept))
-        first = 0 if done is None else done + 1
-        bar = tqdm(range(first, s.steps + 1), initial=first, total=s.steps + 1, unit="step",
+    return graph, state, reference, tokenizer
+
+
+def train(settings: Settings, out: str | Path) -> Iterator[dict]:
+    """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
+
+    Uses all devices, those of other hosts too (`runtime.start_distributed`), which then have to
+    share the folder.
+    Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl` (a row a step),
+    `rollouts.jsonl` (the held-out panel's completions at each evaluation), `log.txt` and
+    `checkpoints/`, of what is trained: with adapters these alone.
+    A run that was killed goes on from its last checkpoint and gives the rows it would have given.
+    Ctrl-C (KeyboardInterrupt) and SIGTERM (SystemExit) come after the step is saved.
+
+    Raises ValueError if the folder holds a run with other settings, MemoryError if a device's
+    memory is too small for these, FloatingPointError after three steps in a row whose gradients
+    were not finite. Of several hosts each ends where one does, see `session.together`.
+    """
+    s, out = settings, Path(out)
+    for change in checkpoints.claim(out, s):
+        checkpoints.say(out, f"Taken over: {change}")
+    mesh = runtime.make_mesh(tp=s.tp)
+    with checkpoints.manager(out) as manager, session.together(), session.signals() as seen:
+        with runtime.use(mesh):
+            graph, state, reference, tokenizer, done = _resume(s, out, mesh, manager)
+        rows = checkpoints.cut(out / "metrics.jsonl", done)
+        checkpoints.cut(out / "rollouts.jsonl", done)
+        train_key, eval_key = jax.random.split(jax.random.key(s.seed))
+        bar = tqdm(range(done + 1, s.steps + 1), initial=done + 1, total=s.steps + 1, unit="step",
                    disable=jax.process_index() > 0)  # fmt: skip
         for number in bar:
             row = {"step": number}
-            if number:
-                state, row = step(graph, state, reference, tokenizer, s, number, train_key)
-            if number % s.eval_every == 0 or number == s.steps:
-                now = nnx.merge(graph, state.params)
-                measured, texts = evaluate(
-                    now, tokenizer, s, jax.random.fold_in(eval_key, number), number
-                )
-                row |= measured
-                bar.set_postfix_str(f"held-out accuracy {measured['heldout_accuracy']:.2f}")
-                _append(out / "rollouts.jsonl", texts)
-            _append(out / "metrics.jsonl", row)
-            if number % s.checkpoint_every == 0 or number == s.steps:
-                manager.save(number, args=ocp.args.StandardSave(_kept(state, s)[0]))
+            with runtime.use(mesh):  # and off while the row is looked at
+                if number:
+                    state, row = step(graph, state, reference, tokenizer, s, number, train_key)
+                if number % s.eval_every == 0 or number == s.steps:
+                    now = nnx.merge(graph, state.params)
+                    measured, texts = evaluate(
+                        now, tokenizer, s, jax.random.fold_in(eval_key, number), number
+                    )
+                    row |= measured
+                    bar.set_postfix_str(f"held-out accuracy {measured['heldout_accuracy']:.2f}")
+                    checkpoints.append(out / "rollouts.jsonl", texts)
+            checkpoints.append(out / "metrics.jsonl", row)
+            rows.append(row)
+            _check_finite(rows)
+            interrupted, terminated = session.any_host(
+                signal.SIGINT in seen, signal.SIGTERM in seen or session.preempted(number)
+            )
+            last = interrupted or terminated or number == s.steps
+            if last or number % s.checkpoint_every == 0:
+                checkpoints.save(manager, number, _kept(state, s)[0], row)
+            if last and number < s.steps:
+                manager.wait_until_finished()
+                checkpoints.say(out, f"Stopped: step {number} of {s.steps} is saved. The same "
+                                "command, or cell, goes on from there.")  # fmt: skip
             yield row
+            if interrupted:
+                raise KeyboardInterrupt
+            if terminated:
+                raise SystemExit(128 + signal.SIGTERM)
 
 
-def _kept(state: grpo.TrainState, settings: Settings) -> tuple[grpo.TrainState, nnx.State]:
+def _resume(s: Settings, out: Path, mesh, manager):
+    """As `begin`, with the state of the newest checkpoint, and its step; -1 if there is none."""
+    graph, state, reference, tokenizer = begin(s, mesh)
+    if manager.latest_step() is None:
+        return graph, state, reference, tokenizer, -1
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
+    kept, rest = _kept(state, s)
+    shapes = jax.tree.map(like, kept)
+    del state, kept  # what is restored takes their place in memory
+    tree, done = checkpoints.restore(manager, shapes, out)
+    if tree is None:
+        return *begin(s, mesh), done
+    state = grpo.TrainState(nnx.merge_state(tree["params"], rest), tree["opt_state"])
+    return graph, state, reference, tokenizer, done
+
+
+def _kept(state: grpo.TrainState, settings: Settings) -> tuple[dict, nnx.State]:
     """What a checkpoint holds, and the parameters it can do without: the base under adapters."""
     params, rest = grpo.learned(state.params, settings)
-    return state._replace(params=params), rest
+    return state._replace(params=params)._asdict(), rest
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file, none if there is no file; a torn last line is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def _check_finite(rows: Sequence[dict]) -> None:
+    if len(rows) >= BAD_STEPS and all(row.get("skipped_updates") for row in rows[-BAD_STEPS:]):
+        raise FloatingPointError(
+            f"Step {rows[-1]['step']}: gradients were not finite in {BAD_STEPS} steps in a row. "
+            "None was applied; the last checkpoint is good. Start again in another folder with a "
+            "lower learning_rate or max_grad_norm; where the model computes in bfloat16, look "
+            "there for an overflow."
+        )
 
 
 def arguments(argv: Sequence[str]) -> tuple[Settings, Path]:
@@ -281,31 +330,3 @@ def changes(assignments: Sequence[str]) -> dict:
         except (ValueError, KeyError):
             raise ValueError(f"{name} takes {kinds[name].__name__}, not {text!r}.") from None
     return values
-
-
-def _claim(out: Path, settings: Settings) -> None:
-    """Write the settings into a new run folder; in an old one they must be the same."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, new = out / "settings.json", dataclasses.asdict(settings)
-    old = json.loads(path.read_text()) if path.exists() else new
-    differing = sorted(k for k in new if old.get(k) != new[k])
-    if differing:
-        raise ValueError(
-            f"{out} holds a run with another {', '.join(differing)}: choose another folder, or "
-            "the same settings to resume it."
-        )
-    _write(path, json.dumps(new, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Of several hosts the first writes; a kill in between loses nothing."""
-    if jax.process_index() == 0:
-        fresh = path.with_suffix(".new")
-        fresh.write_text(text)
-        fresh.replace(path)
-
-
-def _append(path: Path, row: dict) -> None:
-    if jax.process_index() == 0:
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")

@@ -72,6 +72,7 @@ folder = f"runs/{preset}"  # an old run is resumed; another needs another
 
 # %%
 import dataclasses
+import os
 from contextlib import closing
 
 from tqdm.auto import tqdm
@@ -107,7 +108,7 @@ if not as_script:
 # through the same steps as the notebook below, tells one line at every
 # evaluation, keeps `curve.png` up to date, and ends the program. What the
 # reader can put right (a folder with another run in it, an unknown model)
-# is told in one line.
+# is told in one line. Ctrl-C and SIGTERM finish and save the step first.
 
 
 # %%
@@ -120,14 +121,20 @@ def headless(settings, out) -> None:
                     tqdm.write(told(row))
                     draw(out)
     except KeyboardInterrupt:
-        print(f"Stopped. To go on: the same command, with --out {out}")
+        print(f"To go on: the same command, with --out {out}")
         sys.exit(130)
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
+    except FAULTS as error:
+        print(error, file=sys.stderr, flush=True)
+        if jax.process_count() > 1:
+            os._exit(2)  # without waiting for the other hosts: they end too
         sys.exit(2)
     draw(out)  # also of a run that was finished before
     print(f"The run is in {out}: metrics.jsonl, rollouts.jsonl, curve.png")
     sys.exit()
+
+
+# What the reader can put right. OSError: downloads, disks, folders.
+FAULTS = ValueError, OSError, MemoryError, FloatingPointError
 
 
 def told(row: dict) -> str:
@@ -140,7 +147,12 @@ def told(row: dict) -> str:
 
 # %%
 def draw(out) -> None:
-    """Write `curve.png`, by way of a second file: never half a picture."""
+    """Write `curve.png`, by way of a second file: never half a picture.
+
+    Of several hosts, which share the folder, the first does.
+    """
+    if jax.process_index() > 0:
+        return
     rows = train.read_rows(out / "metrics.jsonl")
     show.curve(rows).savefig(out / "curve.new.png", dpi=150)
     (out / "curve.new.png").replace(out / "curve.png")

@@ -1,9 +1,11 @@
 """The loop on a very small random model: what it feeds to the step, what it measures and keeps."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import shutil
+import signal
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -278,9 +280,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 
 
 def restored(out):
+    return checkpoint(out, 5)
+
+
+def checkpoint(out, step):
     with ocp.CheckpointManager(out / "checkpoints") as manager:
-        assert manager.latest_step() == 5
-        return manager.restore(5, args=ocp.args.StandardRestore())
+        assert manager.latest_step() == step
+        return manager.restore(step, args=ocp.args.StandardRestore())
 
 
 def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeypatch, tmp_path):
@@ -319,18 +325,96 @@ def test_too_little_memory_is_a_sentence_with_the_setting(settings, monkeypatch,
         run(settings, tmp_path)
 
 
-def test_a_folder_holds_one_run(settings, tmp_path):
-    train._claim(tmp_path, settings)
-    train._claim(tmp_path, settings)
-    with pytest.raises(ValueError, match="holds a run with another seed, steps: choose another"):
-        train._claim(tmp_path, dataclasses.replace(settings, seed=3, steps=9))
+def test_a_resumed_run_holds_no_more_than_a_fresh_one(settings, rewarded, monkeypatch, tmp_path):
+    """On the device, at the update of step 4: parameters, moments, the reference, and no more."""
+
+    def held():
+        gc.collect()
+        arrays = [x for x in jax.live_arrays() if x.dtype == np.float32]
+        return sum({x.unsafe_buffer_pointer(): x.nbytes for x in arrays}.values())
+
+    bytes_held = spied(monkeypatch, grpo, "train_step", lambda *_: held())
+    run(settings, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "5")
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    run(settings, tmp_path)
+    assert bytes_held[-2:] == bytes_held[3:5]
 
 
-def test_a_row_half_written_is_no_row(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert train.read_rows(path) == []
-    path.write_text('{"step": 0}\n{"step": 1}\n{"st')
-    assert train.read_rows(path) == [{"step": 0}, {"step": 1}]
+def test_updates_that_are_not_finite_change_nothing(settings, rewarded, monkeypatch, tmp_path):
+    """One is skipped and counted, and the run goes on; after three in a row it stops."""
+    poisoned, real, states = [3], grpo.accumulate, []
+
+    def poison(graph, params, *args):
+        grads, sums = real(graph, params, *args)
+        states.append(jax.tree.map(np.asarray, params))
+        if len(batches) + 1 in poisoned:
+            grads = jax.tree.map(lambda x: x * np.nan, grads)
+        return grads, sums
+
+    batches = spied(monkeypatch, grpo, "apply")
+    monkeypatch.setattr(grpo, "accumulate", poison)
+    settings = dataclasses.replace(settings, steps=8, micro_batch=8, eval_every=8)
+    rows = run(settings, tmp_path / "one")
+    assert [row["skipped_updates"] for row in rows[1:]] == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert np.isnan(rows[3]["grad_norm"]) and rows[4]["grad_norm"] > 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(states))
+    after = zip(*(jax.tree.leaves(states[i]) for i in (1, 2, 3, 4)), strict=True)
+    moved = np.array([[(a != b).any() for a, b in itertools.pairwise(x)] for x in after])
+    assert moved.any(0).tolist() == [True, False, True], "steps 2, 3, 4"
+
+    batches.clear()
+    poisoned[:] = range(3, 9)
+    with pytest.raises(FloatingPointError, match="Step 5: .* lower learning_rate"):
+        run(settings, tmp_path / "three")
+    kept = checkpoint(tmp_path / "three", 4)["params"]
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(states[-1]), strict=True):
+        np.testing.assert_array_equal(a, b, "the last good parameters")
+
+
+def test_a_loss_that_is_not_finite_is_not_applied(settings):
+    state = grpo.TrainState(nnx.State({"w": nnx.Param(np.ones(3, np.float32))}), None)
+    state = state._replace(opt_state=grpo.optimizer(settings).init(state.params))
+    grads = jax.tree.map(np.ones_like, state.params)
+    before = jax.tree.map(np.asarray, state)
+    after, norm = grpo.apply(state, grads, settings, np.inf)
+    assert norm == pytest.approx(3**0.5)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_ctrl_c_saves_the_step(settings, rewarded, tmp_path, capsys):
+    """And leaves Ctrl-C to others afterwards; the run goes on as if nothing had been."""
+    whole, handler, rows = run(settings, tmp_path / "whole"), signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt):
+        for row in train.train(settings, tmp_path / "stopped"):
+            rows.append(row)
+            if row["step"] == 2:
+                signal.raise_signal(signal.SIGINT)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3], "the step after it is finished"
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "Stopped: step 3 of 5 is saved." in capsys.readouterr().out
+    rows += run(settings, tmp_path / "stopped")
+    assert untimed(rows) == untimed(whole)
+
+
+def test_a_prompt_too_long_is_found_before_anything_is_sampled(settings, monkeypatch, tmp_path):
+    """Puzzles of three numbers fit, and the panel has no other; a later step has one of four."""
+    settings = dataclasses.replace(settings, puzzles="tinyzero", prompt_len=7, eval_puzzles=1)
+    assert len(train.puzzles(settings, 0)[0].numbers) == 3
+    sampled = spied(monkeypatch, sampler, "sample")
+    with pytest.raises(ValueError, match="A prompt has 8 tokens: raise prompt_len above 7"):
+        run(settings, tmp_path)
+    assert not sampled
+
+
+@pytest.mark.parametrize("name", PUZZLES)
+def test_no_prompt_is_longer_than_the_widest(name):
+    for template, drawn in (("tiny", 300), ("base", 300)):
+        settings = Settings(puzzles=name, template=template, prompts=drawn)
+        longest = len(countdown.prompt(train.widest(settings), template))
+        assert all(len(countdown.prompt(p, template)) <= longest
+                   for p in train.puzzles(settings, 1))  # fmt: skip
 
 
 # Evaluation

@@ -1,0 +1,146 @@
+"""A run's folder: its settings, its rows, its checkpoints, and how a run goes on from them.
+
+Of several hosts, which share the folder, the first writes the files and all write the
+checkpoints. A kill between any two writes loses nothing: what a checkpoint does not cover is
+written again. Knows nothing of models, puzzles or rewards; takes rows and pytrees of arrays.
+"""
+
+import dataclasses
+import json
+import logging
+import operator
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.experimental.multihost_utils import sync_global_devices
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from tqdm.auto import tqdm
+
+from aha_lib.presets import Settings
+from aha_lib.session import any_host
+
+KEPT = 3  # checkpoints: the last two and the best
+
+
+def claim(out: Path, settings: Settings) -> list[str]:
+    """Make `out` this run's folder, or see that it is; gives the settings that have changed.
+
+    Raises ValueError if it is a file, or holds a run that these settings would not continue.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{out} is a file, or lies in one: a run needs a folder.") from None
+    path, new = out / "settings.json", dataclasses.asdict(settings)
+    old = json.loads(path.read_text()) if path.exists() else new
+    old = {field.name: field.default for field in dataclasses.fields(Settings)} | old
+    changed = [name for name in new if old[name] != new[name]]
+    told = [f"{name}: {old[name]} -> {new[name]}" for name in changed]
+    if not settings.changeable.issuperset(changed):
+        raise ValueError(
+            f"{out} holds a run with other settings ({', '.join(told)}): choose another folder, "
+            "or the same settings to resume it."
+        )
+    write(path, json.dumps(new, indent=2) + "\n")
+    return told
+
+
+def manager(out: Path) -> ocp.CheckpointManager:
+    """Of the folder's checkpoints: written while the run goes on, the last two and the best kept.
+
+    The best has the highest held-out accuracy of those saved with one.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
+    accuracy = operator.itemgetter("heldout_accuracy")
+    best = BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy([LatestN(KEPT - 1), best]),
+        cleanup_tmp_directories=True,  # of a save that was killed
+    )
+    return ocp.CheckpointManager((out / "checkpoints").resolve(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, tree: dict, row: dict) -> None:
+    """Begin to write `tree`, with its checksum, as the checkpoint of a step with these metrics."""
+    metrics = {name: row[name] for name in ("heldout_accuracy",) if name in row}
+    kept = ocp.args.StandardSave(tree | {"checksum": checksum(tree)})
+    manager.save(step, args=kept, metrics=metrics or None)
+
+
+def restore(manager: ocp.CheckpointManager, shapes: dict, out: Path) -> tuple[dict | None, int]:
+    """The newest checkpoint that is whole, as `shapes` says (with shardings), and its step.
+
+    None and -1 if there is none. One that is damaged is told, and moved to `damaged`.
+    """
+    shapes = ocp.args.StandardRestore(shapes | {"checksum": jax.ShapeDtypeStruct((), jnp.uint32)})
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            tree = manager.restore(step, args=shapes)
+            bad = int(tree.pop("checksum")) != int(checksum(tree)) and "its checksum is another"
+        except Exception as error:  # Orbax and TensorStore have many kinds
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            tree, bad = None, type(error).__name__
+        if any_host(bad) == [False]:
+            return tree, step
+        say(out, f"The checkpoint of step {step} is damaged ({bad}): moved to {out / 'damaged'}.")
+        if jax.process_index() == 0:
+            (out / "damaged").mkdir(exist_ok=True)
+            shutil.rmtree(out / "damaged" / str(step), ignore_errors=True)
+            (out / "checkpoints" / str(step)).rename(out / "damaged" / str(step))
+        sync_global_devices("set aside")
+    manager.reload()
+    return None, -1
+
+
+@jax.jit
+def checksum(tree) -> jax.Array:
+    """The sum, modulo 2³², of the words that arrays are made of, however they are sharded."""
+
+    def words(x):
+        kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        return jax.lax.bitcast_convert_type(x, kind).sum(dtype=jnp.uint32)
+
+    return sum(map(words, jax.tree.leaves(tree)))
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file, none if there is no file; a torn last line is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cut(path: Path, step: int) -> list[dict]:
+    """The rows of a file up to a step; those after it are taken out of the file."""
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def append(path: Path, row: dict) -> None:
+    """Add a row to a JSON-lines file, and have it on the disk."""
+    if jax.process_index() == 0:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file by way of another: a kill in between loses nothing."""
+    if jax.process_index() == 0:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(path)
+
+
+def say(out: Path, line: str) -> None:
+    """A line for the reader, above the progress bar and in the folder's `log.txt`."""
+    if jax.process_index() == 0:
+        tqdm.write(line)
+        with (out / "log.txt").open("a") as file:
+            file.write(line + "\n")
