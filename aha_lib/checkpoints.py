@@ -20,13 +20,13 @@ from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from tqdm.auto import tqdm
 
-from aha_lib.presets import Settings
+from aha_lib.presets import Pretraining, Settings
 from aha_lib.session import any_host
 
 KEPT = 3  # checkpoints: the last two and the best
 
 
-def claim(out: Path, settings: Settings) -> list[str]:
+def claim(out: Path, settings: Settings | Pretraining) -> list[str]:
     """Make `out` this run's folder, or see that it is; gives the settings that have changed.
 
     Raises ValueError if it is a file, or holds a run that these settings would not continue.
@@ -37,7 +37,7 @@ def claim(out: Path, settings: Settings) -> list[str]:
         raise ValueError(f"{out} is a file, or lies in one: a run needs a folder.") from None
     path, new = out / "settings.json", dataclasses.asdict(settings)
     old = json.loads(path.read_text()) if path.exists() else new
-    old = {field.name: field.default for field in dataclasses.fields(Settings)} | old
+    old = {field.name: field.default for field in dataclasses.fields(settings)} | old
     changed = [name for name in new if old[name] != new[name]]
     told = [f"{name}: {old[name]} -> {new[name]}" for name in changed]
     if not settings.changeable.issuperset(changed):

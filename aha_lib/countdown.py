@@ -108,16 +108,19 @@ def generate(
 def prompt(puzzle: Puzzle, template: str = "tiny") -> str:
     """The text before the completion.
 
-    "tiny" is the tiny model's language, numbers largest first: `20 16 4 = 40 :`. "base" is for a
-    pre-trained model without a chat format, after the idea of TinyZero's base template; it ends
-    with `<think>`. Any other template raises a ValueError.
+    "tiny" is the tiny model's language, numbers largest first: `20 16 4 = 40 :`. "short" is a line
+    for a model that has learnt the task from worked examples: `Make 40 from 4, 20, 16.`. "base" is
+    for a pre-trained model without a chat format, after the idea of TinyZero's base template; it
+    ends with `<think>`. Any other template raises a ValueError.
     """
     if template == "tiny":
         ordered = sorted(puzzle.numbers, reverse=True)
         return f"{' '.join(map(str, ordered))} = {puzzle.target} :"
     if template == "base":
         return _BASE_PROMPT.format(numbers=list(puzzle.numbers), target=puzzle.target)
-    raise ValueError(f'Unknown template {template!r}: use "tiny" or "base".')
+    if template == "short":
+        return f"Make {puzzle.target} from {', '.join(map(str, puzzle.numbers))}.\n"
+    raise ValueError(f'Unknown template {template!r}: use "tiny", "short" or "base".')
 
 
 def solve(puzzle: Puzzle, bound: int | None = None) -> list[str]:

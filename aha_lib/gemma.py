@@ -209,10 +209,40 @@ def _global_layers(c: ModelConfig) -> Bool[Array, " L"]:
 def _linear(p, name, x):
     """`x` times a weight, and times its adapters where there are some (see lora)."""
     axes = len(WEIGHTS[name][0])
-    y = jnp.tensordot(x, p[name], axes)
+    y = _product(x, p[name], axes)
     if f"{name}_a" not in p:
         return y
-    return y + jnp.tensordot(jnp.tensordot(x, p[f"{name}_a"], axes), p[f"{name}_b"], 1)
+    return y + _product(_product(x, p[f"{name}_a"], axes), p[f"{name}_b"], 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, w, axes):
+    """`tensordot` that adds up in float32 and rounds once, in the backward pass too.
+
+    Left to itself, JAX's derivative multiplies a float32 by a bfloat16 array, which a CPU does
+    three times as slowly as two bfloat16 ones.
+    """
+    return jnp.tensordot(x, w, axes, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _product_forward(x, w, axes):
+    return _product(x, w, axes), (x, w)
+
+
+def _product_backward(axes, kept, g):
+    x, w = kept
+    rows, out = x.ndim - axes, w.ndim - axes
+    dx = jax.lax.dot_general(
+        g, w, ((range(rows, rows + out), range(axes, w.ndim)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    dw = jax.lax.dot_general(
+        x, g, ((range(rows), range(rows)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _project(c, p, x, rope):

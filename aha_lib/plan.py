@@ -173,7 +173,7 @@ def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
 
 def _programs(config, s: Settings, chip: Chip) -> list[Program]:
     """The programs of `sampler.sample` and `grpo.train_step`, as `train` calls them."""
-    mesh, (dtype, param_dtype) = _mesh(chip, s.tp), runtime.dtypes("tpu")
+    mesh, (dtype, param_dtype) = _mesh(chip, s.tp), runtime.dtypes(s.dtype, "tpu")
 
     def place(tree, gathered=False):
         where = runtime.shardings(tree, mesh, gathered=gathered)

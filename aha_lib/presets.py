@@ -164,15 +164,29 @@ lora""".split(), 0)  # fmt: skip
 _LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch eval_every
 eval_puzzles pass_k checkpoint_every tp""".split(), 1)  # fmt: skip
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
+_LEAST |= dict.fromkeys(("drill", "jump", "check", "search"), 0)
+_LEAST |= {"rows": 1, "row_len": 16}
 _MOST = {"clip_low": 1, "decay": 1, "seed": 2**32 - 1}  # JAX's keys take 32 bits of a seed
 # Fields that say how a run is computed, measured and kept, not what it learns.
 _COMPUTED_AND_KEPT = "preset micro_batch tp gather eval_every checkpoint_every".split()
 _CHOICES = {
     "puzzles": tuple(PUZZLES),
-    "template": ("tiny", "base"),
+    "template": ("tiny", "short", "base"),
+    "dtype": ("auto", "float32", "bfloat16"),
     "objective": ("clip", "sequence_clip", "cispo", "kimi"),
     "norm": ("token", "sequence", "constant"),
 }
+
+
+def _check(settings) -> None:
+    """Raises ValueError where a field is not what the tables above allow."""
+    for name, value in vars(settings).items():
+        least, most = _LEAST.get(name, -math.inf), _MOST.get(name, math.inf)
+        if name in _LEAST and not (least <= value <= most and math.isfinite(value)):
+            upper = f"to {most}" if name in _MOST else "up"
+            raise ValueError(f"{name} is {value}: it has to be a number from {least} {upper}.")
+        if value not in (choices := _CHOICES.get(name, (value,))):
+            raise ValueError(f"{name} is {value!r}: it has to be one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,7 @@ class Settings:
     model: str = "tiny"  # "tiny", a Kaggle handle or a folder, as weights.load takes it
     puzzles: str = "tiny"  # a name in PUZZLES
     template: str = "tiny"  # prompt template of countdown.prompt
+    dtype: str = "auto"  # of activations: "float32", "bfloat16" or what runtime.dtypes says
     seed: int = 0
     steps: int = 60
     # Rollout
@@ -225,16 +240,7 @@ class Settings:
     checkpoint_every: int = 10
 
     def __post_init__(self):
-        for name, least in _LEAST.items():
-            value, most = getattr(self, name), _MOST.get(name, math.inf)
-            if not (least <= value <= most and math.isfinite(value)):
-                upper = f"to {most}" if name in _MOST else "up"
-                raise ValueError(f"{name} is {value}: it has to be a number from {least} {upper}.")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}: it has to be one of {', '.join(choices)}."
-                )
+        _check(self)
         if self.overlong > self.completion_len:
             raise ValueError(
                 f"overlong is {self.overlong}: it has to be within completion_len, which is "
@@ -246,6 +252,45 @@ class Settings:
         """Fields that may change when a run is resumed: what it learns stays, but for rounding."""
         steps = ["steps"] * (self.decay == 1 and not self.refills)
         return frozenset({*_COMPUTED_AND_KEPT, *steps})
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """All that determines supervised training on worked text: from nothing, or a cold start."""
+
+    preset: str = "tiny"  # a name in PRETRAINING
+    model: str = ""  # what to start from, as weights.load takes it; "": a random tiny model
+    template: str = "tiny"  # prompt template of countdown.prompt, and the language of the traces
+    cut: bool = False  # keep only those rows of the embedding that the corpus uses
+    # Corpus: shares of the documents, of any sum
+    drill: float = 0.2  # lists of sums
+    jump: float = 0.56  # traces that only answer
+    check: float = 0.16  # traces with one attempt
+    search: float = 0.08  # traces that try until it fits
+    # Training
+    seed: int = 0  # of the documents, and of what starts at random
+    steps: int = 6_000
+    rows: int = 24  # packed rows a step
+    row_len: int = 160  # tokens of a row; longer documents are left out
+    learning_rate: float = 5e-3
+    warmup: int = 100  # steps from 0 to the full learning rate; a cosine to 0 follows
+    weight_decay: float = 0.01
+    lora: int = 0  # rank of the adapters that are trained; 0: all weights are
+    dtype: str = "auto"  # as in Settings
+    checkpoint_every: int = 500
+
+    def __post_init__(self):
+        _check(self)
+        if not sum(self.shares.values()) > 0:
+            raise ValueError("drill, jump, check and search are all 0: there is nothing to learn.")
+        if self.cut and not self.model:
+            raise ValueError("cut=True needs a model: the tiny vocabulary has nothing to cut.")
+
+    changeable = frozenset({"checkpoint_every"})  # of a run that goes on
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {style: getattr(self, style) for style in ("drill", "jump", "check", "search")}
 
 
 # Published losses as overrides of Settings; the functions of grpo name the papers.
@@ -269,9 +314,35 @@ def _gemma(name: str, **changes) -> Settings:
     )  # fmt: skip
 
 
+# Countdown as short text, for real Gemma where little can be had: a cold start by
+# `aha_lib.pretrain` of the same preset, then GRPO from the folder that it writes.
+_SHORT = Settings(
+    preset="gemma3-270m-short", model="runs/gemma3-270m-short/base", template="short", steps=100,
+    prompts=32, group=16, prompt_len=20, completion_len=200, learning_rate=2e-4, lora=32,
+    micro_batch=64, pass_k=1, eval_every=10,
+)  # fmt: skip
+_SHORT_CPU = replace(
+    _SHORT, preset="gemma3-270m-cpu", model="runs/gemma3-270m-cpu/base", dtype="bfloat16",
+    prompts=8, group=8, completion_len=160, micro_batch=16, eval_puzzles=128, checkpoint_every=5,
+)  # fmt: skip
+
 SETTINGS: dict[str, Settings] = {
     "tiny": Settings(),
+    "gemma3-270m-cpu": _SHORT_CPU,
+    "gemma3-270m-short": _SHORT,
     "gemma3-270m": _gemma("gemma3-270m"),
     "gemma3-1b": _gemma("gemma3-1b", micro_batch=16),
     "gemma2-2b": _gemma("gemma2-2b", micro_batch=8),
+}
+
+# The same corpus in two languages. Gemma can add already: a tenth of the tokens suffice.
+_COLD = Pretraining(
+    preset="gemma3-270m-short", model="gemma3-270m", template="short", drill=0.2, jump=0.4,
+    check=0.24, search=0.16, steps=600, rows=12, learning_rate=1e-3, warmup=20, weight_decay=0.0,
+    lora=32, checkpoint_every=50,
+)  # fmt: skip
+PRETRAINING: dict[str, Pretraining] = {
+    "tiny": Pretraining(),
+    "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", cut=True, dtype="bfloat16"),
+    "gemma3-270m-short": _COLD,
 }

@@ -145,10 +145,11 @@ def secret(name: str) -> str:
         ) from None
 
 
-def dtypes(platform: str | None = None) -> tuple[np.dtype, np.dtype]:
-    """Of activations and of parameters: bfloat16 and float32, on a CPU float32 for both."""
+def dtypes(wanted: str = "auto", platform: str | None = None) -> tuple[np.dtype, np.dtype]:
+    """Of activations (as `wanted`) and of parameters, float32; "auto": bfloat16 but on a CPU."""
     cpu = (platform or jax.default_backend()) == "cpu"
-    return jnp.dtype(jnp.float32 if cpu else jnp.bfloat16), jnp.dtype(jnp.float32)
+    automatic = "float32" if cpu else "bfloat16"
+    return jnp.dtype(automatic if wanted == "auto" else wanted), jnp.dtype(jnp.float32)
 
 
 def cache(name: str) -> Path:

@@ -69,6 +69,37 @@ class Tokenizer:
         if text != shown:  # the last character stayed a fragment
             yield text[len(shown) :]
 
+    def subset(self, ids: Iterable[int]) -> "Tokenizer":
+        """A tokenizer of these pieces alone, renumbered in this order.
+
+        For text that the whole vocabulary cuts into them it gives the same pieces: each is taken
+        whole, the longest first, and nothing is merged. Other characters become `<unk>`. Raises
+        ValueError if a special piece (pad, eos, bos, unk) is not among them.
+        """
+        kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+        proto = sentencepiece_model_pb2.ModelProto.FromString(self._pieces.serialized_model_proto())
+        ids, special = list(ids), self.special_ids
+        kept = [proto.pieces[i] for i in ids]
+        if not set(special) <= set(ids):
+            raise ValueError("A subset of a vocabulary keeps <pad>, <eos>, <bos> and <unk>.")
+        for piece in kept:
+            if piece.type == kinds.NORMAL:
+                piece.type = kinds.USER_DEFINED
+        proto.pieces[special[-1]].type = kinds.UNKNOWN  # some copies of Gemma's call it a control
+        del proto.pieces[:]
+        proto.pieces.extend(kept)
+        trainer = proto.trainer_spec
+        trainer.vocab_size, trainer.byte_fallback = len(kept), False
+        trainer.pad_id, trainer.eos_id, trainer.bos_id, trainer.unk_id = map(
+            ids.index, special
+        )
+        return Tokenizer(proto.SerializeToString())
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of `<pad>`, `<eos>`, `<bos>` and `<unk>`."""
+        return [self.pad_id, self.eos_id, self.bos_id, self._pieces.piece_to_id("<unk>")]
+
     def chat(self, turns: Iterable[tuple[str, str]]) -> list[int]:
         """Token ids of a conversation in Gemma's chat template, up to where the model answers.
 

@@ -191,7 +191,7 @@ def begin(settings: Settings, mesh):
     base under them. Raises ValueError where a prompt could be too long, and what `weights.load`
     raises.
     """
-    s, (dtype, param_dtype) = settings, runtime.dtypes()
+    s, (dtype, param_dtype) = settings, runtime.dtypes(settings.dtype)
     model, tokenizer, _ = weights.load(
         s.model, mesh=mesh, dtype=dtype, param_dtype=dtype if s.lora else param_dtype
     )
@@ -313,12 +313,12 @@ def arguments(argv: Sequence[str]) -> tuple[Settings, Path]:
         parser.exit(2, f"{error}\n")
 
 
-def changes(assignments: Sequence[str]) -> dict:
-    """`name=value` assignments as keywords of Settings.
+def changes(assignments: Sequence[str], of: type = Settings) -> dict:
+    """`name=value` assignments as keywords of Settings, or of other settings.
 
     Raises ValueError for an unknown name or a value of another type.
     """
-    kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
+    kinds = {field.name: field.type for field in dataclasses.fields(of)}
     del kinds["preset"]  # says which of SETTINGS these come from
     values, words = {}, {"True": True, "False": False}
     for assignment in assignments:

@@ -215,7 +215,10 @@ def test_no_secret(on_kaggle, monkeypatch):
 
 def test_dtypes():
     assert runtime.dtypes() == (jnp.float32, jnp.float32)
-    assert runtime.dtypes("tpu") == runtime.dtypes("gpu") == (jnp.bfloat16, jnp.float32)
+    for platform in ("tpu", "gpu"):
+        assert runtime.dtypes(platform=platform) == (jnp.bfloat16, jnp.float32)
+    assert runtime.dtypes("bfloat16") == (jnp.bfloat16, jnp.float32)
+    assert runtime.dtypes("float32", "tpu") == (jnp.float32, jnp.float32)
 
 
 def test_cache(monkeypatch, tmp_path):
