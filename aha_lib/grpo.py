@@ -342,7 +342,7 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
         for micro in micro_batches(batch, s.micro_batch, all_rows=all_rows):
             grads, watched = accumulate(graph, state.params, reference, grads, micro, tokens, s)
             sums.append(watched)
-        value = sum(x["loss"] for x in sums[before:])
+        value = sum((x["loss"] for x in sums[before:]), jnp.float32(0))
         state, grad_norm = apply(state, grads, s, value)
         skipped += not np.isfinite(float(grad_norm + value))
     totals = {k: float(sum(x[k] for x in sums)) for k in ("entropy", "kl", "clip_fraction")}

@@ -82,6 +82,8 @@ class Tokenizer:
         kept = [proto.pieces[i] for i in ids]
         if not set(special) <= set(ids):
             raise ValueError("A subset of a vocabulary keeps <pad>, <eos>, <bos> and <unk>.")
+        if any(piece.type == kinds.BYTE for piece in kept):
+            raise ValueError("A subset of a vocabulary cannot spell characters in bytes.")
         for piece in kept:
             if piece.type == kinds.NORMAL:
                 piece.type = kinds.USER_DEFINED

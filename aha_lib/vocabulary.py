@@ -24,18 +24,19 @@ def cut(model: Gemma, ids: Sequence[int]) -> Gemma:
     """
     if len(set(ids)) < len(ids) or not all(0 <= i < model.config.vocab for i in ids):
         raise ValueError(f"Keep each piece once, by an id from 0 to {model.config.vocab - 1}.")
-    return _with_embedding(model, model.embed[...][np.array(ids)])
+    return _with_embedding(model, model.embed[...][np.array(ids)], padding=0)
 
 
 def put_back(model: Gemma, whole: Gemma, ids: Sequence[int]) -> Gemma:
     """A cut `model`, trained perhaps, with all rows of the embedding: those of `ids` are its own,
     the others those of `whole`, the model that it was cut from."""
     rows = model.embed[...].astype(whole.embed.dtype)
-    return _with_embedding(model, whole.embed[...].at[np.array(ids)].set(rows))
+    table = whole.embed[...].at[np.array(ids)].set(rows)
+    return _with_embedding(model, table, padding=whole.config.padding)
 
 
-def _with_embedding(model: Gemma, table: jnp.ndarray) -> Gemma:
-    config = dataclasses.replace(model.config, vocab=len(table))
+def _with_embedding(model: Gemma, table: jnp.ndarray, padding: int) -> Gemma:
+    config = dataclasses.replace(model.config, vocab=len(table), padding=padding)
     other = abstract(config, dtype=model.dtype)
     nnx.update(other, nnx.state(model))
     other.embed.set_value(table)

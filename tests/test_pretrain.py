@@ -1,6 +1,7 @@
 """Supervised training: its loss, the shipped base against the code, cold starts of a Gemma."""
 
 import dataclasses
+import io
 import itertools
 import json
 import operator
@@ -12,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 from flax import nnx
 
-from aha_lib import corpus, countdown, pretrain, sampler, weights
+from aha_lib import corpus, countdown, pretrain, sampler, train, vocabulary, weights
 from aha_lib.gemma import Gemma
-from aha_lib.presets import MODELS, PRETRAINING, PUZZLES, Pretraining
+from aha_lib.presets import MODELS, PRETRAINING, PUZZLES, SETTINGS, Pretraining
 from aha_lib.tokenizer import Tokenizer, tiny_model
 
 TOKENIZER = Tokenizer(tiny_model())
@@ -117,9 +119,120 @@ def test_the_shipped_base_is_a_beginner(base):
     assert len(true) > 200 and np.mean(true) > 0.98
 
 
-def small_gemma(folder, tokenizer):
-    """A Gemma 3 270M in all but its sizes, at random, with a tokenizer of the tiny words' kind."""
-    shape = dict(layers=3, width=48, heads=2, head_dim=16, ff=64, window=12, vocab=400)
-    config = dataclasses.replace(MODELS["gemma3-270m"], **shape)
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """A folder with Gemma 3 270M in all but its sizes and weights, which are random; and one
+    with its tokenizer alone, made as Gemma's: byte pairs, digits apart, bytes for the rest."""
+    documents = (corpus.document(PRETRAINING["gemma3-270m-cpu"], i) for i in range(300))
+    text = ["".join(text for text, _ in pieces) for pieces in documents]
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_writer=out, model_type="bpe", vocab_size=330,
+        byte_fallback=True, split_digits=True, add_dummy_prefix=False, pad_id=0, eos_id=1,
+        bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
+        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
+        user_defined_symbols=["\n"], character_coverage=1.0, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = Tokenizer(out.getvalue())
+    shape = dict(layers=3, width=48, heads=2, head_dim=16, ff=64, window=12)
+    config = dataclasses.replace(MODELS["gemma3-270m"], **shape, vocab=tokenizer.vocab_size)
+    folder = tmp_path_factory.mktemp("gemma")
     weights.save_hf(Gemma(config, rngs=nnx.Rngs(0)), folder, tokenizer)
-    return str(folder)
+    return folder
+
+
+def cold(gemma, **changes):
+    return dataclasses.replace(
+        PRETRAINING["gemma3-270m-cpu"], model=str(gemma), steps=4, rows=2, row_len=128, warmup=1,
+        checkpoint_every=2, lora=4, **changes,
+    )  # fmt: skip
+
+
+def test_a_cut_vocabulary_is_exact(gemma):
+    """On text of its pieces: the same tokens, and the logits of the whole model at them."""
+    model, tokenizer, _ = weights.load(gemma)
+    settings = cold(gemma)
+    ids = sorted({*corpus.pieces_used(settings, tokenizer, 300), *tokenizer.special_ids})
+    assert len(ids) < tokenizer.vocab_size / 4
+    small, words = vocabulary.cut(model, ids), tokenizer.subset(ids)
+    assert words.vocab_size == small.config.vocab == len(ids)
+    assert [ids[i] for i in sorted(words.stop_ids)] == sorted(tokenizer.stop_ids)
+    for index in range(300):
+        text = "".join(text for text, _ in corpus.document(settings, index))
+        few = words.encode(text)
+        assert [ids[i] for i in few] == tokenizer.encode(text)
+        assert words.decode(few) == text == tokenizer.decode(tokenizer.encode(text))
+    tokens, kept = jnp.array([few]), jnp.array(ids)
+    inputs = jnp.arange(len(few))[None], jnp.ones_like(tokens)
+    got = small.logits(small.hidden(tokens, *inputs))
+    whole = model.logits(model.hidden(kept[tokens], *inputs))
+    np.testing.assert_allclose(got, whole[..., kept], rtol=1e-6, atol=1e-6)
+
+
+def test_a_cut_model_is_put_back(gemma):
+    model, tokenizer, _ = weights.load(gemma)
+    ids = [*tokenizer.special_ids, 300, 7, 290]
+    small = vocabulary.cut(model, ids)
+    small.embed.set_value(small.embed[...] + 1)  # as if trained
+    back = vocabulary.put_back(small, model, ids)
+    rest = np.setdiff1d(np.arange(model.config.vocab), ids)
+    np.testing.assert_array_equal(back.embed[...][rest], model.embed[...][rest])
+    np.testing.assert_array_equal(back.embed[...][np.array(ids)], small.embed[...])
+    assert back.config == model.config
+    with pytest.raises(ValueError, match="each piece once"):
+        vocabulary.cut(model, [1, 1])
+    with pytest.raises(ValueError, match="each piece once"):
+        vocabulary.cut(model, [model.config.vocab])
+    with pytest.raises(ValueError, match="keeps <pad>"):
+        tokenizer.subset([5, 6])
+    with pytest.raises(ValueError, match="in bytes"):
+        tokenizer.subset([*tokenizer.special_ids, tokenizer.piece_id("<0x41>")])
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": 0, "cut": False, "dtype": "float32"}])
+def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
+    settings = dataclasses.replace(cold(gemma), **changes)
+    whole = list(pretrain.pretrain(settings, tmp_path / "whole"))
+    assert whole[-1]["loss"] < whole[0]["loss"]
+    for stop in (1, 3):  # before a checkpoint, and past one
+        with closing(pretrain.pretrain(settings, tmp_path / "parts")) as run:
+            list(itertools.islice(run, stop))
+    parts = list(pretrain.pretrain(settings, tmp_path / "parts"))
+    assert whole[-len(parts) :] == parts
+    kept = [(tmp_path / x / "metrics.jsonl").read_text() for x in ("whole", "parts")]
+    assert kept[0] == kept[1]
+    kept = [(tmp_path / x / "model.safetensors").read_bytes() for x in ("whole", "parts")]
+    assert kept[0] == kept[1]
+    assert list(pretrain.pretrain(settings, tmp_path / "parts")) == [], "it is finished"
+    with pytest.raises(ValueError, match="search: 0.16 -> 0.3"):
+        next(pretrain.pretrain(dataclasses.replace(settings, search=0.3), tmp_path / "parts"))
+
+
+def test_a_cold_start_then_grpo(gemma, tmp_path):
+    """Two steps of each, as the presets do them, on the small Gemma."""
+    settings = dataclasses.replace(cold(gemma), steps=2)
+    list(pretrain.pretrain(settings, tmp_path / "base"))
+    model, tokenizer, config = weights.load(tmp_path / "base")
+    assert config.vocab == tokenizer.vocab_size < 100
+    run = dataclasses.replace(
+        SETTINGS["gemma3-270m-cpu"], model=str(tmp_path / "base"), steps=2, prompts=2, group=4,
+        completion_len=24, eval_puzzles=4, eval_every=2, micro_batch=4, lora=2, prompt_len=24,
+    )  # fmt: skip
+    rows = list(train.train(run, tmp_path / "run"))
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert "heldout_accuracy" in rows[0] and np.isfinite(rows[2]["grad_norm"])
+
+
+def test_bad_settings_are_a_sentence(tmp_path, capsys):
+    for bad, said in {
+        "stps=3": "No setting is called 'stps'",
+        "cut=True": "cut=True needs a model",
+        "rows=0": "rows is 0",
+        "template=long": "template is 'long'",
+        "model=nowhere": "nowhere is no folder",
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            pretrain.main(["--out", str(tmp_path / "x"), "--set", bad])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert said in error and "Traceback" not in error
