@@ -1,12 +1,13 @@
 """What fits on which chip, asked of the compiler; and the time and price that its peaks allow.
 
-Compiles the programs of a training step for a TPU that need not be there, with XLA's own TPU
-compiler (libtpu), and adds up what a core must hold. `python -m aha_lib.plan --model gemma2-2b
+Compiles the programs of a run for a TPU that need not be there, with XLA's own TPU compiler
+(libtpu), and adds up what a core must hold. `python -m aha_lib.plan --model gemma2-2b
 --chip v3-8` prints it. Runs none of them, loads no weights and does not know the task.
 """
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -15,7 +16,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -58,7 +59,11 @@ CHIPS = {
     "v6e-8": Chip("v6e:2x4", 8, 31.25, 918e12, 1638e9, 180e9, 21.60),
 }
 # What to change where a program does not fit.
-ADVICE = {"sample": "prompts (or gather=False)", "update": "micro_batch"}
+ADVICE = {
+    "start": "train adapters",
+    "sample": "lower prompts (or gather=False), or train adapters",
+    "update": "lower micro_batch, or train adapters",
+}
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,8 @@ class Plan:
                         f"{p.total:7.2f}{chip.hbm - p.total:7.2f}{p.seconds:11.0f} s")  # fmt: skip
         for p in self.programs:
             if p.total > chip.hbm:
-                rows.append(f"{p.name} needs {p.total:.1f} GiB of a core's {chip.hbm:g}: lower "
-                            f"{ADVICE[p.kind]}, or train adapters.")  # fmt: skip
+                rows.append(f"{p.name} needs {p.total:.1f} GiB of a core's {chip.hbm:g}: "
+                            f"{ADVICE[p.kind]}.")  # fmt: skip
         step = sum(self.times.values())
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.times.items())
         hours = s.steps * step / 3600
@@ -118,26 +123,48 @@ class Plan:
 
 
 def plan(model: str, chip: str, **changes) -> Plan:
-    """Compile a step of `train` for a chip of `CHIPS`; `changes` are those of `Settings`.
+    """Compile the programs of `train` for a chip of `CHIPS`; `changes` are those of `Settings`.
 
     The settings are those of the preset `model`, or of gemma2-2b for a model without one. Results
     are kept by content. Raises ValueError for unknown names, RuntimeError without libtpu.
     """
+    settings, todo = _todo(model, chip, changes)
+    times = estimate(MODELS[model], settings, CHIPS[chip])
+    return Plan(model, chip, settings, [run() for run in todo], times)
+
+
+def largest(name: str, model: str, chip: str, *, start: int | None = None, **changes) -> int:
+    """The largest power of two times the cores that setting `name` may have; 0 if none fits.
+
+    `start` is where the search begins: by default at one a core.
+    """
+
+    def fits(size):
+        todo = _todo(model, chip, changes | {name: size})[1]
+        return all(run().total <= CHIPS[chip].hbm for run in reversed(todo))
+
+    size = start or CHIPS[chip].cores
+    if fits(size):
+        while fits(2 * size):
+            size *= 2
+        return size
+    while size > CHIPS[chip].cores:
+        size //= 2
+        if fits(size):
+            return size
+    return 0
+
+
+def _todo(model, chip, changes) -> tuple[Settings, list[Callable[[], Program]]]:
+    """The settings, and for each program what compiles it."""
     if model not in MODELS or chip not in CHIPS:
         names = f"models {', '.join(MODELS)}; chips {', '.join(CHIPS)}"
         raise ValueError(f"{model} on {chip} is not in the tables: there are {names}.")
     base = SETTINGS.get(model) or dataclasses.replace(SETTINGS["gemma2-2b"], model=model)
     settings = dataclasses.replace(base, **changes)
-    programs = _programs(MODELS[model], settings, CHIPS[chip])
-    return Plan(model, chip, settings, programs, estimate(MODELS[model], settings, CHIPS[chip]))
-
-
-def largest(name: str, model: str, chip: str, **changes) -> int:
-    """The largest power of two times the cores that setting `name` may have; 0 if none fits."""
-    best, size = 0, CHIPS[chip].cores
-    while plan(model, chip, **changes | {name: size}).fits:
-        best, size = size, 2 * size
-    return best
+    mesh = _mesh(CHIPS[chip], settings.tp)
+    found = programs(MODELS[model], settings, mesh)
+    return settings, [functools.partial(_compile, *x, mesh, CHIPS[chip]) for x in found]
 
 
 def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
@@ -171,9 +198,15 @@ def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
     }
 
 
-def _programs(config, s: Settings, chip: Chip) -> list[Program]:
-    """The programs of `sampler.sample` and `grpo.train_step`, as `train` calls them."""
-    mesh, (dtype, param_dtype) = _mesh(chip, s.tp), runtime.dtypes("tpu")
+def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable | None]]:
+    """All that a run executes on the mesh, but for what handles one array at a time.
+
+    Names, the GiB of a core that wait meanwhile, and functions that lower a program with `mesh` in
+    use. Each is as large as it gets: the sampler reads as many prompts and writes as many rows as
+    any of its calls, whether to train or to evaluate. Restoring a checkpoint is no program: the new
+    state beside the one it replaces.
+    """
+    dtype, param_dtype = runtime.dtypes(mesh.devices.flat[0].platform)
 
     def place(tree, gathered=False):
         where = runtime.shardings(tree, mesh, gathered=gathered)
@@ -197,39 +230,64 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
     lent = [x for x, y in zip(*map(jax.tree.leaves, (weights, state.params)), strict=True)
             if (x.dtype, x.sharding) == (y.dtype, y.sharding)]  # fmt: skip
     aside = waiting - _held(lent)  # while the sampler runs: these are its arguments too
-    prompts, key = np.zeros((s.prompts, s.prompt_len), np.int32), jax.eval_shape(jax.random.key, 0)
-    begin = (graph, weights, prompts, prompts > 0, place(key), s.group)
-    rows = jax.eval_shape(sampler._prefill, *begin)
-    last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
-    slots = s.prompt_len + s.completion_len
 
-    def lengthened(n):
-        cache = (jax.eval_shape(lambda x: sampler._lengthen(x, n), x) for x in rows.cache)
+    with jax.set_mesh(mesh):
+        count, rows = (runtime.whole_shares(n, "draws") for n in _sizes(s))
+        half = runtime.whole_shares(-(-rows // 2), "draws")
+        micro = runtime.whole_shares(s.micro_batch, "rows")
+    prompts, order = np.zeros((count, s.prompt_len), np.int32), np.arange(rows) % count
+    key = place(jax.eval_shape(jax.random.key, 0))
+    begin = (graph, weights, prompts, prompts > 0, key, order, rows)
+    slots = s.prompt_len + s.completion_len
+    last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
+
+    def moved(rows, order, slots):
+        cache = jax.eval_shape(lambda xs: [sampler._move(x, order, slots) for x in xs], rows.cache)
         return _place_rows(rows._replace(cache=Cache(*cache)), mesh)
 
-    shorter, longer = lengthened(slots - last), lengthened(slots)
+    def move(name, old, order, slots):
+        other = max(_held(old.cache.k), _held(moved(old, order, slots).cache.k))
+        resident = aside + other + _held((weights, old[:-1], old.cache.valid))
+        return f"sample: {name}", resident, lambda: sampler._move.lower(old.cache.v, order, slots)
+
+    read = _place_rows(jax.eval_shape(sampler._prefill, *begin), mesh)
+    shorter, longer = (moved(read, order, n) for n in (slots - last, slots))
     decode = dict(slot=slots - last, length=last, stop_ids=(1,), pad_id=0)
-    blank = np.zeros((s.micro_batch, s.completion_len), np.float32)
-    micro = prompts[np.zeros(s.micro_batch, int)]
-    batch = grpo.Batch(
-        micro, micro > 0, blank.astype(np.int32), blank > 0, blank, blank[:, 0], None
-    )
+    blank = np.zeros((micro, s.completion_len), np.float32)
+    seen, ids = np.zeros((micro, s.prompt_len), bool), blank.astype(np.int32)
+    batch = grpo.Batch(seen.astype(np.int32), seen, ids, blank > 0, blank, blank[:, 0])
+    weighted = batch._replace(weights=blank if s.importance_cap or s.norm != "token" else None)
+    rescore = ("update: rescore", waiting - _held(state.params),
+               lambda: grpo._logprobs.lower(graph, state.params, batch, s.temperature))  # fmt: skip
+    return [
+        ("start: restore", waiting + _held(state._replace(params=grads)), None),
+        ("sample: prefill", aside, lambda: sampler._prefill.lower(*begin)),
+        move("spread", read, order, slots - 3 * last),
+        move("lengthen", shorter, None, slots),
+        move("halve", shorter, np.arange(half), slots),
+        ("sample: decode", aside,
+         lambda: sampler._decode.lower(graph, weights, longer, s.temperature, **decode)),
+        *[rescore] * bool(s.importance_cap),
+        ("update: gradient", waiting - kl - _held(state.params),
+         lambda: grpo.accumulate.lower(graph, state.params, reference, grads, weighted, 1.0, s)),
+        ("update: apply", kl, lambda: grpo.apply.lower(state, grads, s)),
+    ]  # fmt: skip
+
+
+def _sizes(s: Settings) -> tuple[int, int]:
+    """The most prompts and the most rows of a call of the sampler, `train.rollout`'s parts."""
+    calls = [(s.prompts, s.group)]
+    for group in (1, s.pass_k):  # of the held-out panel
+        calls.append((min(s.eval_puzzles, max(1, s.prompts * s.group // group)), group))
+    return max(prompts for prompts, _ in calls), max(math.prod(call) for call in calls)
+
+
+def _compile(name: str, resident: float, lower: Callable | None, mesh: Mesh, chip: Chip) -> Program:
+    """Memory of a program, from the compiler or from what it said of the same before."""
+    if lower is None:
+        return Program(name, 0.0, 0.0, resident, 0.0)
     with jax.set_mesh(mesh):
-        return [
-            _compile("sample: prefill", aside, sampler._prefill.lower(*begin), chip),
-            _compile("sample: lengthen", aside + _held((weights, longer[:-1], longer.cache.k)),
-                     sampler._lengthen.lower(shorter.cache.v, slots), chip),
-            _compile("sample: decode", aside,
-                     sampler._decode.lower(graph, weights, longer, s.temperature, **decode), chip),
-            _compile("update: gradient", waiting - kl - _held(state.params),
-                     grpo.accumulate.lower(graph, state.params, reference, grads, batch,
-                                           1.0, s), chip),
-            _compile("update: apply", kl, grpo.apply.lower(state, grads, s), chip),
-        ]  # fmt: skip
-
-
-def _compile(name: str, resident: float, lowered, chip: Chip) -> Program:
-    """Memory of a lowered program, from the compiler or from what it said of the same before."""
+        lowered = lower()
     versions = [importlib.metadata.version(package) for package in ("jax", "libtpu")]
     text = " ".join((*versions, chip.topology, lowered.as_text()))
     file = runtime.cache("plan") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
