@@ -134,17 +134,17 @@ def truncated_weights(trainer: Float[np.ndarray, "B T"], sampler, cap: float):
 def optimizer(settings: Settings) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm; linear warm-up, then cosine to `decay`.
 
-    Update k (from 1) of a warm-up of n has k / n of the learning rate: none learns nothing.
+    Step k (from 1) of a warm-up of n has k / n of the learning rate: the first learns too.
     """
-    s, n = settings, max(settings.warmup * settings.updates, 1)
+    s, n = settings, max(settings.warmup, 1)
     schedule = optax.warmup_cosine_decay_schedule(
-        s.learning_rate / n, s.learning_rate, n - 1, max(s.steps, s.warmup + 1) * s.updates,
-        s.decay * s.learning_rate,
-    )  # fmt: skip
+        s.learning_rate / n, s.learning_rate, n - 1, max(s.steps, n), s.decay * s.learning_rate
+    )
     return optax.chain(
         optax.clip_by_global_norm(s.max_grad_norm),
-        optax.adamw(schedule, b2=0.95, weight_decay=s.weight_decay),
-    )
+        optax.adamw(lambda count: schedule(count // s.updates), b2=0.95,
+                    weight_decay=s.weight_decay),
+    )  # fmt: skip
 
 
 def completion_logprobs(model, batch: Batch, temperature: float):
