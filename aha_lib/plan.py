@@ -143,16 +143,13 @@ def largest(name: str, model: str, chip: str, *, start: int | None = None, **cha
         todo = _todo(model, chip, changes | {name: size})[1]
         return all(run().total <= CHIPS[chip].hbm for run in reversed(todo))
 
-    size = start or CHIPS[chip].cores
-    if fits(size):
-        while fits(2 * size):
-            size *= 2
-        return size
-    while size > CHIPS[chip].cores:
+    best, size = 0, start or CHIPS[chip].cores
+    while fits(size):
+        best, size = size, 2 * size
+    while not best and size > CHIPS[chip].cores:
         size //= 2
-        if fits(size):
-            return size
-    return 0
+        best = size if fits(size) else 0
+    return best
 
 
 def _todo(model, chip, changes) -> tuple[Settings, list[Callable[[], Program]]]:
@@ -162,9 +159,9 @@ def _todo(model, chip, changes) -> tuple[Settings, list[Callable[[], Program]]]:
         raise ValueError(f"{model} on {chip} is not in the tables: there are {names}.")
     base = SETTINGS.get(model) or dataclasses.replace(SETTINGS["gemma2-2b"], model=model)
     settings = dataclasses.replace(base, **changes)
-    mesh = _mesh(CHIPS[chip], settings.tp)
-    found = programs(MODELS[model], settings, mesh)
-    return settings, [functools.partial(_compile, *x, mesh, CHIPS[chip]) for x in found]
+    how = dict(mesh=_mesh(CHIPS[chip], settings.tp), chip=CHIPS[chip])
+    found = programs(MODELS[model], settings, how["mesh"])
+    return settings, [functools.partial(_compile, *x, **how) for x in found]
 
 
 def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
@@ -201,16 +198,19 @@ def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
 def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable | None]]:
     """All that a run executes on the mesh, but for what handles one array at a time.
 
-    Names, the GiB of a core that wait meanwhile, and functions that lower a program with `mesh` in
-    use. Each is as large as it gets: the sampler reads as many prompts and writes as many rows as
-    any of its calls, whether to train or to evaluate. Restoring a checkpoint is no program: the new
-    state beside the one it replaces.
+    Names, GiB of a core that wait meanwhile, and functions that lower each, with `mesh` in use; or
+    None for a restored state beside the one it replaces. Each is as large as it gets: the sampler
+    reads as many prompts and writes as many rows as in any call, to train or to evaluate.
     """
     dtype, param_dtype = runtime.dtypes(mesh.devices.flat[0].platform)
 
     def place(tree, gathered=False):
         where = runtime.shardings(tree, mesh, gathered=gathered)
-        return jax.tree.map(_struct, tree, where)
+        return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), tree, where)
+
+    def spread(x):  # as the sampler does
+        names = (None, "rows", "kv_heads") if x.ndim == 5 else ("rows",)
+        return x.update(sharding=NamedSharding(mesh, runtime.spec(x.shape, names, mesh)))
 
     def build():
         kept = dtype if s.lora else param_dtype
@@ -220,13 +220,12 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         return model
 
     graph, params = nnx.split(nnx.eval_shape(build, graph=False))
-    adam = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
-    state = place(grpo.TrainState(params, adam))
+    moments = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
+    state = place(grpo.TrainState(params, moments))
     grads = grpo.learned(state.params, s)[0]
     lean = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
     weights, reference = place(lean, s.gather), place(lean) if s.kl and not s.lora else None
-    kl = _held(reference)
-    waiting = _held(state) + kl
+    kl, waiting = _held(reference), _held((state, reference))
     lent = [x for x, y in zip(*map(jax.tree.leaves, (weights, state.params)), strict=True)
             if (x.dtype, x.sharding) == (y.dtype, y.sharding)]  # fmt: skip
     aside = waiting - _held(lent)  # while the sampler runs: these are its arguments too
@@ -235,30 +234,31 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         count, rows = (runtime.whole_shares(n, "draws") for n in _sizes(s))
         half = runtime.whole_shares(-(-rows // 2), "draws")
         micro = runtime.whole_shares(s.micro_batch, "rows")
-    prompts, order = np.zeros((count, s.prompt_len), np.int32), np.arange(rows) % count
-    key = place(jax.eval_shape(jax.random.key, 0))
+    key, order = place(jax.eval_shape(jax.random.key, 0)), np.arange(rows) % count
+    prompts = np.zeros((count, s.prompt_len), np.int32)
     begin = (graph, weights, prompts, prompts > 0, key, order, rows)
     slots = s.prompt_len + s.completion_len
     last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
 
     def moved(rows, order, slots):
         cache = jax.eval_shape(lambda xs: [sampler._move(x, order, slots) for x in xs], rows.cache)
-        return _place_rows(rows._replace(cache=Cache(*cache)), mesh)
+        return jax.tree.map(spread, rows._replace(cache=Cache(*cache)))
 
     def move(name, old, order, slots):
         other = max(_held(old.cache.k), _held(moved(old, order, slots).cache.k))
         resident = aside + other + _held((weights, old[:-1], old.cache.valid))
         return f"sample: {name}", resident, lambda: sampler._move.lower(old.cache.v, order, slots)
 
-    read = _place_rows(jax.eval_shape(sampler._prefill, *begin), mesh)
+    read = jax.tree.map(spread, jax.eval_shape(sampler._prefill, *begin))
     shorter, longer = (moved(read, order, n) for n in (slots - last, slots))
     decode = dict(slot=slots - last, length=last, stop_ids=(1,), pad_id=0)
     blank = np.zeros((micro, s.completion_len), np.float32)
     seen, ids = np.zeros((micro, s.prompt_len), bool), blank.astype(np.int32)
     batch = grpo.Batch(seen.astype(np.int32), seen, ids, blank > 0, blank, blank[:, 0])
     weighted = batch._replace(weights=blank if s.importance_cap or s.norm != "token" else None)
-    rescore = ("update: rescore", waiting - _held(state.params),
-               lambda: grpo._logprobs.lower(graph, state.params, batch, s.temperature))  # fmt: skip
+    adam = waiting - kl - _held(state.params)
+    rescore = [("update: rescore", adam + kl,
+                lambda: grpo._logprobs.lower(graph, state.params, batch, s.temperature))]
     return [
         ("start: restore", waiting + _held(state._replace(params=grads)), None),
         ("sample: prefill", aside, lambda: sampler._prefill.lower(*begin)),
@@ -267,8 +267,8 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
          lambda: sampler._decode.lower(graph, weights, longer, s.temperature, **decode)),
         move("lengthen", shorter, None, slots),
         move("halve", shorter, np.arange(half), slots),
-        *[rescore] * bool(s.importance_cap),
-        ("update: gradient", waiting - kl - _held(state.params),
+        *(rescore if s.importance_cap else []),
+        ("update: gradient", adam,
          lambda: grpo.accumulate.lower(graph, state.params, reference, grads, weighted, 1.0, s)),
         ("update: apply", kl, lambda: grpo.apply.lower(state, grads, s)),
     ]  # fmt: skip
@@ -276,9 +276,8 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
 
 def _sizes(s: Settings) -> tuple[int, int]:
     """The most prompts and the most rows of a call of the sampler, `train.rollout`'s parts."""
-    calls = [(s.prompts, s.group)]
-    for group in (1, s.pass_k):  # of the held-out panel
-        calls.append((min(s.eval_puzzles, max(1, s.prompts * s.group // group)), group))
+    panel = [(min(s.eval_puzzles, max(1, s.prompts * s.group // n)), n) for n in (1, s.pass_k)]
+    calls = [(s.prompts, s.group), *panel]
     return max(prompts for prompts, _ in calls), max(math.prod(call) for call in calls)
 
 
@@ -317,20 +316,6 @@ def _mesh(chip: Chip, tp: int) -> Mesh:
         os.environ.setdefault(*name.split("="))
     topology = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
     return runtime.make_mesh(topology.devices, tp=tp)
-
-
-def _struct(x, where) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-
-def _place_rows(rows, mesh: Mesh):
-    """As the sampler's `_spread` does."""
-
-    def place(path, x):
-        names = (None, "rows", "kv_heads") if x.ndim == 5 else ("rows",)
-        return _struct(x, NamedSharding(mesh, runtime.spec(x.shape, names, mesh)))
-
-    return jax.tree.map_with_path(place, rows)
 
 
 def _held(tree) -> float:
