@@ -105,12 +105,17 @@ class Gemma(nnx.Module):
         return _rms_norm(x, self.final_norm[...], c.norm_eps)
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-        """Next-token logits, float32. Call it on few positions at a time: V is 262,144."""
+        """Next-token logits, float32; -1e30 for the padding, rows of the embedding without a token.
+
+        Call it on few positions at a time: V is 262,144.
+        """
         table = self.embed[...].astype(self.dtype)
         hidden = constrain(hidden)  # whole on every device: a few positions, not the table, move
         out = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
         out = constrain(out, *[None] * (out.ndim - 1), "vocab")
-        return _softcap(out, self.config.final_softcap)
+        c, out = self.config, _softcap(out, self.config.final_softcap)
+        tokens = jnp.arange(c.vocab) < c.vocab - c.padding
+        return jnp.where(tokens, out, -1e30) if c.padding else out  # finite: entropies are
 
     def logprobs(
         self,

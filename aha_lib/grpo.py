@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from aha_lib.presets import Settings
-from aha_lib.runtime import shard_batch, to_host
+from aha_lib.runtime import shard_batch, to_host, whole_shares
 
 BUCKETS = 4  # lengths to which micro-batches are padded: multiples of completion_len / BUCKETS
 
@@ -83,10 +83,9 @@ def advantages(
         if rewards.shape[1] < 2:
             raise ValueError("Leaving one out of a group of one leaves none: use group >= 2.")
         centred = centred * (rewards.shape[1] / (rewards.shape[1] - 1))
-    if not scale_by_std:
-        return centred
-    std = rewards.std(axis=1, keepdims=True)
-    return np.divide(centred, std, out=np.zeros_like(centred), where=has_signal(rewards)[:, None])
+    std = rewards.std(axis=1, keepdims=True) if scale_by_std else 1.0
+    differ = has_signal(rewards)[:, None]  # equal ones differ from their mean by its rounding
+    return np.divide(centred, std, out=np.zeros_like(centred), where=differ)
 
 
 def has_signal(rewards: Float[np.ndarray, "P G"]) -> Bool[np.ndarray, " P"]:
@@ -133,16 +132,19 @@ def truncated_weights(trainer: Float[np.ndarray, "B T"], sampler, cap: float):
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; linear warm-up, then cosine to `decay`."""
-    s = settings
+    """AdamW after clipping by the global norm; linear warm-up, then cosine to `decay`.
+
+    Step k (from 1) of a warm-up of n has k / n of the learning rate: the first learns too.
+    """
+    s, n = settings, max(settings.warmup, 1)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, s.learning_rate, s.warmup * s.updates, max(s.steps, s.warmup + 1) * s.updates,
-        s.decay * s.learning_rate,
-    )  # fmt: skip
+        s.learning_rate / n, s.learning_rate, n - 1, max(s.steps, n), s.decay * s.learning_rate
+    )
     return optax.chain(
         optax.clip_by_global_norm(s.max_grad_norm),
-        optax.adamw(schedule, b2=0.95, weight_decay=s.weight_decay),
-    )
+        optax.adamw(lambda count: schedule(count // s.updates), b2=0.95,
+                    weight_decay=s.weight_decay),
+    )  # fmt: skip
 
 
 def completion_logprobs(model, batch: Batch, temperature: float):
@@ -282,7 +284,8 @@ def apply(state: TrainState, grads, settings: Settings, loss: float | Float[Arra
 
 
 def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
-    """Cut a batch on the host into micro-batches of `rows` rows of like length.
+    """Cut a batch on the host into micro-batches of `rows` rows of like length, or a few more:
+    what the mesh spreads evenly.
 
     Rows are sorted by length and each micro-batch is cut to the shortest bucket that holds it, so
     that the update does not pay for padding. Rows with no advantage add nothing to the gradient
@@ -292,6 +295,7 @@ def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
     lengths = batch.mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     order = order[(lengths[order] > 0) & (all_rows | (batch.advantages[order] != 0))]
+    rows = whole_shares(rows, "rows")
     bucket = -(-batch.mask.shape[1] // BUCKETS)
     for start in range(0, len(order), rows):
         index = order[start : start + rows]
@@ -310,7 +314,7 @@ def _logprobs(graph, params, batch: Batch, temperature: float):
 
 def rescored(graph, params, batch: Batch, settings: Settings) -> Batch:
     """The batch with the trainer's log-probabilities, its tokens weighted for the mismatch."""
-    count, rows, parts = len(batch.mask), settings.micro_batch, []
+    count, rows, parts = len(batch.mask), whole_shares(settings.micro_batch, "rows"), []
     for start in range(0, count, rows):
         index = np.arange(start, start + rows) % count  # the last one goes round: one shape
         micro = jax.tree.map(lambda x: x[index], batch)  # noqa: B023

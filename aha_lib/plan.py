@@ -1,12 +1,13 @@
 """What fits on which chip, asked of the compiler; and the time and price that its peaks allow.
 
-Compiles the programs of a training step for a TPU that need not be there, with XLA's own TPU
-compiler (libtpu), and adds up what a core must hold. `python -m aha_lib.plan --model gemma2-2b
+Compiles the programs of a run for a TPU that need not be there, with XLA's own TPU compiler
+(libtpu), and adds up what a core must hold. `python -m aha_lib.plan --model gemma2-2b
 --chip v3-8` prints it. Runs none of them, loads no weights and does not know the task.
 """
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -15,7 +16,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -58,7 +59,11 @@ CHIPS = {
     "v6e-8": Chip("v6e:2x4", 8, 31.25, 918e12, 1638e9, 180e9, 21.60),
 }
 # What to change where a program does not fit.
-ADVICE = {"sample": "prompts (or gather=False)", "update": "micro_batch"}
+ADVICE = {
+    "start": "train adapters",
+    "sample": "lower prompts (or gather=False), or train adapters",
+    "update": "lower micro_batch, or train adapters",
+}
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,8 @@ class Plan:
                         f"{p.total:7.2f}{chip.hbm - p.total:7.2f}{p.seconds:11.0f} s")  # fmt: skip
         for p in self.programs:
             if p.total > chip.hbm:
-                rows.append(f"{p.name} needs {p.total:.1f} GiB of a core's {chip.hbm:g}: lower "
-                            f"{ADVICE[p.kind]}, or train adapters.")  # fmt: skip
+                rows.append(f"{p.name} needs {p.total:.1f} GiB of a core's {chip.hbm:g}: "
+                            f"{ADVICE[p.kind]}.")  # fmt: skip
         step = sum(self.times.values())
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.times.items())
         hours = s.steps * step / 3600
@@ -118,26 +123,45 @@ class Plan:
 
 
 def plan(model: str, chip: str, **changes) -> Plan:
-    """Compile a step of `train` for a chip of `CHIPS`; `changes` are those of `Settings`.
+    """Compile the programs of `train` for a chip of `CHIPS`; `changes` are those of `Settings`.
 
     The settings are those of the preset `model`, or of gemma2-2b for a model without one. Results
     are kept by content. Raises ValueError for unknown names, RuntimeError without libtpu.
     """
+    settings, todo = _todo(model, chip, changes)
+    times = estimate(MODELS[model], settings, CHIPS[chip])
+    return Plan(model, chip, settings, [run() for run in todo], times)
+
+
+def largest(name: str, model: str, chip: str, *, start: int | None = None, **changes) -> int:
+    """The largest power of two times the cores that setting `name` may have; 0 if none fits.
+
+    `start` is where the search begins: by default at one a core.
+    """
+
+    def fits(size):
+        todo = _todo(model, chip, changes | {name: size})[1]
+        return all(run().total <= CHIPS[chip].hbm for run in reversed(todo))
+
+    best, size = 0, start or CHIPS[chip].cores
+    while fits(size):
+        best, size = size, 2 * size
+    while not best and size > CHIPS[chip].cores:
+        size //= 2
+        best = size if fits(size) else 0
+    return best
+
+
+def _todo(model, chip, changes) -> tuple[Settings, list[Callable[[], Program]]]:
+    """The settings, and for each program what compiles it."""
     if model not in MODELS or chip not in CHIPS:
         names = f"models {', '.join(MODELS)}; chips {', '.join(CHIPS)}"
         raise ValueError(f"{model} on {chip} is not in the tables: there are {names}.")
     base = SETTINGS.get(model) or dataclasses.replace(SETTINGS["gemma2-2b"], model=model)
     settings = dataclasses.replace(base, **changes)
-    programs = _programs(MODELS[model], settings, CHIPS[chip])
-    return Plan(model, chip, settings, programs, estimate(MODELS[model], settings, CHIPS[chip]))
-
-
-def largest(name: str, model: str, chip: str, **changes) -> int:
-    """The largest power of two times the cores that setting `name` may have; 0 if none fits."""
-    best, size = 0, CHIPS[chip].cores
-    while plan(model, chip, **changes | {name: size}).fits:
-        best, size = size, 2 * size
-    return best
+    how = dict(mesh=_mesh(CHIPS[chip], settings.tp), chip=CHIPS[chip])
+    found = programs(MODELS[model], settings, how["mesh"])
+    return settings, [functools.partial(_compile, *x, **how) for x in found]
 
 
 def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
@@ -171,13 +195,22 @@ def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
     }
 
 
-def _programs(config, s: Settings, chip: Chip) -> list[Program]:
-    """The programs of `sampler.sample` and `grpo.train_step`, as `train` calls them."""
-    mesh, (dtype, param_dtype) = _mesh(chip, s.tp), runtime.dtypes(s.dtype, "tpu")
+def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable | None]]:
+    """All that a run executes on the mesh, but for what handles one array at a time.
+
+    Names, GiB of a core that wait meanwhile, and functions that lower each, with `mesh` in use; or
+    None for a restored state beside the one it replaces. Each is as large as it gets: the sampler
+    reads as many prompts and writes as many rows as in any call, to train or to evaluate.
+    """
+    dtype, param_dtype = runtime.dtypes(s.dtype, mesh.devices.flat[0].platform)
 
     def place(tree, gathered=False):
         where = runtime.shardings(tree, mesh, gathered=gathered)
-        return jax.tree.map(_struct, tree, where)
+        return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), tree, where)
+
+    def spread(x):  # as the sampler does
+        names = (None, "rows", "kv_heads") if x.ndim == 5 else ("rows",)
+        return x.update(sharding=NamedSharding(mesh, runtime.spec(x.shape, names, mesh)))
 
     def build():
         kept = dtype if s.lora else param_dtype
@@ -187,49 +220,73 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
         return model
 
     graph, params = nnx.split(nnx.eval_shape(build, graph=False))
-    adam = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
-    state = place(grpo.TrainState(params, adam))
+    moments = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
+    state = place(grpo.TrainState(params, moments))
     grads = grpo.learned(state.params, s)[0]
     lean = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
     weights, reference = place(lean, s.gather), place(lean) if s.kl and not s.lora else None
-    kl = _held(reference)
-    waiting = _held(state) + kl
+    kl, waiting = _held(reference), _held((state, reference))
     lent = [x for x, y in zip(*map(jax.tree.leaves, (weights, state.params)), strict=True)
             if (x.dtype, x.sharding) == (y.dtype, y.sharding)]  # fmt: skip
     aside = waiting - _held(lent)  # while the sampler runs: these are its arguments too
-    prompts, key = np.zeros((s.prompts, s.prompt_len), np.int32), jax.eval_shape(jax.random.key, 0)
-    begin = (graph, weights, prompts, prompts > 0, place(key), s.group)
-    rows = jax.eval_shape(sampler._prefill, *begin)
-    last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
-    slots = s.prompt_len + s.completion_len
 
-    def lengthened(n):
-        cache = (jax.eval_shape(lambda x: sampler._lengthen(x, n), x) for x in rows.cache)
-        return _place_rows(rows._replace(cache=Cache(*cache)), mesh)
-
-    shorter, longer = lengthened(slots - last), lengthened(slots)
-    decode = dict(slot=slots - last, length=last, stop_ids=(1,), pad_id=0)
-    blank = np.zeros((s.micro_batch, s.completion_len), np.float32)
-    micro = prompts[np.zeros(s.micro_batch, int)]
-    batch = grpo.Batch(
-        micro, micro > 0, blank.astype(np.int32), blank > 0, blank, blank[:, 0], None
-    )
     with jax.set_mesh(mesh):
-        return [
-            _compile("sample: prefill", aside, sampler._prefill.lower(*begin), chip),
-            _compile("sample: lengthen", aside + _held((weights, longer[:-1], longer.cache.k)),
-                     sampler._lengthen.lower(shorter.cache.v, slots), chip),
-            _compile("sample: decode", aside,
-                     sampler._decode.lower(graph, weights, longer, s.temperature, **decode), chip),
-            _compile("update: gradient", waiting - kl - _held(state.params),
-                     grpo.accumulate.lower(graph, state.params, reference, grads, batch,
-                                           1.0, s), chip),
-            _compile("update: apply", kl, grpo.apply.lower(state, grads, s), chip),
-        ]  # fmt: skip
+        count, rows = (runtime.whole_shares(n, "draws") for n in _sizes(s))
+        half = runtime.whole_shares(-(-rows // 2), "draws")
+        micro = runtime.whole_shares(s.micro_batch, "rows")
+    key, order = place(jax.eval_shape(jax.random.key, 0)), np.arange(rows) % count
+    prompts = np.zeros((count, s.prompt_len), np.int32)
+    begin = (graph, weights, prompts, prompts > 0, key, order, rows)
+    slots = s.prompt_len + s.completion_len
+    last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
+
+    def moved(rows, order, slots):
+        cache = jax.eval_shape(lambda xs: [sampler._move(x, order, slots) for x in xs], rows.cache)
+        return jax.tree.map(spread, rows._replace(cache=Cache(*cache)))
+
+    def move(name, old, order, slots):
+        other = max(_held(old.cache.k), _held(moved(old, order, slots).cache.k))
+        resident = aside + other + _held((weights, old[:-1], old.cache.valid))
+        return f"sample: {name}", resident, lambda: sampler._move.lower(old.cache.v, order, slots)
+
+    read = jax.tree.map(spread, jax.eval_shape(sampler._prefill, *begin))
+    shorter, longer = (moved(read, order, n) for n in (slots - last, slots))
+    decode = dict(slot=slots - last, length=last, stop_ids=(1,), pad_id=0)
+    blank = np.zeros((micro, s.completion_len), np.float32)
+    seen, ids = np.zeros((micro, s.prompt_len), bool), blank.astype(np.int32)
+    batch = grpo.Batch(seen.astype(np.int32), seen, ids, blank > 0, blank, blank[:, 0])
+    weighted = batch._replace(weights=blank if s.importance_cap or s.norm != "token" else None)
+    adam = waiting - kl - _held(state.params)
+    rescore = [("update: rescore", adam + kl,
+                lambda: grpo._logprobs.lower(graph, state.params, batch, s.temperature))]
+    return [
+        ("start: restore", waiting + _held(state._replace(params=grads)), None),
+        ("sample: prefill", aside, lambda: sampler._prefill.lower(*begin)),
+        move("spread", read, order, slots - 3 * last),
+        ("sample: decode", aside,
+         lambda: sampler._decode.lower(graph, weights, longer, s.temperature, **decode)),
+        move("lengthen", shorter, None, slots),
+        move("halve", shorter, np.arange(half), slots),
+        *(rescore if s.importance_cap else []),
+        ("update: gradient", adam,
+         lambda: grpo.accumulate.lower(graph, state.params, reference, grads, weighted, 1.0, s)),
+        ("update: apply", kl, lambda: grpo.apply.lower(state, grads, s)),
+    ]  # fmt: skip
 
 
-def _compile(name: str, resident: float, lowered, chip: Chip) -> Program:
-    """Memory of a lowered program, from the compiler or from what it said of the same before."""
+def _sizes(s: Settings) -> tuple[int, int]:
+    """The most prompts and the most rows of a call of the sampler, `train.rollout`'s parts."""
+    panel = [(min(s.eval_puzzles, max(1, s.prompts * s.group // n)), n) for n in (1, s.pass_k)]
+    calls = [(s.prompts, s.group), *panel]
+    return max(prompts for prompts, _ in calls), max(math.prod(call) for call in calls)
+
+
+def _compile(name: str, resident: float, lower: Callable | None, mesh: Mesh, chip: Chip) -> Program:
+    """Memory of a program, from the compiler or from what it said of the same before."""
+    if lower is None:
+        return Program(name, 0.0, 0.0, resident, 0.0)
+    with jax.set_mesh(mesh):
+        lowered = lower()
     versions = [importlib.metadata.version(package) for package in ("jax", "libtpu")]
     text = " ".join((*versions, chip.topology, lowered.as_text()))
     file = runtime.cache("plan") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
@@ -259,20 +316,6 @@ def _mesh(chip: Chip, tp: int) -> Mesh:
         os.environ.setdefault(*name.split("="))
     topology = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
     return runtime.make_mesh(topology.devices, tp=tp)
-
-
-def _struct(x, where) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-
-def _place_rows(rows, mesh: Mesh):
-    """As the sampler's `_spread` does."""
-
-    def place(path, x):
-        names = (None, "rows", "kv_heads") if x.ndim == 5 else ("rows",)
-        return _struct(x, NamedSharding(mesh, runtime.spec(x.shape, names, mesh)))
-
-    return jax.tree.map_with_path(place, rows)
 
 
 def _held(tree) -> float:

@@ -35,6 +35,7 @@ class ModelConfig:
     qk_norm: bool = False
     post_norms: bool = False
     norm_eps: float = 1e-6
+    padding: int = 0  # last rows of the embedding, which no token has: they are never sampled
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -57,13 +58,13 @@ class ModelConfig:
 
 
 def _gemma1(**shape) -> ModelConfig:
-    return ModelConfig(vocab=256_128, head_dim=256, **shape)
+    return ModelConfig(vocab=256_128, padding=128, head_dim=256, **shape)
 
 
 def _gemma2(**shape) -> ModelConfig:
     return ModelConfig(
-        vocab=256_128, global_every=2, window=4096, attn_softcap=50.0, final_softcap=30.0,
-        post_norms=True, **shape,
+        vocab=256_128, padding=128, global_every=2, window=4096, attn_softcap=50.0,
+        final_softcap=30.0, post_norms=True, **shape,
     )  # fmt: skip
 
 
@@ -87,7 +88,7 @@ MODELS: dict[str, ModelConfig] = {
     "gemma3-1b": _gemma3(layers=26, width=1152, heads=4, kv_heads=1, head_dim=256, ff=6912,
                          window=512),
     "gemma3-4b": _gemma3(layers=34, width=2560, heads=8, kv_heads=4, head_dim=256, ff=10_240,
-                         window=1024, rope_scale=8.0, vocab=262_208),
+                         window=1024, rope_scale=8.0, vocab=262_208, padding=64),
     # fmt: on
 }
 
@@ -225,7 +226,7 @@ class Settings:
     importance_cap: float = 0.0  # cap of the weights trainer / sampler probability; 0: no weights
     micro_batch: int = 32  # rows in memory at a time
     learning_rate: float = 6e-4
-    warmup: int = 5  # steps from 0 to the full learning rate
+    warmup: int = 5  # steps over which the learning rate rises to its full value, by equal amounts
     decay: float = 1.0  # share of the learning rate that is left after the last step (cosine)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0

@@ -236,6 +236,13 @@ def shard_batch(tree):
     return jax.tree.map(lambda x: constrain(x, "rows"), tree)
 
 
+def whole_shares(count: int, name: str) -> int:
+    """The least number from `count` on that the mesh in use splits evenly along axis `name`."""
+    axes = jax.sharding.get_abstract_mesh().shape
+    devices = math.prod(axes.get(a, 1) for a in RULES[name])
+    return -(-count // devices) * devices
+
+
 def row_major(x: jax.Array, *names: str | None) -> jax.Array:
     """Keep `x` in memory in the order of its axes, sharded as `constrain` would; no mesh, no-op.
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from aha_lib.gemma import Cache, Gemma
-from aha_lib.runtime import constrain, shard_batch, shardings, to_host
+from aha_lib.runtime import constrain, shard_batch, shardings, to_host, whole_shares
 
 
 class Completions(NamedTuple):
@@ -78,39 +78,47 @@ def sample(
     """
     graph, params = nnx.split(model)
     params = ready(params, model.dtype, gather=gather)
-    rows = _prefill(graph, params, prompts, valid, key, group)
+    P, count = len(prompts), group * len(prompts)
+    # The last prompts and rows only fill the devices up: what does not divide is not spread.
+    filled = np.arange(whole_shares(P, "draws")) % P
+    index = np.arange(whole_shares(count, "draws"))  # which row of `out` each row written is
+    order = np.minimum(index // group, P - 1)  # and which row of the cache it reads
+    rows = _prefill(graph, params, prompts[filled], valid[filled], key, order, count)
     stop_ids = tuple(sorted(stop_ids))
-    count = group * len(prompts)
     out = Completions(
-        np.full((count, length), pad_id, np.int32),
-        np.zeros((count, length), np.float32),
-        np.zeros((count, length), bool),
+        np.full((len(index), length), pad_id, np.int32),
+        np.zeros((len(index), length), np.float32),
+        np.zeros((len(index), length), bool),
     )
     bounds = sorted({round(length * i / stages) for i in range(stages + 1)})
-    index = np.arange(count)  # which row of `out` each row being written is
     for start, stop in zip(bounds, bounds[1:], strict=False):
-        slot = prompts.shape[1] + start
         cache = []
         for x in rows.cache:  # in turn, each freed once copied: never two whole caches at a time
-            cache.append(_lengthen(x, slot + stop - start))
+            cache.append(_move(x, order, prompts.shape[1] + stop))
             x.delete()
         rows = rows._replace(cache=Cache(*cache))
         rows, *written = _decode(
-            graph, params, rows, temperature, slot=slot, length=stop - start, stop_ids=stop_ids,
-            pad_id=pad_id,
-        )
+            graph, params, rows, temperature, slot=prompts.shape[1] + start, length=stop - start,
+            stop_ids=stop_ids, pad_id=pad_id,
+        )  # fmt: skip
         for array, part in zip(out, written, strict=True):
             array[index, start:stop] = to_host(part)
         done = to_host(rows.done)
         if done.all():
             break
-        keep = len(index)  # halved while all that is unfinished fits: few shapes to compile
-        while keep % 2 == 0 and keep > count // 8 and (~done).sum() <= keep // 2:
-            keep //= 2
+        keep, order = _room(len(index), int((~done).sum()), count // 8), None
         if keep < len(index):
             order = np.argsort(done, kind="stable")[:keep]
-            rows, index = _take(rows, order), index[order]
-    return out
+            rows, index = _Rows(*_pick(rows[:-1], order), rows.cache), index[order]
+    return Completions(*(array[:count] for array in out))
+
+
+def _room(rows: int, unfinished: int, least: int) -> int:
+    """Rows that go on: halved while the unfinished fit, so that there are few shapes to compile."""
+    half = whole_shares(-(-rows // 2), "draws")
+    if half == rows or half < max(unfinished, least):
+        return rows
+    return _room(half, unfinished, least)
 
 
 def ready(params: nnx.State, dtype: jnp.dtype, *, gather: bool = False) -> nnx.State:
@@ -135,18 +143,20 @@ def _converted(x, dtype, where):
     return x if where is None else jax.lax.with_sharding_constraint(x, where)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "group"))
-def _prefill(graph, params, prompts, valid, key, group) -> _Rows:
+@functools.partial(jax.jit, static_argnames="graph")
+def _prefill(graph, params, prompts, valid, key, order, count) -> _Rows:
+    """The rows to be written, row i after prompt order[i]; their cache still has a row a prompt.
+
+    Rows from `count` on are done.
+    """
     model, (P, T) = nnx.merge(graph, params), prompts.shape
     prompts, valid = shard_batch((jnp.asarray(prompts), jnp.asarray(valid)))
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
     hidden, cache = model.extend(prompts, positions, valid, model.empty_cache(P, T), 0)
-    repeat = functools.partial(jnp.repeat, repeats=group)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(P * group))
-    cache = Cache(repeat(cache.k, axis=1), repeat(cache.v, axis=1), repeat(cache.valid, axis=0))
-    position = repeat(positions[:, -1] + 1, axis=0)
-    done = jnp.zeros(P * group, bool)
-    return _spread(_Rows(repeat(hidden[:, -1], axis=0), position, done, keys, cache))
+    index = jnp.arange(len(order))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    position = positions[order, -1] + 1
+    return _spread(_Rows(hidden[order, -1], position, index >= count, keys, cache))
 
 
 @functools.partial(
@@ -158,6 +168,7 @@ def _decode(graph, params, rows, temperature, *, slot, length, stop_ids, pad_id)
     """Write up to `length` tokens per row into cache slots `slot`, `slot` + 1, …"""
     greedy = temperature == 0
     model, B = nnx.merge(graph, params), len(rows.done)
+    last = model.config.vocab - model.config.padding - 1
     written = (jnp.full((B, length), pad_id), jnp.zeros((B, length)), jnp.zeros((B, length), bool))
 
     def unfinished(carry):
@@ -169,6 +180,7 @@ def _decode(graph, params, rows, temperature, *, slot, length, stop_ids, pad_id)
         logits = constrain(model.logits(rows.hidden), "draws")
         logs = jax.nn.log_softmax(logits / jnp.where(greedy, 1, temperature))
         token = jnp.where(greedy, logs.argmax(-1), _draw(logs, rows.key, rows.position))
+        token = jnp.minimum(token, last)  # rounding of the sums could lead beyond it
         token = jnp.where(rows.done, pad_id, token).astype(jnp.int32)
         logprob = jnp.take_along_axis(logs, token[:, None], axis=1)[:, 0]
         put = lambda array, column: jax.lax.dynamic_update_slice(array, column[:, None], (0, t))  # noqa: E731
@@ -196,19 +208,27 @@ def _draw(logs, keys, position):
     fold = jax.vmap(jax.random.fold_in)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(fold(keys, position))
     sums = jnp.cumsum(jnp.exp(logs), axis=-1)
-    token = jnp.sum(sums <= uniform[:, None] * sums[:, -1:], axis=-1)
-    return jnp.minimum(token, logs.shape[-1] - 1)
+    return jnp.sum(sums <= uniform[:, None] * sums[:, -1:], axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames="slots")
-def _lengthen(x, slots):
-    """An array of a cache, of `slots` slots, the new ones empty."""
-    axis = 1 if x.ndim == 2 else 3  # of the slots, in `valid` and in k and v: see gemma.Cache
-    return jnp.pad(x, [(0, (slots - n) * (i == axis)) for i, n in enumerate(x.shape)])
+def _move(x, order, slots):
+    """An array of a cache with its rows `order` (None: all) and `slots` slots, the new ones empty.
+
+    A layer at a time: whatever rows are picked from is whole on every device meanwhile.
+    """
+
+    def part(x):
+        x = x if order is None else x[order]
+        axis = max(1, x.ndim - 2)  # of the slots, in `valid` and in k and v: see gemma.Cache
+        x = jnp.pad(x, [(0, (slots - n) * (i == axis)) for i, n in enumerate(x.shape)])
+        return constrain(x, "rows", *["kv_heads"] * (x.ndim > 2))
+
+    if x.ndim == 2:
+        return part(x)
+    return constrain(jax.lax.map(part, x), None, "rows", "kv_heads")
 
 
 @jax.jit
-def _take(rows, order):
-    k, v, valid = rows.cache
-    cache = Cache(k[:, order], v[:, order], valid[order])
-    return _Rows(*(x[order] for x in rows[:-1]), cache)
+def _pick(rows, order):
+    return shard_batch(tuple(x[order] for x in rows))

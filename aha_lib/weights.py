@@ -80,10 +80,9 @@ def load(
 
     `source` is a preset's name ("tiny" comes with the package, the others from Kaggle), a Kaggle
     handle, or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
-    activations, `param_dtype` that of the stored parameters. `tokenizer` is the path of a
-    `tokenizer.model` that does not lie with the weights. `config` describes a checkpoint that is
-    no preset and has no `config.json`. Raises ValueError or FileNotFoundError if it is broken,
-    incomplete or no Gemma, and what `download` raises.
+    activations, `param_dtype` that of parameters. `tokenizer` is the path of a `tokenizer.model`
+    that lies elsewhere; `config` is for a checkpoint that has no `config.json` and is no preset.
+    Raises ValueError or FileNotFoundError if it is no whole Gemma, and what `download` raises.
     """
     source = {"tiny": str(TINY), **HANDLES}.get(str(source), str(source))
     handle = re.fullmatch(r"[\w.-]+(/[\w.-]+){3,4}", source) and not Path(source).exists()
@@ -95,7 +94,8 @@ def load(
     if not found:
         raise FileNotFoundError(f"{folder} has no tokenizer.model: pass its path as tokenizer=…")
     words = Tokenizer(found[0].read_bytes())
-    if not config.vocab - 128 <= words.vocab_size <= config.vocab:  # tables are padded a little
+    config = dataclasses.replace(config, padding=config.vocab - words.vocab_size)
+    if not 0 <= config.padding <= 128:
         raise ValueError(f"{found[0]} has {words.vocab_size} pieces, the embedding {config.vocab} "
                          "rows: this tokenizer belongs to another model.")  # fmt: skip
     model = abstract(config, dtype=dtype, param_dtype=param_dtype)

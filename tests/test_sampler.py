@@ -64,15 +64,12 @@ def rows_of(out, prompts=PROMPTS):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, temperature):
-    calls = []
-    for name in ("_lengthen", "_take"):
-        real = getattr(sampler, name)
-        monkeypatch.setattr(
-            sampler, name, lambda *args, real=real, name=name: calls.append(name) or real(*args)
-        )
+    moves, move = [], sampler._move
+    monkeypatch.setattr(sampler, "_move", lambda *args: moves.append(args[1]) or move(*args))
     out = sample(model, temperature=temperature)
+    assert len(moves[0]) == 48, "every row starts with its prompt's cache"
     if temperature:  # the likeliest tokens need not stop
-        assert "_take" in calls and calls.count("_lengthen") > 3, "rows dropped, cache lengthened"
+        assert len(moves[3]) < 48, "rows that are done are dropped"
     for prompt, tokens, logprobs in rows_of(out):
         logits = full_logits(model, prompt + tokens)[len(prompt) - 1 : -1]
         if temperature == 0:
@@ -82,14 +79,14 @@ def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, tempera
 
 
 def test_lengthening_never_holds_two_whole_caches(model, monkeypatch):
-    longer, shorter = sampler._lengthen, []
+    real, shorter = sampler._move, []
 
-    def lengthen(x, slots):
+    def move(x, order, slots):
         assert all(old.is_deleted() for old in shorter), "the array before this one is freed"
         shorter.append(x)
-        return longer(x, slots)
+        return real(x, order, slots)
 
-    monkeypatch.setattr(sampler, "_lengthen", lengthen)
+    monkeypatch.setattr(sampler, "_move", move)
     sample(model)
     assert len(shorter) > 3 and all(old.is_deleted() for old in shorter)
 

@@ -8,9 +8,12 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from aha_lib.presets import MODELS
 
 SETTINGS = dict(
     steps=2, prompts=8, group=4, completion_len=16, micro_batch=16, kl=0.1, eval_every=2,
@@ -29,13 +32,14 @@ with closing(train.train(*train.arguments(sys.argv[2:]))) as run:
         if row["step"] == last:
             break
 """
+WATCHED = (Path(__file__).parent / "watched_run.py").read_text()
 
 
-def start(out, devices, *, last=2, environ=(), **changes):
+def start(out, devices, *, last=2, environ=(), program=PROGRAM, **changes):
     settings = [f"--set={name}={value}" for name, value in (SETTINGS | changes).items()]
     flags = f"--xla_force_host_platform_device_count={devices}"
     env = os.environ | dict(environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
-    command = [sys.executable, "-c", PROGRAM, str(last), f"--out={out}", *settings]
+    command = [sys.executable, "-c", program, str(last), f"--out={out}", *settings]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return subprocess.Popen(command, env=env, **pipes)
 
@@ -96,3 +100,62 @@ def test_two_hosts_and_then_one(one, tmp_path):
     finish(start(out, 8))
     same(rows(one), rows(out))
     assert rows(one, "rollouts") == rows(out, "rollouts")
+
+
+# Nothing here divides by eight, but for what the run itself makes of it.
+ODD = dict(
+    prompts=9, group=5, completion_len=32, micro_batch=12, eval_puzzles=21, pass_k=2,
+    importance_cap=2.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[dict(), dict(lora=2, tp=2, norm="sequence")], ids=str)
+def odd(request, tmp_path_factory):
+    """A run of odd numbers on eight devices: its folder, what was found there, its settings."""
+    folder, settings = tmp_path_factory.mktemp("odd"), ODD | request.param
+    finish(start(folder / "run", 8, last=folder / "found.json", program=WATCHED, **settings))
+    return folder / "run", json.loads((folder / "found.json").read_text()), settings
+
+
+def test_odd_numbers_of_rows_give_the_same_run(odd, tmp_path):
+    folder, _, settings = odd
+    finish(start(tmp_path / "run", 1, **settings | {"tp": 1}))
+    same(rows(tmp_path / "run"), rows(folder))
+    assert rows(tmp_path / "run", "rollouts") == rows(folder, "rollouts")
+
+
+def test_no_array_of_rows_is_whole_on_every_device(odd):
+    _, found, settings = odd
+    assert found["whole"] == []
+    fsdp = 8 // settings.get("tp", 1)
+    for stage in (lie for stages in found["stages"] for lie in stages):
+        assert stage["rows"] % 8 == 0 and stage["each"] == [stage["rows"] // fsdp]
+    sizes = {stage["rows"] for stage, _ in found["stages"]}
+    assert {48, 24} <= sizes, "all rows were written, and half of them were dropped"
+
+
+def test_the_plan_knows_every_program_of_a_run(odd):
+    """What it does not know handles one array at a time, a parameter at most."""
+    _, found, settings = odd
+    planned = {}
+    for _, module, size, _ in found["planned"]:
+        planned[module] = max(size, planned.get(module, 0))
+    compiled = {module for module, _ in found["compiled"]}
+    assert planned.keys() <= compiled, "the plan has programs that no run executes"
+    c = MODELS["tiny"]
+    parameter = c.layers * c.width * c.ff
+    assert c.layers * 48 * c.kv_heads * 40 * c.head_dim > parameter, "a cache is larger than that"
+    for module, size in found["compiled"]:
+        assert size <= planned.get(module, parameter), f"{module}: the plan has to know it"
+    names = [name for name, *_ in found["planned"]]
+    assert len(names) == len(set(names)) == 8
+
+
+def test_the_plan_knows_what_the_rows_take(odd):
+    _, found, settings = odd
+    most = max(lie["GiB"] for stages in found["stages"] for lie in stages)
+    c, slots, cores = MODELS["tiny"], 8 + settings["completion_len"], 8 // settings.get("tp", 1)
+    keys_and_values = 2 * c.layers * 48 // cores * c.kv_heads * slots * c.head_dim * 4 / 2**30
+    assert keys_and_values < most < 1.1 * keys_and_values
+    decode = next(size for name, *_, size in found["planned"] if name == "sample: decode")
+    assert most < decode

@@ -19,10 +19,10 @@ import requests
 from flax import nnx, traverse_util
 from safetensors.numpy import load_file, save_file
 
-from aha_lib import weights
+from aha_lib import grpo, sampler, weights
 from aha_lib.gemma import Gemma
-from aha_lib.presets import MODELS, ModelConfig
-from aha_lib.tokenizer import TINY_PATH
+from aha_lib.presets import MODELS, ModelConfig, Settings
+from aha_lib.tokenizer import TINY_PATH, Tokenizer
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
@@ -445,3 +445,33 @@ def test_real_gemma_in_kaggles_layout(real, tmp_path):
     again, words, config = weights.load(tmp_path)
     assert config == MODELS["gemma3-270m"] and words.vocab_size == tokenizer.vocab_size
     assert_same(model, again)
+
+
+def test_rows_of_the_embedding_without_a_piece_are_neither_sampled_nor_trained(tmp_path):
+    words = Tokenizer.load(TINY_PATH)
+    shape = dict(layers=2, width=32, heads=2, head_dim=16, ff=48, window=16)
+    config = dataclasses.replace(MODELS["tiny"], **shape, vocab=words.vocab_size + 100)
+    weights.save_hf(Gemma(config, rngs=nnx.Rngs(0)), tmp_path, words)
+    model, words, config = weights.load(tmp_path)
+    prompts, valid = sampler.pad_left([words.encode("20 16 4 = 40 :")] * 2, 8, words.pad_id)
+    how = dict(group=16, length=16, stop_ids=words.stop_ids, pad_id=words.pad_id)
+    for temperature in (1.0, 0.0):
+        out = sampler.sample(
+            model, prompts, valid, jax.random.key(0), temperature=temperature, **how
+        )
+        words.decode(out.tokens[out.mask])
+    out = sampler.sample(model, prompts, valid, jax.random.key(0), **how)
+    read = [np.repeat(x, 16, axis=0) for x in (prompts, valid)]
+    gain = np.linspace(-1, 1, 32, dtype=np.float32)
+    arrays = (*read, out.tokens, out.mask, out.logprobs, gain)
+    batch = grpo.Batch(*map(jnp.asarray, arrays))
+
+    def loss(model):
+        return grpo.loss(model, None, batch, Settings(entropy_bonus=0.1))[0]
+
+    logs, entropy = grpo.completion_logprobs(model, batch, 1.0)
+    np.testing.assert_allclose(np.where(out.mask, logs, 0), out.logprobs, atol=1e-5)
+    assert np.isfinite(entropy).all() and (entropy <= np.log(words.vocab_size)).all()
+    gradient = nnx.to_pure_dict(nnx.grad(loss)(model))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    assert (gradient["embed"][words.vocab_size :] == 0).all() and (gradient["embed"] != 0).any()
