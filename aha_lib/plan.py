@@ -25,7 +25,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
-from aha_lib import grpo, lora, runtime, sampler
+from aha_lib import checkpoints, grpo, lora, runtime, sampler
 from aha_lib.gemma import Cache, Gemma
 from aha_lib.presets import MODELS, SETTINGS, Settings
 from aha_lib.train import changes
@@ -60,7 +60,7 @@ CHIPS = {
 }
 # What to change where a program does not fit.
 ADVICE = {
-    "start": "train adapters",
+    "keep": "train adapters",
     "sample": "lower prompts (or gather=False), or train adapters",
     "update": "lower micro_batch, or train adapters",
 }
@@ -195,12 +195,12 @@ def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
     }
 
 
-def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable | None]]:
+def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable]]:
     """All that a run executes on the mesh, but for what handles one array at a time.
 
-    Names, GiB of a core that wait meanwhile, and functions that lower each, with `mesh` in use; or
-    None for a restored state beside the one it replaces. Each is as large as it gets: the sampler
-    reads as many prompts and writes as many rows as in any call, to train or to evaluate.
+    Names, GiB of a core that wait meanwhile, and functions that lower each, with `mesh` in use. All
+    are as large as they get: the sampler reads as many prompts and writes as many rows as in any
+    call, to train or to evaluate. A restored state takes the place of the one before it.
     """
     dtype, param_dtype = runtime.dtypes(s.dtype, mesh.devices.flat[0].platform)
 
@@ -223,6 +223,7 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
     moments = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
     state = place(grpo.TrainState(params, moments))
     grads = grpo.learned(state.params, s)[0]
+    kept = state._replace(params=grads)._asdict()  # in checkpoints
     lean = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
     weights, reference = place(lean, s.gather), place(lean) if s.kl and not s.lora else None
     kl, waiting = _held(reference), _held((state, reference))
@@ -260,7 +261,7 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
     rescore = [("update: rescore", adam + kl,
                 lambda: grpo._logprobs.lower(graph, state.params, batch, s.temperature))]
     return [
-        ("start: restore", waiting + _held(state._replace(params=grads)), None),
+        ("keep: checksum", waiting - _held(kept), lambda: checkpoints.checksum.lower(kept)),
         ("sample: prefill", aside, lambda: sampler._prefill.lower(*begin)),
         move("spread", read, order, slots - 3 * last),
         ("sample: decode", aside,
@@ -281,10 +282,8 @@ def _sizes(s: Settings) -> tuple[int, int]:
     return max(prompts for prompts, _ in calls), max(math.prod(call) for call in calls)
 
 
-def _compile(name: str, resident: float, lower: Callable | None, mesh: Mesh, chip: Chip) -> Program:
+def _compile(name: str, resident: float, lower: Callable, mesh: Mesh, chip: Chip) -> Program:
     """Memory of a program, from the compiler or from what it said of the same before."""
-    if lower is None:
-        return Program(name, 0.0, 0.0, resident, 0.0)
     with jax.set_mesh(mesh):
         lowered = lower()
     versions = [importlib.metadata.version(package) for package in ("jax", "libtpu")]

@@ -148,7 +148,7 @@ def test_the_plan_knows_every_program_of_a_run(odd):
     for module, size in found["compiled"]:
         assert size <= planned.get(module, parameter), f"{module}: the plan has to know it"
     names = [name for name, *_ in found["planned"]]
-    assert len(names) == len(set(names)) == 8
+    assert len(names) == len(set(names)) == 9
 
 
 def test_the_plan_knows_what_the_rows_take(odd):

@@ -62,12 +62,11 @@ with jax.set_mesh(mesh):
 jax.config.update("jax_log_compiles", False)
 runtime.spec, sampler._decode = spec, decode
 for name, _, lower in plan.programs(presets.MODELS["tiny"], settings, mesh):
-    if lower:
-        with jax.set_mesh(mesh):
-            lowered = lower()
-        module = re.search(r"@jit_(\w+)", lowered.as_text())[1]
-        size = sum(math.prod(x.shape) for x in jax.tree.leaves(lowered.in_avals))
-        memory = lowered.compile().memory_analysis().argument_size_in_bytes / plan.GiB
-        found["planned"].append([name, module, size, memory])
+    with jax.set_mesh(mesh):
+        lowered = lower()
+    module = re.search(r"@jit_(\w+)", lowered.as_text())[1]
+    size = sum(math.prod(x.shape) for x in jax.tree.leaves(lowered.in_avals))
+    memory = lowered.compile().memory_analysis().argument_size_in_bytes / plan.GiB
+    found["planned"].append([name, module, size, memory])
 with open(sys.argv[1], "w") as file:
     json.dump(found, file)
