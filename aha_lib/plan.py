@@ -271,7 +271,7 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         *(rescore if s.importance_cap else []),
         ("update: gradient", adam,
          lambda: grpo.accumulate.lower(graph, state.params, reference, grads, weighted, 1.0, s)),
-        ("update: apply", kl, lambda: grpo.apply.lower(state, grads, s)),
+        ("update: apply", kl, lambda: grpo.apply.lower(state, grads, s, np.float32(0))),
     ]  # fmt: skip
 
 
