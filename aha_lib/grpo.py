@@ -132,19 +132,15 @@ def truncated_weights(trainer: Float[np.ndarray, "B T"], sampler, cap: float):
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; linear warm-up, then cosine to `decay`.
-
-    Step k (from 1) of a warm-up of n has k / n of the learning rate: the first learns too.
-    """
+    """AdamW after clipping by the global norm. Step k (from 1) of a warm-up of n has k / n of the
+    learning rate, so that the first learns too; a cosine to `decay` of it follows."""
     s, n = settings, max(settings.warmup, 1)
-    schedule = optax.warmup_cosine_decay_schedule(
+    rate = optax.warmup_cosine_decay_schedule(
         s.learning_rate / n, s.learning_rate, n - 1, max(s.steps, n), s.decay * s.learning_rate
     )
-    return optax.chain(
-        optax.clip_by_global_norm(s.max_grad_norm),
-        optax.adamw(lambda count: schedule(count // s.updates), b2=0.95,
-                    weight_decay=s.weight_decay),
-    )  # fmt: skip
+    of_update = lambda count: rate(count // s.updates)  # noqa: E731
+    adam = optax.adamw(of_update, b2=0.95, weight_decay=s.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(s.max_grad_norm), adam)
 
 
 def completion_logprobs(model, batch: Batch, temperature: float):
@@ -284,13 +280,12 @@ def apply(state: TrainState, grads, settings: Settings, loss: float | Float[Arra
 
 
 def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
-    """Cut a batch on the host into micro-batches of `rows` rows of like length, or a few more:
-    what the mesh spreads evenly.
+    """Cut a batch on the host into micro-batches of `rows` rows of like length.
 
     Rows are sorted by length and each micro-batch is cut to the shortest bucket that holds it, so
     that the update does not pay for padding. Rows with no advantage add nothing to the gradient
-    and are left out unless `all_rows` (a KL term learns from them too). The last micro-batch is
-    filled with rows that have nothing to train.
+    and are left out unless `all_rows` (a KL term learns from them too). `rows` is rounded up to
+    what the mesh spreads evenly; the last micro-batch is filled with rows that train nothing.
     """
     lengths = batch.mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")

@@ -129,7 +129,7 @@ def test_no_array_of_rows_is_whole_on_every_device(odd):
     assert found["whole"] == []
     fsdp = 8 // settings.get("tp", 1)
     for stage in (lie for stages in found["stages"] for lie in stages):
-        assert stage["rows"] % 8 == 0 and stage["each"] == [stage["rows"] // fsdp]
+        assert stage["rows"] % 8 == 0 and max(stage["each"]) <= stage["rows"] // fsdp
     sizes = {stage["rows"] for stage, _ in found["stages"]}
     assert {48, 24} <= sizes, "all rows were written, and half of them were dropped"
 
