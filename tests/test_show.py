@@ -205,3 +205,20 @@ def test_main_job_says_in_a_line_what_is_wrong(tmp_path, wrong):
     done = headless(tmp_path / "run", wrong)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert wrong.partition("=")[0] in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_main_job_says_in_a_line_what_the_machine_refuses(tmp_path):
+    (tmp_path / "run").touch()
+    done = headless(tmp_path / "run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "is a file, or lies in one: a run needs a folder." in done.stderr
+
+
+def test_main_job_says_in_a_line_why_a_download_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://localhost:9")  # where nobody answers
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+    done = headless(tmp_path / "run", "model=google/gemma-3/flax/none")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].endswith(".")
