@@ -186,7 +186,7 @@ def _programs(config, s: Settings, chip: Chip) -> list[Program]:
             lora.add(model, s.lora, rngs=nnx.Rngs(0))
         return model
 
-    graph, params = nnx.split(nnx.eval_shape(build, graph=False))
+    graph, params = nnx.split(nnx.eval_shape(build))
     adam = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
     state = place(grpo.TrainState(params, adam))
     grads = grpo.learned(state.params, s)[0]

@@ -206,7 +206,7 @@ def shardings(tree, mesh: Mesh, *, gathered: bool = False):
     """
 
     def place(leaf):
-        names = leaf.get_metadata().get("out_sharding") if isinstance(leaf, nnx.Variable) else None
+        names = leaf.get_metadata().get("axes") if isinstance(leaf, nnx.Variable) else None
         names = [None if gathered and n == "embed" else n for n in names or ()]
         return jax.tree.map(lambda a: NamedSharding(mesh, spec(a.shape, names, mesh)), leaf)
 

@@ -325,7 +325,7 @@ print(f"{total:,}")
 layers = nnx.state(model)["layers"]
 show.table(
     ["parameter", "shape", "axes", "a device holds"],
-    [[name, p.shape, ", ".join(map(str, p.get_metadata()["out_sharding"])),
+    [[name, p.shape, ", ".join(map(str, p.get_metadata()["axes"])),
       p.sharding.shard_shape(p.shape)]
      for name, p in [("embed", model.embed), *layers.items()]],
 )  # fmt: skip
@@ -338,7 +338,7 @@ show.table(
 # %%
 eight = jax.sharding.AbstractMesh((8, 1), ("fsdp", "tp"))
 for name, p in [("embed", model.embed), *layers.items()]:
-    axes = p.get_metadata()["out_sharding"]
+    axes = p.get_metadata()["axes"]
     split = jax.sharding.NamedSharding(
         eight, runtime.spec(p.shape, axes, eight)
     )
