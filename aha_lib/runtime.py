@@ -6,7 +6,6 @@ Knows nothing of Gemma's layers, of tokens or of rewards; takes arrays and their
 
 import contextlib
 import functools
-import glob
 import importlib.metadata
 import math
 import os
@@ -23,6 +22,8 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from aha_lib.install import tpu_files as _tpu_files
 
 # Logical axis -> mesh axes. `fsdp` shards every batch along its rows and every parameter along its
 # width, the embedding along its vocabulary: the one weight that is never gathered. `tp` splits
@@ -267,7 +268,3 @@ def spec(
             left |= {a: mesh.shape[a] for a in axes}
             axes_of.append(None)
     return PartitionSpec(*axes_of)
-
-
-def _tpu_files() -> list[str]:
-    return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
