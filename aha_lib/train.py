@@ -285,6 +285,8 @@ def changes(assignments: Sequence[str]) -> dict:
 
 def _claim(out: Path, settings: Settings) -> None:
     """Write the settings into a new run folder; in an old one they must be the same."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: a run needs a folder.")
     out.mkdir(parents=True, exist_ok=True)
     path, new = out / "settings.json", dataclasses.asdict(settings)
     old = json.loads(path.read_text()) if path.exists() else new

@@ -83,11 +83,17 @@ show.table(
 #
 # To get a real one:
 #
-# 1. open <https://www.kaggle.com/models/google/gemma-3> and accept the
-#    licence;
-# 2. in a Kaggle notebook that is all. On Colab put `KAGGLE_USERNAME` and
-#    `KAGGLE_KEY` into the secrets (the key symbol on the left). Elsewhere
-#    store `kaggle.json` in `~/.kaggle`.
+# 1. open the model's page and accept the licence there, once for each;
+#    the page's name is the beginning of the handle,
+#    <https://www.kaggle.com/models/google/gemma-3> for `gemma3-…`,
+#    <https://www.kaggle.com/models/google/gemma-2> for `gemma2-…`;
+# 2. in a Kaggle notebook that is all. Elsewhere make a token, on Kaggle
+#    under *Settings → API*. On Colab it becomes the secret
+#    `KAGGLE_API_TOKEN` (the key symbol on the left; let the notebook read
+#    it): `KAGGLE_USERNAME` and `KAGGLE_KEY` alone are not found there. A
+#    machine that you attach to Colab sees no secret of Colab's. On it, and
+#    anywhere else, the token is the environment variable
+#    `KAGGLE_API_TOKEN` or the file `~/.kaggle/access_token`.
 #
 # Is there a token here? The cell only says yes or no; nothing in this
 # project prints one.

@@ -124,7 +124,7 @@ def headless(settings, out) -> None:
     except KeyboardInterrupt:
         print(f"Stopped. To go on: the same command, with --out {out}")
         sys.exit(130)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:  # OSError: no network, no consent
         print(error, file=sys.stderr)
         sys.exit(2)
     draw(out)  # also of a run that was finished before

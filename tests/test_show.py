@@ -2,6 +2,7 @@
 
 import html
 import math
+import os
 import re
 import subprocess
 import sys
@@ -178,11 +179,12 @@ def test_explorer(tmp_path, monkeypatch):
     assert puzzle.options == () and view.value == ""
 
 
-def headless(out, *assignments: str) -> subprocess.CompletedProcess:
+def headless(out, *assignments: str, **env: str) -> subprocess.CompletedProcess:
     job = Path(__file__).parent.parent / "notebooks" / "05_train.py"
     sets = [word for assignment in assignments for word in ("--set", assignment)]
     command = [sys.executable, job, "--out", out, *sets]
-    return subprocess.run(command, capture_output=True, text=True, cwd=job.parent.parent)
+    env = os.environ | env
+    return subprocess.run(command, capture_output=True, text=True, cwd=job.parent.parent, env=env)
 
 
 def test_main_job_draws_its_curve_and_resumes(tmp_path):
@@ -205,3 +207,13 @@ def test_main_job_says_in_a_line_what_is_wrong(tmp_path, wrong):
     done = headless(tmp_path / "run", wrong)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert wrong.partition("=")[0] in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_main_job_without_a_network_or_with_a_file_for_a_folder(tmp_path):
+    nowhere = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9")
+    model = "model=google/gemma-3/flax/gemma3-1b"
+    done = headless(tmp_path / "run", model, **nowhere, KAGGLEHUB_CACHE=str(tmp_path))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (tmp_path / "file").write_text("")
+    done = headless(tmp_path / "file", "steps=1")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is a file" in done.stderr
