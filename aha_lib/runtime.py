@@ -198,6 +198,13 @@ def make_mesh(devices=None, *, fsdp: int | None = None, tp: int = 1) -> Mesh:
     return jax.make_mesh((fsdp, tp), ("fsdp", "tp"), (AxisType.Auto,) * 2, devices=devices)
 
 
+def mesh_in_use() -> Mesh:
+    """The mesh of `jax.set_mesh`, for which JAX 0.7 has no public name."""
+    if hasattr(jax.sharding, "get_mesh"):
+        return jax.sharding.get_mesh()
+    return importlib.import_module("jax._src.mesh").get_concrete_mesh()
+
+
 def shardings(tree, mesh: Mesh, *, gathered: bool = False):
     """The NamedSharding of every array of a model or of a state (parameters, Adam's moments).
 
