@@ -212,8 +212,8 @@ def explorer(panel: Sequence[countdown.Puzzle], history: Sequence[dict]) -> widg
     puzzle.observe(redraw, "value")
     export.on_click(write)
     relist()
-    controls = widgets.HBox([kind, first, second]), widgets.HBox([chosen, puzzle, export, note])
-    return widgets.VBox([*controls, view])
+    lines = [kind, first, second], [chosen, puzzle], [export, note]  # a line has room for three
+    return widgets.VBox([*map(widgets.HBox, lines), view])
 
 
 def tree(trace: traces.Trace) -> Figure:

@@ -25,43 +25,107 @@
 #    compiler says. It runs here, TPU or not.
 
 # %% [markdown]
-# ## Where to get a TPU
-# As of November 2026; where two pages disagree, believe the newer one.
+# ## What was run, what was compiled, what never was
+# - **Run**, on CPUs: every notebook, the tests, the tiny model's training,
+#   and a forward pass of the real Gemma 3 270M. Eight simulated CPU devices
+#   stand in for eight TPU cores, two processes for two hosts. The same with
+#   the package versions of Colab's images of August 2026.
+# - **Compiled** for TPUs by XLA's own compiler, not run: the programs of a
+#   training step of every model in the last part of this notebook.
+# - **Never run:** anything on a TPU, anything on the pages of Kaggle, Colab
+#   or Google Cloud. The steps below are taken from those sites' documents,
+#   as of November 2026; where they disagree, believe the sites.
 #
-# **Kaggle, free.** Verify your phone in the account's settings. Open a
-# notebook there, choose *Settings → Accelerator → TPU v5e-8* (or v3-8,
-# where it is still offered), and switch *Internet* on. Models whose licence
-# you accepted need no key there. A TPU session ends after 9 hours, and there
-# is a weekly allowance.
+# If you run it on a TPU before we do: the second cell's output and any error
+# are what we would like to hear of.
+
+# %% [markdown]
+# ## Kaggle, free
+# 1. In the account's settings verify your phone: without it there is no TPU
+#    and no internet.
+# 2. Bring the folder as a zip of your clone, about 5 MB (`README` tells how
+#    to make `aha.zip`): *Create → New Dataset*, drop the file, name it
+#    `aha`, *Create*. Kaggle unpacks it.
+# 3. *Create → New Notebook → File → Import Notebook*, and upload an
+#    `.ipynb` from the folder `notebooks`.
+# 4. *Add Input → Your Work → aha*. The dataset is then somewhere below
+#    `/kaggle/input`, read-only; runs are written to `/kaggle/working`.
+# 5. *Settings → Accelerator → TPU v5e-8* (or v3-8, where it is still
+#    offered), *Settings → Internet → on*.
+# 6. *Run All*. The setup cell names what it installs (with Kaggle's image
+#    of August 2026 `jaxtyping`, perhaps more: its list has no versions) and
+#    ends with the chips: eight of them.
 #
-# **Colab.** *Runtime → Change runtime type → v5e-1 TPU* gives one chip:
-# good for the tiny model and for Gemma 3 270M. For eight chips attach Colab
-# to a Cloud TPU VM, below. Weights of Kaggle need `KAGGLE_USERNAME` and
-# `KAGGLE_KEY` among Colab's secrets.
+# Models whose licence you accepted need no token there. A TPU session ends
+# after 9 hours, and there is a weekly allowance; the page shows what is
+# left of it.
+
+# %% [markdown]
+# ## Colab
+# 1. *File → Upload notebook*, an `.ipynb` from the folder `notebooks`.
+# 2. *Runtime → Change runtime type → v5e-1 TPU* (or v6e-1, where your
+#    plan has it). One chip is good for the tiny model and for Gemma 3 270M. A CPU
+#    runtime is enough for the tiny model.
+# 3. Drop `aha.zip` into the pane *Files* on the left; the setup cell unpacks
+#    it. Or keep it in your Drive: put it into *My Drive* and mount that,
+#    `from google.colab import drive; drive.mount("/content/drive")`.
+# 4. *Runtime → Run all*. With Colab's package versions of August 2026 the
+#    setup cell installs `jaxtyping` and leaves all else as it is.
+# 5. For Gemma's weights: the key symbol on the left, a secret
+#    `KAGGLE_API_TOKEN`, and let the notebook read it (notebook 01).
 #
-# **A Cloud TPU VM**, paid by the second. With `gcloud` set to your project:
+# A session's files go with it: set a run's `folder` to one in the mounted
+# Drive to keep it.
+
+# %% [markdown]
+# ## A Cloud TPU VM, paid by the second
+# `gcloud compute tpus` below belongs to the Cloud TPU API, of which Google
+# now says that it is no longer developed and gets fixes alone; TPU7x and
+# later come only by Compute Engine or GKE
+# ([Cloud TPU in Compute
+# Engine](https://docs.cloud.google.com/tpu/docs/tpus-in-compute-engine),
+# read in November 2026). For a single v5e machine it is still the short
+# way: Compute Engine's list of TPU machines (v5p, v6e, TPU7x) had no v5e,
+# and GKE needs a cluster first (last part of this notebook). For v6e take
+# `gcloud compute instances create` as that page says; from the second block
+# below on nothing changes.
+#
+# **A project with quota.** A new project may have no v5e at all: in the
+# console under *IAM & Admin → Quotas*, search for "TPU v5 lite", and ask
+# for 8 chips in one zone; "preemptible" is a quota of its own, and is what
+# `--spot` uses.
 #
 # ```sh
-# # on demand: now or not at all
-# gcloud compute tpus tpu-vm create aha --zone=us-west4-a \
-#   --accelerator-type=v5litepod-8 --version=v2-alpha-tpuv5-lite
-# # the same with --spot: far cheaper, and taken away at any moment; a run
-# # that was cut off resumes from its last checkpoint
-# # queued: it is made as soon as there is one (--spot goes here too)
+# gcloud config set project YOUR_PROJECT
+# gcloud services enable tpu.googleapis.com
+# # queued: it is made as soon as there is one. --spot is far cheaper, and
+# # taken away at any moment; a run that was cut off resumes from its last
+# # checkpoint, if that lies in a bucket
 # gcloud compute tpus queued-resources create aha-queue --node-id=aha \
-#   --zone=us-west4-a --accelerator-type=v5litepod-8 \
-#   --runtime-version=v2-alpha-tpuv5-lite
+#   --zone=us-central1-a --accelerator-type=v5litepod-8 \
+#   --runtime-version=v2-alpha-tpuv5-lite --spot
 # gcloud compute tpus queued-resources describe aha-queue \
-#   --zone=us-west4-a
+#   --zone=us-central1-a            # until it says ACTIVE
+# # or on demand: now or not at all
+# gcloud compute tpus tpu-vm create aha --zone=us-central1-a \
+#   --accelerator-type=v5litepod-8 --version=v2-alpha-tpuv5-lite
 # ```
 #
-# Go there by ssh with a tunnel for Jupyter, install, and start Jupyter so
-# that Colab's page may talk to it:
+# **Go there**, with the zip and a tunnel for Jupyter. The image is Ubuntu
+# 22.04 with Python 3.10, which is too old; `uv` brings a newer one. `tmux`
+# lives on when the connection breaks: `tmux attach -t aha` brings it back.
 #
 # ```sh
-# gcloud compute tpus tpu-vm ssh aha --zone=us-west4-a -- \
+# gcloud compute tpus tpu-vm scp aha.zip aha: --zone=us-central1-a
+# gcloud compute tpus tpu-vm ssh aha --zone=us-central1-a -- \
 #   -L 8888:localhost:8888
-# pip install -e ".[tpu]" notebook      # in the clone of this project
+# # there:
+# tmux new -s aha
+# python3 -m zipfile -e aha.zip . && cd aha
+# curl -LsSf https://astral.sh/uv/install.sh | sh && . ~/.local/bin/env
+# uv venv --python 3.12 --seed && . .venv/bin/activate
+# uv pip install -e ".[tpu]" notebook
+# export KAGGLE_API_TOKEN=...       # Colab's secrets do not reach this VM
 # jupyter notebook --no-browser --port=8888 --ServerApp.port_retries=0 \
 #   --ServerApp.allow_origin=https://colab.research.google.com \
 #   --ServerApp.allow_credentials=True
@@ -70,14 +134,19 @@
 # In Colab choose *Connect → Connect to a local runtime* and paste the
 # address with its token. Without Colab, open that address in a browser.
 #
+# **One kernel holds the TPU.** Shut it down (*Kernel → Shut Down Kernel*)
+# before you start the next notebook, or that one's setup cell says that
+# another process has the chips. A long run is better off without Jupyter,
+# in `tmux`: `python notebooks/05_train.py --preset gemma3-1b --out runs/1b`.
+#
 # **When you are done, delete it.** An idle chip costs what a busy one does,
 # and a queued request lives on after its machine:
 #
 # ```sh
-# gcloud compute tpus tpu-vm delete aha --zone=us-west4-a
 # gcloud compute tpus queued-resources delete aha-queue \
-#   --zone=us-west4-a --force
-# gcloud compute tpus tpu-vm list --zone=us-west4-a      # nothing left?
+#   --zone=us-central1-a --force              # and its machine
+# gcloud compute tpus tpu-vm delete aha --zone=us-central1-a
+# gcloud compute tpus tpu-vm list --zone=us-central1-a   # nothing left?
 # ```
 #
 # **Vertex AI** offers the same chips to training jobs: put this folder in a
@@ -87,25 +156,27 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import importlib.util
+import glob
 import pathlib
-import subprocess
+import shutil
 import sys
-import tomllib
 
-here = pathlib.Path.cwd()
-checkout = [p for p in (here, here.parent) if (p / "aha_lib").is_dir()]
-sys.path[:0] = map(str, checkout)
-needs = "aha_lib", "flax", "jaxtyping", "optax", "orbax", "sentencepiece"
-if not all(importlib.util.find_spec(name) for name in needs):
-    if checkout:
-        pyproject = (checkout[0] / "pyproject.toml").read_text()
-        missing = tomllib.loads(pyproject)["project"]["dependencies"]
-    else:
-        raise SystemExit("aha_lib is not here: clone or upload its whole "
-                         "folder and open this notebook inside it.")
-    pip = [sys.executable, "-m", "pip", "install", "-q", *missing]
-    subprocess.run(pip, check=True)
+drive, data = "/content/drive/MyDrive", "/kaggle/input"
+places = [".", "..", "*", drive, f"{drive}/*"]
+places += [data + "/*" * depth for depth in range(1, 5)]
+found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
+if not found:
+    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
+    for file in zips[:1]:
+        shutil.unpack_archive(file)
+    found = glob.glob("aha*/aha_lib")
+sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+try:
+    from aha_lib import install
+except ImportError:
+    raise SystemExit("aha_lib is not here: bring its whole folder or its "
+                     "zip, as notebook 00 says, beside this one.") from None
+install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
@@ -121,7 +192,7 @@ print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% tags=["parameters"]
 preset = "tiny"
-chip = "v3-8"
+chip = "v5e-8"
 
 # %% [markdown]
 # ## This machine
@@ -244,7 +315,7 @@ else:
 # %%
 from aha_lib import plan
 
-NAMES = {"TPU v3": "v3-8", "TPU v5 lite": "v5e-8", "TPU v6 lite": "v6e-8"}
+NAMES = {"TPU v3": "v3-8", "TPU v5 lite": "v5e-1", "TPU v6 lite": "v6e-1"}
 sheet = plan.CHIPS.get(NAMES.get(kind))
 if sheet:
     share = flops / sheet.flops, bandwidth / sheet.bandwidth
@@ -411,7 +482,7 @@ if answer and answer.fits and not answer.settings.lora:
 if answer:
     greedy = plan.plan(small, chip, prompts=512)
     print(greedy)
-    assert not greedy.fits or chip != "v3-8"
+    assert not greedy.fits or chip != "v5e-8"
 
 # %% [markdown]
 # From a shell it is `python -m aha_lib.plan --model gemma3-1b --chip v5e-8`,
@@ -426,15 +497,25 @@ if answer:
 # hosts see, for example a bucket mounted by `gcsfuse`:
 #
 # ```sh
-# gcloud compute tpus tpu-vm create aha16 --zone=us-west4-a \
+# gcloud compute tpus tpu-vm create aha16 --zone=us-central1-a \
 #   --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite
-# gcloud compute tpus tpu-vm ssh aha16 --zone=us-west4-a --worker=all \
-#   --command='git clone YOUR_CLONE aha && cd aha &&
-#              pip install -e ".[tpu]" && mkdir -p runs &&
+# gcloud compute tpus tpu-vm scp aha.zip aha16: --worker=all \
+#   --zone=us-central1-a
+# # Kaggle's token has to be on every host that downloads the weights
+# gcloud compute tpus tpu-vm ssh aha16 --zone=us-central1-a --worker=all \
+#   --command='mkdir -p ~/.kaggle'
+# gcloud compute tpus tpu-vm scp ~/.kaggle/access_token aha16:.kaggle/ \
+#   --worker=all --zone=us-central1-a
+# gcloud compute tpus tpu-vm ssh aha16 --zone=us-central1-a --worker=all \
+#   --command='python3 -m zipfile -e aha.zip . && cd aha &&
+#              curl -LsSf https://astral.sh/uv/install.sh | sh &&
+#              ~/.local/bin/uv venv --python 3.12 --seed &&
+#              ~/.local/bin/uv pip install -e ".[tpu]" && mkdir -p runs &&
 #              gcsfuse --implicit-dirs YOUR_BUCKET runs'
-# gcloud compute tpus tpu-vm ssh aha16 --zone=us-west4-a --worker=all \
-#   --command='cd aha && python3 notebooks/05_train.py \
+# gcloud compute tpus tpu-vm ssh aha16 --zone=us-central1-a --worker=all \
+#   --command='cd aha && .venv/bin/python notebooks/05_train.py \
 #              --preset gemma2-2b --out runs/first'
+# gcloud compute tpus tpu-vm delete aha16 --zone=us-central1-a
 # ```
 #
 # On GKE, [XPK](https://github.com/AI-Hypercomputer/xpk) makes the cluster
@@ -475,12 +556,12 @@ if answer:
 #
 # </details>
 #
-# 2. 512 puzzles at once are too many for Gemma 3 270M on a v3-8. What is the
-#    largest power of two that fits, and what is full first?
+# 2. 512 puzzles at once are too many for Gemma 3 270M on a v5e-8. What is
+#    the largest power of two that fits, and what is full first?
 #
 # <details><summary>answer</summary>
 #
-# `plan.largest("prompts", "gemma3-270m", "v3-8")` says 256. The caches are
+# `plan.largest("prompts", "gemma3-270m", "v5e-8")` says 256. The caches are
 # full first: `sample: lengthen` copies each of their arrays into a longer
 # one, and for that moment both are there.
 #

@@ -2,6 +2,7 @@
 
 import html
 import math
+import os
 import re
 import subprocess
 import sys
@@ -178,11 +179,12 @@ def test_explorer(tmp_path, monkeypatch):
     assert puzzle.options == () and view.value == ""
 
 
-def headless(out, *assignments: str) -> subprocess.CompletedProcess:
+def headless(out, *assignments: str, **env: str) -> subprocess.CompletedProcess:
     job = Path(__file__).parent.parent / "notebooks" / "05_train.py"
     sets = [word for assignment in assignments for word in ("--set", assignment)]
     command = [sys.executable, job, "--out", out, *sets]
-    return subprocess.run(command, capture_output=True, text=True, cwd=job.parent.parent)
+    env = os.environ | env
+    return subprocess.run(command, capture_output=True, text=True, cwd=job.parent.parent, env=env)
 
 
 def test_main_job_draws_its_curve_and_resumes(tmp_path):
