@@ -48,7 +48,7 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
         their mean a thick one; the dotted line is what the base does (step 0, held-out puzzles).
       panels: 4 adds the entropy.
     """
-    figure, axes = plt.subplots(1, panels, figsize=(3.7 * panels, 3.1), layout="constrained")
+    figure, axes = plt.subplots(1, panels, figsize=(3.7 * panels, 3.7), layout="constrained")
     for axis, (title, *lines) in zip(axes, PANELS, strict=False):
         for name, label, colour in reversed(lines):
             drawn = [_line(rows, name) for rows in runs]
@@ -75,7 +75,7 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
         axis.grid(axis="y", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))
     plt.close(figure)  # shown by whoever asked for it, not once more at the end of the cell
     return figure
 
@@ -253,7 +253,7 @@ def _task(puzzle: countdown.Puzzle) -> str:
     return f"{' '.join(map(str, puzzle.numbers))} → {puzzle.target}"
 
 
-def _box(axis, x: int, y: int, text: str, colour: str) -> None:
+def _box(axis, x: int | float, y: int, text: str, colour: str) -> None:
     frame = dict(boxstyle="round", fc="white", ec=colour)
     axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour, bbox=frame)
 

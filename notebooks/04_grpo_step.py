@@ -776,16 +776,40 @@ assert np.abs(again.weights[frozen.mask] - 1).max() < 2e-3
 # The model's part, $\nabla \log \pi$, is the same for all. So a variant *is*
 # its table of weights $w$, one number per token. What each paper prescribes,
 # what `presets.VARIANTS` has, and why where the two differ:
-#
-# | | paper | here | why |
-# |---|---|---|---|
-# | GRPO [2402.03300](https://arxiv.org/abs/2402.03300) | mean over each sequence, deviation, clip, KL 0.04 | the same; clip 0.2 | the paper gives no number for its clip; 0.2 is PPO's |
-# | Dr. GRPO [2503.20783](https://arxiv.org/abs/2503.20783) | sum over the generation budget, no deviation | the same: B · T, T = `completion_len` | |
-# | DAPO [2503.14476](https://arxiv.org/abs/2503.14476) | eq. 8: mean over each *group's* tokens; clip 0.2 and 0.28; eq. 11: draw again until every group has 0 < right < G; overlong penalty | the same, at most 8 more draws; penalty over the last 24 tokens | a run must end; the paper's 4,096 of 20,480 tokens, scaled and rounded; its rewards are ±1, ours 1, 0.1, 0 |
-# | RLOO [2402.14740](https://arxiv.org/abs/2402.14740) | REINFORCE on whole answers, mean of the others as baseline, no ratio, no clip | the same, without the KL that the paper puts into the reward | the other recipes here have none either, but GRPO |
-# | GSPO [2507.18071](https://arxiv.org/abs/2507.18071) | sequence ratio, clip 3e-4 and 4e-4 | clip 0.03 and 0.04 | the mean of a log-ratio over 15 tokens moves far more than one over thousands: see below |
-# | CISPO [2506.13585](https://arxiv.org/abs/2506.13585) | weight clipped above only, bound tuned; group's tokens | ratio up to 5 | no bound is printed; ScaleRL ([2510.13786](https://arxiv.org/abs/2510.13786)) finds 4 to 8 alike |
-# | Kimi k1.5 [2501.12599](https://arxiv.org/abs/2501.12599) | squared distance to mirror descent's optimum, length reward | τ = 0.1, length reward × 0.1 | neither weight is printed |
+
+# %%
+from aha_lib import show
+
+PAPERS = [  # variant, arXiv, the paper, here, why
+    ("GRPO", "2402.03300", "mean over each sequence, deviation, clip, KL 0.04",
+     "the same, clip 0.2", "the paper does not print its clip"),
+    ("Dr. GRPO", "2503.20783", "sum over the generation budget, no deviation",
+     "the same: B · completion_len", ""),
+    ("DAPO", "2503.14476", "mean over each group's tokens; clip 0.2, 0.28; "
+     "new draws until 0 < right < G in all groups; overlong penalty",
+     "the same, 8 more draws at most; penalty over the last 24 tokens",
+     "a run has to end; 4,096 of the paper's 20,480 tokens, scaled"),
+    ("RLOO", "2402.14740", "REINFORCE on whole answers, the others' mean as "
+     "baseline, no ratio, no clip, KL in the reward",
+     "the same without KL", "to compare baselines, not leashes"),
+    ("GSPO", "2507.18071", "sequence ratio, clip 3e-4, 4e-4",
+     "clip 0.03, 0.04", "short answers: see below"),
+    ("CISPO", "2506.13585", "ratio bounded above only, stopped gradient, "
+     "mean over each group's tokens", "ratio up to 5",
+     "no bound is printed; ScaleRL (2510.13786) uses 4 to 8"),
+    ("Kimi k1.5", "2501.12599", "squared distance to mirror descent's "
+     "optimum, length reward", "τ 0.1, length reward × 0.1",
+     "neither weight is printed"),
+]  # fmt: skip
+show.table(
+    ["", "paper", "here", "why"],
+    [[f"{name} [{number}](https://arxiv.org/abs/{number})", *cells]
+     for name, number, *cells in PAPERS],
+)  # fmt: skip
+
+# %% [markdown]
+# As functions:
+
 
 # %%
 def variant(name, **changes):
@@ -1172,7 +1196,7 @@ else:
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
-for i, name in enumerate(cases):
+for i in range(len(cases)):
     axis.plot(ends[:, i], np.full(len(seeds), i), "o", color="0.6", ms=4)
     if enough:
         axis.errorbar(mean[i], i, xerr=limit / 2, fmt="|", color="C0", ms=12,
