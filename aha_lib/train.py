@@ -95,7 +95,7 @@ def evaluate(model, tokenizer, settings: Settings, key, step: int) -> tuple[dict
                   temperature=settings.temperature)  # fmt: skip
     greedy = rollout(model, tokenizer, panel, key, settings, group=1, temperature=0.0)
     parsed = [traces.parse(*pair) for pair in zip(out.texts, out.puzzles, strict=True)]
-    ended = ~out.completions.mask[:, -1]
+    ended = (~out.completions.mask[:, -1]).tolist()
     right = np.array([trace.right for trace in parsed]).reshape(len(panel), group)
     greedily = [countdown.reward(t, p).value == 1 for t, p in zip(greedy.texts, panel, strict=True)]
     metrics = {

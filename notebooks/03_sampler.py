@@ -1,11 +1,12 @@
 # %% [markdown]
 # # 03 · The sampler
 #
-# **How does a model write, and how fast could it?** In GRPO most of the time
-# goes into writing: every step needs hundreds of completions. This notebook
-# builds a sampler three times: without a cache in five lines, with a cache
-# in ten, and then looks into the one of the library, which shares one
-# prefill among a group and drops what is finished.
+# **How does a model write, and how fast could it?** GRPO (group-relative
+# policy optimisation) needs hundreds of completions at every step;
+# writing them takes two fifths of the tiny run's time. This notebook builds a
+# sampler three times: without a cache in five lines, with a cache in ten,
+# and then looks into the one of the library, which shares one prefill among a
+# group (the completions of one puzzle) and drops what is finished.
 #
 # | preset | machine | minutes |
 # |---|---|---|
@@ -371,8 +372,7 @@ assert (steps == np.round(steps)).all() and len(set(steps)) > 9_900
 print(f"10,000 darts, {len(set(steps)):,} different ones, all on the grid")
 
 # %% [markdown]
-# Now the
-# distribution from above, at T = 2, where more tokens have a chance:
+# Now the distribution from above, at T = 2, where more tokens have a chance:
 
 # %%
 probs = np.asarray(jax.nn.softmax(logits / 2), np.float64)
@@ -696,7 +696,8 @@ print(f"{peak / 1e9:.0f} GFLOP/s, {near / 1e9:.0f} GB/s for as much as the",
 
 # %% [markdown]
 # These two numbers are the machine's **roofline**: at a low intensity the
-# memory sets the pace, at a high one the multipliers do. Measure where
+# memory sets the pace, at a high one the multipliers do, and where the two
+# meet is the **ridge**. Measure where
 # decode lies, for batches from 1 to 256 rows. Nothing stops early here, so
 # that the number of tokens is known. (A machine that is busy with other
 # things gives lower and less regular figures; run these cells again when it

@@ -461,10 +461,9 @@ plt.show()
 # With the mean per sequence, wrong answers get longer and longer while
 # accuracy rises, and nobody paid for length: the long ramble's one decision
 # was divided by 40, the short guess's by 5. That is the bias which Dr. GRPO
-# removes by dividing by a constant, and DAPO by the number of tokens.
-# (For right answers it works the other way round:
-# short ones are pulled harder.) So before "it thinks longer" is called an
-# aha, look at the denominator.
+# removes by dividing by a constant, and DAPO by the number of tokens. (For
+# right answers it works the other way round: short ones are pulled harder.)
+# So before "it thinks longer" is called an aha, look at the denominator.
 #
 # ### Check: length
 
@@ -679,10 +678,10 @@ for beta in (0.7, 0.8, 2.0, 4.0, 8.0):
 # all the way to 1 for every β. From $p = 0$ neither can start: the base
 # decides.
 #
-# Mind the two idealisations. Without them $p = 0.001$ would look like the
-# easiest start of all, since the exponent is so large there. But with groups
-# of 16, 98 of 100 see no success and give no gradient at all, and
-# implementations that add a small ε to the deviation tame the rest.
+# Mind two idealisations: endless groups, and no ε added to the deviation.
+# They make $p = 0.001$ look like the easiest start of all, since the exponent
+# is so large there. But of groups of 16, 98 in 100 would see no success and
+# give no gradient at all.
 #
 # ### Check: the recurrence against plain optimisation
 #

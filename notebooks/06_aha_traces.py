@@ -468,7 +468,13 @@ if learnt:
     assert np.mean(repeats) > 2 * np.mean(others)
 
 # %% [markdown]
-# REACH_LOOP_TEXT
+# Mostly the loop. Of the four of seed 0 one gets there with more room, by a
+# lucky slip; three go on in circles. And where they go beyond the lengths
+# that the model has ever seen, its language comes apart. The end of one:
+
+# %%
+if more:
+    print(more["texts"][0][0], "...", more["texts"][0][1][-180:])
 
 # %% [markdown]
 # ## The length confound

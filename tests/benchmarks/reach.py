@@ -92,7 +92,7 @@ def counts(texts, puzzles, lengths, limit: int) -> Counter:
     for text, puzzle, length in zip(texts, puzzles, lengths, strict=True):
         trace = traces.parse(text, puzzle)
         tried = trace.attempts
-        seen["cut off"] += trace.answer is None and length == limit
+        seen["cut off"] += int(trace.answer is None and length == limit)
         seen["slips"] += trace.slips
         seen["sums"] += sum(claim.true is not None for claim in trace.claims)
         seen["any attempt"] += bool(tried)
