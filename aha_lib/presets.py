@@ -248,7 +248,7 @@ VARIANTS: dict[str, dict] = {
     "dr_grpo": dict(norm="constant", clip_high=0.2, scale_by_std=False),
     "dapo": dict(norm="group", refills=8, overlong=24),
     "rloo": dict(objective="reinforce", norm="constant", scale_by_std=False, leave_one_out=True),
-    "gspo": dict(objective="sequence_clip", norm="sequence", clip_low=0.03, clip_high=0.04),
+    "gspo": dict(objective="sequence_clip", norm="sequence", clip_low=0.09, clip_high=0.12),
     "cispo": dict(objective="cispo", norm="group", clip_low=1.0, clip_high=4.0),
     "kimi": dict(objective="kimi", norm="constant", scale_by_std=False, length_reward=0.1),
 }

@@ -792,8 +792,8 @@ for forgets in (False, True):
 # Neither table is a promise. The first is the roof of this library's sampler,
 # the second that of a better cache: of Gemma 3 1B's 26 layers 22 see 512
 # tokens only, and at 256 rows to forget the rest
-# makes it half as fast again. (Gemma 2's window of
-# 4,096 is never reached here.) What matters shows in both. From one row to
+# makes it half as fast again. (The windows of Gemma 2, 4,096, and of 4B,
+# 1,024, are not exceeded here.) What matters shows in both. From one row to
 # 32, throughput grows 16 to 29 times. From 32 to 256 it depends on the
 # cache: `gemma-2b` keeps a single KV head and still gains 4.6 times,
 # `gemma-7b` keeps 16 of them in more layers and gains less than 2.

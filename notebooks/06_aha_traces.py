@@ -373,7 +373,49 @@ show.table(
 )  # fmt: skip
 
 # %% [markdown]
-# REACH_SKILL_TEXT
+# What should one expect? The corpus of the base has a rule (`tiny.trace`): a
+# first operation at random, then the second one that comes closest to the
+# target. Whoever follows it hits at the first attempt with a chance that can
+# be counted out, without any model:
+
+# %%
+from aha_lib import tiny
+
+
+def chance_by_rule(puzzle) -> float:
+    """Share of the first operations after which one more can hit."""
+    a, b, c = sorted(puzzle.numbers, reverse=True)
+    firsts = {(value, rest) + (fact,)
+              for x, y, rest in ((a, b, c), (a, c, b), (b, c, a))
+              for fact, value in tiny.operations(x, y)}  # fmt: skip
+    return float(np.mean([
+        any(last == puzzle.target for _, last in tiny.operations(value, rest))
+        for value, rest, _ in firsts]))  # fmt: skip
+
+
+by_rule = {p: chance_by_rule(p) for p in panel} if preset == "tiny" else {}
+if by_rule:
+    print(f"first attempts by the rule hit: {np.mean([*by_rule.values()]):.3f}")
+
+# %% [markdown]
+# ### Check
+# Base and trained model make a first attempt that hits as often as the rule's
+# to within a few points: about one in four.
+
+# %%
+for who in ("base", "trained") if by_rule else ():
+    n = deep.get(who, {"attempt 1": 0})
+    if n["attempt 1"]:
+        rate = n["hits at 1"] / n["attempt 1"]
+        error = np.sqrt(rate * (1 - rate) / n["attempt 1"])
+        print(f"{who:8} {rate:.3f}, standard error {error:.3f}")
+        assert abs(rate - np.mean([*by_rule.values()])) < 0.03
+
+# %% [markdown]
+# So reward has not taught it to *choose* better; it has taught it to choose
+# at all, and again. Not everything about that is good. Look at the last two
+# columns: a longer search repeats itself more, and its sums are no truer than
+# the base's.
 #
 # ## The styles over the steps
 # One run. The border between "check" and "search" says how often the first
@@ -539,7 +581,13 @@ show.table(
 )  # fmt: skip
 
 # %% [markdown]
-# REACH_PASS_TEXT
+# Three things to see. With *one* draw the trained model is far ahead of the
+# base at the same cost: the base's next k that costs at least as much is in
+# the check below. With *many* draws the base comes close: it was within its
+# reach; RL has made it likely, not possible. And the base that had to search,
+# without any training, is at one draw where the trained model is, or close to
+# it, at about the same length. What GRPO has taught here is, to that extent,
+# one thing: not to answer before the "yes".
 #
 # ### Check
 # Between two k there is nothing: no line is drawn through them, and the
@@ -553,6 +601,9 @@ if {"base", "trained"} <= set(curves) and learnt:
     print(f"trained: {price[0]:.0f} tokens, {once[0]:.3f}; base, best of"
           f" {enough + 1}: {cost[enough]:.0f} tokens, {passed[enough]:.3f}")
     assert cost[enough] >= price[0] and once[0] > passed[enough]
+    assert passed[-1] > 0.85  # within its reach
+    made = curves.get("base, no answer before a yes")
+    assert made is None or abs(made[1][0] - once[0]) < 0.1
 
 # %% [markdown]
 # ## Puzzle by puzzle
@@ -761,7 +812,10 @@ show.explorer(panel, runs[0].kept)
 #
 # <details><summary>Answer</summary>
 #
-# FTA_TEXT
+# Of the samples of seed 0, in seven at all steps together. Three say "yes"
+# and are cut off right there by the limit; one finds it, says "yes", goes on
+# all the same and is cut off; three write another expression than the one
+# they have found, with a sign exchanged: an error of copying.
 #
 # </details>
 #
