@@ -149,6 +149,9 @@ def test_tree_branches_where_attempts_do():
     assert [to_hex(t.get_color()) for t in boxes].count(show.RED) == 1
     lines = [line.get_xydata().tolist() for line in figure.axes[0].lines]
     assert [[1, 0], [2, -1]] in lines and len(lines) == 5
+    twice = show.tree(traces.parse("20 - 16 = 4 , 4 + 4 = 8 no " * 2, PUZZLE)).axes[0]
+    grey = [t.get_text() for t in twice.texts if to_hex(t.get_color()) == show.GREY]
+    assert grey == ["again 20 - 16 = 4 , 4 + 4 = 8"]
     assert show.tree(traces.parse(JUMP, PUZZLE)).axes[0].texts[0].get_text() == "20 16 4 → 40"
 
 
