@@ -297,10 +297,11 @@ show.areas(measured, "styles", styles)
 # counts as a check. Notebook 06 measures without it.)
 
 # %%
-from aha_lib import tiny
+from aha_lib.presets import PRETRAINING
 
-worked = sum(tiny.STYLES[style] for style in styles)
-corpus = [tiny.STYLES[style] / worked for style in styles]
+written = PRETRAINING["tiny"].shares
+worked = sum(written[style] for style in styles)
+corpus = [written[style] / worked for style in styles]
 show.table(
     ["", *styles],
     [["corpus of the tiny base", *corpus]]
@@ -487,7 +488,7 @@ print(f"{sum(map(len, again.values()))} runs looked at")
 # %% [markdown]
 # ## What this stands for, and what it does not
 # The tiny model is a stand-in for a pre-trained base, and its pre-training
-# is rigged in the open: `aha_lib/tiny.py` writes the corpus, and a tenth of
+# is rigged in the open: `aha_lib/corpus.py` writes the text, and a tenth of
 # its worked traces search. A large base has such behaviours from the text of
 # the world; this one has them from us.
 #
@@ -509,9 +510,10 @@ print(f"{sum(map(len, again.values()))} runs looked at")
 #
 # </details>
 #
-# 2. Set `STYLES["search"]` and `STYLES["check"]` in `aha_lib/tiny.py` to 0,
-#    give their share to `jump`, rebuild the base, and run this notebook. What
-#    do you expect, and what would surprise you?
+# 2. Pre-train a base that only ever jumps, `python -m aha_lib.pretrain --out
+#    runs/jump --set jump=0.8 --set check=0 --set search=0`, and run this
+#    notebook with `{"model": "runs/jump"}`. What do you expect, and what
+#    would surprise you?
 #
 # <details><summary>Answer</summary>
 #

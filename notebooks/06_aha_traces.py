@@ -375,13 +375,13 @@ show.table(
 )  # fmt: skip
 
 # %% [markdown]
-# What should one expect? The corpus of the base has a rule (`tiny.trace`): a
+# What should one expect? The corpus of the base has a rule (`corpus.trace`): a
 # first operation at random, then the second one that comes closest to the
 # target. Whoever follows it hits at the first attempt with a chance that can
 # be counted out, without any model:
 
 # %%
-from aha_lib import tiny
+from aha_lib import corpus
 
 
 def chance_by_rule(puzzle) -> float:
@@ -389,9 +389,9 @@ def chance_by_rule(puzzle) -> float:
     a, b, c = sorted(puzzle.numbers, reverse=True)
     firsts = {(value, rest) + (fact,)
               for x, y, rest in ((a, b, c), (a, c, b), (b, c, a))
-              for fact, value in tiny.operations(x, y)}  # fmt: skip
+              for fact, value in corpus.operations(x, y)}  # fmt: skip
     return float(np.mean([
-        any(last == puzzle.target for _, last in tiny.operations(value, rest))
+        any(last == puzzle.target for _, last in corpus.operations(value, rest))
         for value, rest, _ in firsts]))  # fmt: skip
 
 
