@@ -142,11 +142,14 @@ def solve(puzzle: Puzzle, bound: int | None = None) -> list[str]:
     return sorted(text[2:-2] for text in found.get(puzzle.target, ()))
 
 
-def reward(completion: str, puzzle: Puzzle, *, forgiving: bool = False) -> Reward:
+def reward(
+    completion: str, puzzle: Puzzle, *, forgiving: bool = False, form: float = 0.1
+) -> Reward:
     """Judge the last complete `<answer>...</answer>` of a completion, exactly.
 
     1.0: a well-formed expression that uses every number exactly once and equals the target.
-    0.1: a well-formed expression, but its numbers, its value or its tail are wrong.
+    0.1, or whatever `form` is: a well-formed expression, but its numbers, its value or its tail are
+    wrong.
     0.0: no complete answer, or one that is not a well-formed expression.
 
     Well-formed: integers without leading zeros, + - * / (also × ÷ −), parentheses and blanks, at
@@ -171,15 +174,15 @@ def reward(completion: str, puzzle: Puzzle, *, forgiving: bool = False) -> Rewar
         return Reward(0.0, text, f"is not well-formed: {error}")
     used, given = Counter(n for n in postfix if isinstance(n, int)), Counter(puzzle.numbers)
     if used != given and not (forgiving and used <= given):
-        return Reward(0.1, text, f"uses {_miscount(used, given)}")
+        return Reward(form, text, f"uses {_miscount(used, given)}")
     try:
         value = _evaluate(postfix)
     except ZeroDivisionError:
-        return Reward(0.1, text, "divides by zero")
+        return Reward(form, text, "divides by zero")
     if value != puzzle.target:
-        return Reward(0.1, text, f"equals {value}, not {puzzle.target}")
+        return Reward(form, text, f"equals {value}, not {puzzle.target}")
     if tail not in (None, puzzle.target):
-        return Reward(0.1, text, f"equals {value}, but claims to equal {tail}")
+        return Reward(form, text, f"equals {value}, but claims to equal {tail}")
     return Reward(1.0, text, f"equals {value}, as asked")
 
 

@@ -18,7 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 from aha_lib.presets import ModelConfig
 from aha_lib.runtime import constrain, row_major
 
-# Logical axes of each weight, inputs then outputs; runtime.RULES maps them to the mesh.
+# Logical axes of each weight, inputs then outputs; runtime.RULES maps them to the mesh. They are
+# the parameters' metadata `axes`: under flax's own name, `out_sharding`, it would look for mesh
+# axes called so, and each version of flax in another way.
 WEIGHTS = {
     "q": (("embed",), ("heads", "head")),
     "k": (("embed",), ("kv_heads", "head")),
@@ -51,14 +53,14 @@ class Layers(nnx.Module):
             axes = ("layers", *inputs, *outputs)
             fan_in = math.prod(sizes[a] for a in inputs)
             value = jax.random.normal(rngs.params(), [sizes[a] for a in axes], dtype)
-            setattr(self, name, nnx.Param(value * fan_in**-0.5, out_sharding=axes))
+            setattr(self, name, nnx.Param(value * fan_in**-0.5, axes=axes))
         norms = ["pre_attn_norm", "pre_ff_norm"]
         norms += ["post_attn_norm", "post_ff_norm"] * c.post_norms
         norms += ["q_norm", "k_norm"] * c.qk_norm
         for name in norms:
             axis = "head" if name in ("q_norm", "k_norm") else "embed"
             value = jnp.zeros((c.layers, sizes[axis]), dtype)
-            setattr(self, name, nnx.Param(value, out_sharding=("layers", None)))
+            setattr(self, name, nnx.Param(value, axes=("layers", None)))
 
 
 class Gemma(nnx.Module):
@@ -72,10 +74,9 @@ class Gemma(nnx.Module):
                  dtype=jnp.float32, param_dtype=jnp.float32):  # fmt: skip
         self.config, self.dtype = config, jnp.dtype(dtype)
         table = jax.random.normal(rngs.params(), (config.vocab, config.width), param_dtype)
-        with nnx.use_eager_sharding(False):  # axes are names here; runtime places the arrays
-            self.embed = nnx.Param(table * config.width**-0.5, out_sharding=("vocab", "embed"))
-            self.layers = Layers(config, rngs, param_dtype)
-            self.final_norm = nnx.Param(jnp.zeros(config.width, param_dtype), out_sharding=(None,))
+        self.embed = nnx.Param(table * config.width**-0.5, axes=("vocab", "embed"))
+        self.layers = Layers(config, rngs, param_dtype)
+        self.final_norm = nnx.Param(jnp.zeros(config.width, param_dtype), axes=(None,))
 
     def hidden(
         self,
@@ -203,8 +204,7 @@ class Gemma(nnx.Module):
 def abstract(config: ModelConfig, *, dtype=jnp.float32, param_dtype=jnp.float32) -> Gemma:
     """A Gemma of shapes and dtypes alone, to be filled: no array is made."""
     build = functools.partial(Gemma, config, dtype=dtype, param_dtype=param_dtype)
-    # graph=False: else a mesh in use is asked for axes of these logical names.
-    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)), graph=False)
+    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
 
 
 def _global_layers(c: ModelConfig) -> Bool[Array, " L"]:

@@ -94,8 +94,8 @@ def has_signal(rewards: Float[np.ndarray, "P G"]) -> Bool[np.ndarray, " P"]:
 
 
 def refill(batch: Batch, rewards: Float[np.ndarray, "P G"], more: Batch, more_rewards):
-    """DAPO's dynamic sampling (2503.14476, eq. 11), one round: groups without signal give way to
-    those of `more` that have it, while there are any. Gives the batch and its rewards."""
+    """One round of DAPO's dynamic sampling (2503.14476, eq. 11, with rewards 1 for right, else 0):
+    groups without signal give way to those of `more` that have it. Gives batch and rewards."""
     P, G = rewards.shape
     fresh = np.flatnonzero(has_signal(more_rewards))
     slots = np.flatnonzero(~has_signal(rewards))[: len(fresh)]
@@ -106,22 +106,27 @@ def refill(batch: Batch, rewards: Float[np.ndarray, "P G"], more: Batch, more_re
     return joined, np.concatenate([rewards, more_rewards])[pick]
 
 
-def token_weights(mask: Bool[np.ndarray, "B T"], norm: str) -> Float[np.ndarray, "B T"]:
+def token_weights(mask: Bool[np.ndarray, "B T"], norm: str, group: int = 1):
     """What a token counts, so that the mean over the batch's tokens becomes another mean.
 
-    "token": 1 (DAPO, 2503.14476, eq. 8). "sequence": the mean over completions of each one's mean
-    (GRPO, 2402.03300, eq. 3): a token of a long completion counts less. "constant": the sum over
-    B · T, whatever was written (Dr. GRPO, 2503.20783). Any other raises ValueError.
+    "token": 1. "sequence": the mean of the completions' means (GRPO, 2402.03300, eq. 3): a token of
+    a long one counts less. "group": the mean of the means of groups of `group` rows (DAPO,
+    2503.14476, eq. 8). "constant": the sum over B · T, T the longest that is allowed (Dr. GRPO,
+    2503.20783). Any other raises ValueError.
     """
     lengths = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-    weights = {
-        "token": 1.0,
-        "sequence": mask.sum() / (len(mask) * lengths),
-        "constant": mask.sum() / mask.size,
-    }
-    if norm not in weights:
-        raise ValueError(f'norm is "token", "sequence" or "constant", not {norm!r}.')
-    return (weights[norm] * mask).astype(np.float32)
+    if norm == "token":
+        weights = 1.0
+    elif norm == "sequence":
+        weights = mask.sum() / (len(mask) * lengths)
+    elif norm == "group":
+        of_group = lengths.reshape(-1, group).sum(axis=1).repeat(group)
+        weights = mask.sum() * group / (len(mask) * of_group[:, None])
+    elif norm == "constant":
+        weights = mask.sum() / mask.size
+    else:
+        raise ValueError(f'norm is "token", "sequence", "group" or "constant", not {norm!r}.')
+    return (weights * mask).astype(np.float32)
 
 
 def truncated_weights(trainer: Float[np.ndarray, "B T"], sampler, cap: float):
@@ -207,6 +212,8 @@ def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
         objective, outside = clipped(shared, gain, s.clip_low, s.clip_high)
     elif s.objective == "cispo":
         objective, outside = cispo(logprobs, log_ratio, gain, s.clip_low, s.clip_high)
+    elif s.objective == "reinforce":  # RLOO's (2402.14740, eq. 7): no ratio, so no clip
+        objective, outside = gain * logprobs, jnp.zeros_like(mask)
     elif s.objective == "kimi":
         objective, outside = mirror_descent(log_ratio, gain, mask, s.tau)
     else:
@@ -330,7 +337,7 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
     """
     s, sums, skipped = settings, [], 0
     if s.norm != "token":
-        batch = batch._replace(weights=token_weights(batch.mask, s.norm))
+        batch = batch._replace(weights=token_weights(batch.mask, s.norm, s.group))
     if s.importance_cap:
         batch = rescored(graph, state.params, batch, s)
     tokens = float(max(batch.mask.sum(), 1))

@@ -37,12 +37,9 @@ def add(
         n = 1 + len(inputs)
         a = jax.random.normal(rngs.params(), (*shape[:n], rank)) / math.prod(shape[1:n]) ** 0.5
         b = jnp.zeros((shape[0], rank, *shape[n:]))
-        with nnx.use_eager_sharding(False):
-            a = nnx.LoRAParam(a, out_sharding=("layers", *inputs, None))
-            b = nnx.LoRAParam(b, out_sharding=("layers", None, *outputs))
-        setattr(layers, f"{name}_a", a)
-        setattr(layers, f"{name}_b", b)
-    sharding = getattr(model.embed.get_value(), "sharding", None)  # a tracer has none
+        setattr(layers, f"{name}_a", nnx.LoRAParam(a, axes=("layers", *inputs, None)))
+        setattr(layers, f"{name}_b", nnx.LoRAParam(b, axes=("layers", None, *outputs)))
+    sharding = getattr(jax.tree.leaves(model.embed)[0], "sharding", None)  # a tracer has none
     if isinstance(sharding, NamedSharding):
         adapters = nnx.state(model, nnx.LoRAParam)
         nnx.update(model, jax.device_put(adapters, runtime.shardings(adapters, sharding.mesh)))
@@ -58,11 +55,12 @@ def off(model: Gemma) -> Gemma:
 
 def merge(model: Gemma) -> Gemma:
     """A model without adapters that computes the same: W + A B for W, in the dtype of W."""
-    merged = off(model)
+    merged, weights = off(model), {}
     for name in WEIGHTS:
         if hasattr(model.layers, f"{name}_a"):
             a, b = (getattr(model.layers, f"{name}_{x}")[...] for x in "ab")
             weight = getattr(merged.layers, name)
             delta = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(a, b)
-            weight.set_value((weight[...] + delta).astype(weight.dtype))
+            weights[name] = (weight[...] + delta).astype(weight.dtype)
+    nnx.update(merged, {"layers": weights})
     return merged

@@ -46,7 +46,7 @@ class Chip:
     hbm: float  # GiB
     flops: float  # bfloat16, per second
     bandwidth: float  # of HBM, bytes per second
-    ici: float  # from the other cores, bytes per second
+    ici: float  # from the other cores, bytes per second; infinite where there are none
     dollars: float  # per hour of the machine, on demand in the USA
 
 
@@ -54,8 +54,10 @@ class Chip:
 # pricing as quoted in 2026; ask there for today's. Sessions on Kaggle and Colab can be free.
 CHIPS = {
     "v3-8": Chip("v3:2x2", 8, 15.48, 61.5e12, 450e9, 100e9, 8.80),
+    "v5e-1": Chip("v5e:1x1", 1, 15.75, 197e12, 819e9, math.inf, 1.20),  # Colab's
     "v5e-8": Chip("v5e:2x4", 8, 15.75, 197e12, 819e9, 90e9, 9.60),
     "v5e-16": Chip("v5e:4x4", 16, 15.75, 197e12, 819e9, 90e9, 19.20),
+    "v6e-1": Chip("v6e:1x1", 1, 31.25, 918e12, 1638e9, math.inf, 2.70),  # Colab's
     "v6e-8": Chip("v6e:2x4", 8, 31.25, 918e12, 1638e9, 180e9, 21.60),
 }
 # What to change where a program does not fit.
@@ -219,7 +221,7 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
             lora.add(model, s.lora, rngs=nnx.Rngs(0))
         return model
 
-    graph, params = nnx.split(nnx.eval_shape(build, graph=False))
+    graph, params = nnx.split(nnx.eval_shape(build))
     moments = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
     state = place(grpo.TrainState(params, moments))
     grads = grpo.learned(state.params, s)[0]
@@ -313,7 +315,8 @@ def _mesh(chip: Chip, tp: int) -> Mesh:
     names = "TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost ALLOW_MULTIPLE_LIBTPU_LOAD=1"
     for name in (names + " TPU_ACCELERATOR_TYPE=v5litepod-8 TPU_MIN_LOG_LEVEL=3").split():
         os.environ.setdefault(*name.split("="))
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
+    host = {"chips_per_host_bounds": (1, 1, 1)} if chip.cores == 1 else {}
+    topology = topologies.get_topology_desc(chip.topology, "tpu", **host)
     return runtime.make_mesh(topology.devices, tp=tp)
 
 

@@ -161,21 +161,22 @@ PUZZLES: dict[str, dict] = {
 # What a run's settings may be: the least and the most that make sense, or one of some words.
 _LEAST = dict.fromkeys("""clip_low decay kl entropy_bonus length_reward clip_high importance_cap
 learning_rate weight_decay seed steps refills overlong warmup
-lora""".split(), 0)  # fmt: skip
+lora form_reward""".split(), 0)  # fmt: skip
 _LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch eval_every
 eval_puzzles pass_k checkpoint_every tp""".split(), 1)  # fmt: skip
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
 _LEAST |= dict.fromkeys(("drill", "jump", "check", "search"), 0)
 _LEAST |= {"rows": 1, "row_len": 16}
-_MOST = {"clip_low": 1, "decay": 1, "seed": 2**32 - 1}  # JAX's keys take 32 bits of a seed
+# JAX's keys take 32 bits of a seed.
+_MOST = {"clip_low": 1, "decay": 1, "form_reward": 0.9, "seed": 2**32 - 1}
 # Fields that say how a run is computed, measured and kept, not what it learns.
 _COMPUTED_AND_KEPT = "preset micro_batch tp gather eval_every checkpoint_every".split()
 _CHOICES = {
     "puzzles": tuple(PUZZLES),
     "template": ("tiny", "short", "base"),
     "dtype": ("auto", "float32", "bfloat16"),
-    "objective": ("clip", "sequence_clip", "cispo", "kimi"),
-    "norm": ("token", "sequence", "constant"),
+    "objective": ("clip", "sequence_clip", "cispo", "reinforce", "kimi"),
+    "norm": ("token", "sequence", "group", "constant"),
 }
 
 
@@ -207,15 +208,16 @@ class Settings:
     prompt_len: int = 8  # tokens, BOS included
     completion_len: int = 144  # tokens, EOS included
     temperature: float = 1.0
-    refills: int = 0  # further draws of puzzles to replace groups without signal
+    refills: int = 0  # draws at most that replace groups all of whose answers are right, or wrong
     # Reward and advantage
+    form_reward: float = 0.1  # of a wrong answer that is a well-formed expression
     overlong: int = 0  # last tokens of completion_len over which a penalty grows to -1; 0: none
     length_reward: float = 0.0  # weight of the reward for shorter answers within a group
     scale_by_std: bool = True  # divide advantages by the group's standard deviation
     leave_one_out: bool = False  # the baseline is the mean of the others, not of the group
     # Loss
-    objective: str = "clip"  # "clip", "sequence_clip", "cispo" or "kimi"
-    norm: str = "token"  # mean over the batch's tokens, each "sequence", or by a "constant"
+    objective: str = "clip"  # "clip", "sequence_clip", "cispo", "reinforce" or "kimi"
+    norm: str = "token"  # mean over all tokens; of each "sequence", "group"; or by a "constant"
     clip_low: float = 0.2
     clip_high: float = 0.28
     tau: float = 0.1  # weight of the squared log-ratio, for "kimi" alone
@@ -294,14 +296,15 @@ class Pretraining:
         return {style: getattr(self, style) for style in ("drill", "jump", "check", "search")}
 
 
-# Published losses as overrides of Settings; the functions of grpo name the papers.
+# Published losses as overrides of Settings; the functions of grpo name the papers. Where a number
+# here is not the paper's, or the paper has none, notebook 04 says why.
 VARIANTS: dict[str, dict] = {
-    "grpo": dict(norm="sequence", clip_high=0.2),
+    "grpo": dict(norm="sequence", clip_high=0.2, kl=0.04),
     "dr_grpo": dict(norm="constant", clip_high=0.2, scale_by_std=False),
-    "dapo": dict(refills=2, overlong=24),
-    "rloo": dict(norm="constant", clip_high=0.2, scale_by_std=False, leave_one_out=True),
-    "gspo": dict(objective="sequence_clip", norm="sequence", clip_low=3e-4, clip_high=4e-4),
-    "cispo": dict(objective="cispo", clip_low=1.0),  # no lower clip
+    "dapo": dict(norm="group", refills=8, overlong=24),
+    "rloo": dict(objective="reinforce", norm="constant", scale_by_std=False, leave_one_out=True),
+    "gspo": dict(objective="sequence_clip", norm="sequence", clip_low=0.09, clip_high=0.12),
+    "cispo": dict(objective="cispo", norm="group", clip_low=1.0, clip_high=4.0),
     "kimi": dict(objective="kimi", norm="constant", scale_by_std=False, length_reward=0.1),
 }
 

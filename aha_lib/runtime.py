@@ -6,7 +6,6 @@ Knows nothing of Gemma's layers, of tokens or of rewards; takes arrays and their
 
 import contextlib
 import functools
-import glob
 import importlib.metadata
 import math
 import os
@@ -23,6 +22,8 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from aha_lib.install import tpu_files as _tpu_files
 
 # Logical axis -> mesh axes. `fsdp` shards every batch along its rows and every parameter along its
 # width, the embedding along its vocabulary: the one weight that is never gathered. `tp` splits
@@ -203,6 +204,13 @@ def use(mesh: Mesh):
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
+def mesh_in_use() -> Mesh:
+    """The mesh of `jax.set_mesh`, for which JAX 0.7 has no public name."""
+    if hasattr(jax.sharding, "get_mesh"):
+        return jax.sharding.get_mesh()
+    return importlib.import_module("jax._src.mesh").get_concrete_mesh()
+
+
 def shardings(tree, mesh: Mesh, *, gathered: bool = False):
     """The NamedSharding of every array of a model or of a state (parameters, Adam's moments).
 
@@ -212,7 +220,7 @@ def shardings(tree, mesh: Mesh, *, gathered: bool = False):
     """
 
     def place(leaf):
-        names = leaf.get_metadata().get("out_sharding") if isinstance(leaf, nnx.Variable) else None
+        names = leaf.get_metadata().get("axes") if isinstance(leaf, nnx.Variable) else None
         names = [None if gathered and n == "embed" else n for n in names or ()]
         return jax.tree.map(lambda a: NamedSharding(mesh, spec(a.shape, names, mesh)), leaf)
 
@@ -280,7 +288,3 @@ def spec(
             left |= {a: mesh.shape[a] for a in axes}
             axes_of.append(None)
     return PartitionSpec(*axes_of)
-
-
-def _tpu_files() -> list[str]:
-    return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")

@@ -16,7 +16,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from aha_lib.gemma import Cache, Gemma
-from aha_lib.runtime import constrain, shard_batch, shardings, to_host, whole_shares
+from aha_lib.runtime import (
+    constrain,
+    mesh_in_use,
+    shard_batch,
+    shardings,
+    to_host,
+    whole_shares,
+)
 
 
 class Completions(NamedTuple):
@@ -127,7 +134,7 @@ def ready(params: nnx.State, dtype: jnp.dtype, *, gather: bool = False) -> nnx.S
     Arrays that are so already are not copied.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    where = None if mesh.empty else shardings(params, jax.sharding.get_mesh(), gathered=gather)
+    where = None if mesh.empty else shardings(params, mesh_in_use(), gathered=gather)
 
     def convert(path, x, where=None):
         kind = x.dtype if "norm" in jax.tree_util.keystr(path) else dtype  # norms stay in float32

@@ -27,7 +27,8 @@ FILTERS = {
 }
 GREEN, RED, BLUE, ORANGE, GREY = "#2a9d5c", "#d1495b", "#2f6db3", "#e08e2b", "#8a8f98"
 COLOURS = {"jump": GREY, "check": ORANGE, "search": BLUE,
-           "right": GREEN, "slipped": RED, "claimed": ORANGE, "gave up": GREY}  # fmt: skip
+           "right": GREEN, "slipped": RED, "claimed": ORANGE, "gave up": GREY,
+           "cut off": "#4a4e69"}  # fmt: skip
 # Of each panel: title, then (name in a row, label, colour) of its lines, the main one first.
 PANELS = (
     ("Accuracy on held-out puzzles",
@@ -47,7 +48,7 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
         their mean a thick one; the dotted line is what the base does (step 0, held-out puzzles).
       panels: 4 adds the entropy.
     """
-    figure, axes = plt.subplots(1, panels, figsize=(3.7 * panels, 3.1), layout="constrained")
+    figure, axes = plt.subplots(1, panels, figsize=(3.7 * panels, 3.7), layout="constrained")
     for axis, (title, *lines) in zip(axes, PANELS, strict=False):
         for name, label, colour in reversed(lines):
             drawn = [_line(rows, name) for rows in runs]
@@ -74,7 +75,7 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
         axis.grid(axis="y", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))
     plt.close(figure)  # shown by whoever asked for it, not once more at the end of the cell
     return figure
 
@@ -142,8 +143,9 @@ def side_by_side(puzzle: countdown.Puzzle, completions: dict[str, str]) -> HTML:
     for heading, text in completions.items():
         trace = traces.parse(text, puzzle)
         truths = [claim.true for claim in trace.claims if claim.true is not None]
+        fate = traces.outcome(trace) if trace.answer else "no answer"
         verdict = (
-            f"{traces.outcome(trace)}; it {countdown.reward(text, puzzle).reason}; "
+            f"{fate}; it {countdown.reward(text, puzzle).reason}; "
             f"{sum(truths)} of {len(truths)} sums true"
         )
         cells += (f'<td style="{style}"><b>{escape(heading)}</b><br>{marked(text, puzzle)}<br>'
@@ -212,15 +214,15 @@ def explorer(panel: Sequence[countdown.Puzzle], history: Sequence[dict]) -> widg
     puzzle.observe(redraw, "value")
     export.on_click(write)
     relist()
-    controls = widgets.HBox([kind, first, second]), widgets.HBox([chosen, puzzle, export, note])
-    return widgets.VBox([*controls, view])
+    lines = [kind, first, second], [chosen, puzzle], [export, note]  # a line has room for three
+    return widgets.VBox([*map(widgets.HBox, lines), view])
 
 
 def tree(trace: traces.Trace) -> Figure:
     """The search of one trace: a row for each attempt, in order, a box for each of its claims.
 
     An attempt that starts with the same claim as an earlier one branches off from there. Red: the
-    claim is false. Green: the attempt reaches the target.
+    claim is false. Green: the attempt reaches the target. Grey: nothing in it is new.
     """
     wide = max((len(attempt.claims) for attempt in trace.attempts), default=0)
     size = 2.2 * (wide + 2), 0.42 * max(len(trace.attempts), 1) + 0.5
@@ -228,15 +230,17 @@ def tree(trace: traces.Trace) -> Figure:
     boxes = {(): (0, 0)}  # the texts of the claims up to a box, where it is
     _box(axis, 0, 0, _task(trace.puzzle), "black")
     for row, attempt in enumerate(trace.attempts):
-        path = ()
+        path, new = (), False
         for column, claim in enumerate(attempt.claims, 1):
             x, y = boxes[path]
             path += (claim.text.strip(),)
             if path not in boxes:
-                boxes[path] = column, -row
+                boxes[path], new = (column, -row), True
                 axis.plot([x, column], [y, -row], color=GREY, lw=1, zorder=0)
                 good = GREEN if attempt.reached else "black"
                 _box(axis, column, -row, path[-1], RED if claim.true is False else good)
+        if not new:
+            _box(axis, wide / 2 + 0.5, -row, "again " + " , ".join(path), GREY)
         off = "reaches it" if attempt.reached else f"off by {attempt.distance}"
         axis.text(wide + 0.6, -row, f"{attempt.verdict or '–'}: {off}", va="center", fontsize=8)
     axis.set(xlim=(-0.5, wide + 1.4), ylim=(-max(len(trace.attempts), 1) + 0.4, 0.6))
@@ -249,7 +253,7 @@ def _task(puzzle: countdown.Puzzle) -> str:
     return f"{' '.join(map(str, puzzle.numbers))} → {puzzle.target}"
 
 
-def _box(axis, x: int, y: int, text: str, colour: str) -> None:
+def _box(axis, x: int | float, y: int, text: str, colour: str) -> None:
     frame = dict(boxstyle="round", fc="white", ec=colour)
     axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour, bbox=frame)
 

@@ -202,9 +202,10 @@ def style(trace: Trace) -> str:
     return ("jump", "check", "search")[min(len(trace.attempts), 2)]
 
 
-def outcome(trace: Trace) -> str:
-    """ "right", or why not, the first that fits: "slipped", "claimed" or "gave up".
+def outcome(trace: Trace, ended: bool = True) -> str:
+    """ "right", or why not, the first that fits: "cut off", "slipped", "claimed" or "gave up".
 
+    cut off: the limit of tokens came before the end (not `ended`), with no complete answer.
     slipped: a slip decided an attempt: on the page it hits the target, in truth it doesn't, or the
       other way round. This comes first because it explains the claim that may follow.
     claimed: the last verdict is yes, or the answer itself says `= target`.
@@ -213,6 +214,8 @@ def outcome(trace: Trace) -> str:
     target = trace.puzzle.target
     if trace.right:
         return "right"
+    if trace.answer is None and not ended:
+        return "cut off"
     if any(a.slips and (a.stated == target) != (a.value == target) for a in trace.attempts):
         return "slipped"
     said = [match.lastgroup for match in _VERDICT.finditer(_words(trace.text, target))]

@@ -102,6 +102,7 @@ def evaluate(model, tokenizer, settings: Settings, key, step: int) -> tuple[dict
                   temperature=settings.temperature)  # fmt: skip
     greedy = rollout(model, tokenizer, panel, key, settings, group=1, temperature=0.0)
     parsed = [traces.parse(*pair) for pair in zip(out.texts, out.puzzles, strict=True)]
+    ended = (~out.completions.mask[:, -1]).tolist()
     right = np.array([trace.right for trace in parsed]).reshape(len(panel), group)
     greedily = [countdown.reward(t, p).value == 1 for t, p in zip(greedy.texts, panel, strict=True)]
     metrics = {
@@ -109,7 +110,7 @@ def evaluate(model, tokenizer, settings: Settings, key, step: int) -> tuple[dict
         "heldout_greedy": float(np.mean(greedily)),
         "heldout_length": float(out.completions.mask.sum(1).mean()),
         "heldout_backtracks": float(np.mean([trace.backtracks for trace in parsed])),
-        "outcomes": dict(Counter(map(traces.outcome, parsed))),
+        "outcomes": dict(Counter(map(traces.outcome, parsed, ended))),
         "styles": dict(Counter(map(traces.style, parsed))),
     }
     if base:
@@ -131,7 +132,7 @@ def scored(out: Rollout, settings: Settings) -> tuple[grpo.Batch, np.ndarray, np
     """A rollout as a batch to learn from, and its rewards [P, G] before and after shaping."""
     s = settings
     rewards = np.array([
-        countdown.reward(text, puzzle).value
+        countdown.reward(text, puzzle, form=s.form_reward).value
         for text, puzzle in zip(out.texts, out.puzzles, strict=True)
     ]).reshape(-1, s.group)  # fmt: skip
     tokens, logprobs, mask = out.completions
@@ -154,14 +155,15 @@ def step(graph, state, reference, tokenizer, settings: Settings, number: int, ke
     )
     out = draw(puzzles(s, number), key)
     start = time.perf_counter()
-    batch, grouped, shaped = scored(out, s)
+    batch, grouped, _ = scored(out, s)
     backtracks = [traces.parse(*x).backtracks for x in zip(out.texts, out.puzzles, strict=True)]
     rewarded = time.perf_counter()
-    for i in range(1, s.refills + 1):
-        if grpo.has_signal(shaped).all():
-            break
-        more, _, more_shaped = scored(draw(puzzles(s, number, i), jax.random.fold_in(key, i)), s)
-        batch, shaped = grpo.refill(batch, shaped, more, more_shaped)
+    right, draws = (grouped == 1).astype(float), 1
+    while draws <= s.refills and not grpo.has_signal(right).all():
+        again = draw(puzzles(s, number, draws), jax.random.fold_in(key, draws))
+        more, more_rewards, _ = scored(again, s)
+        batch, right = grpo.refill(batch, right, more, (more_rewards == 1).astype(float))
+        draws += 1
     refilled = time.perf_counter()
     state, updated = grpo.train_step(graph, state, reference, batch, s)
     end, count = time.perf_counter(), int(out.completions.mask.sum())
@@ -171,6 +173,7 @@ def step(graph, state, reference, tokenizer, settings: Settings, number: int, ke
         "train_accuracy": float((grouped == 1).mean()),
         "length": float(out.completions.mask.sum(1).mean()),
         "backtracks": float(np.mean(backtracks)),
+        "draws": draws,  # of puzzles, refills included
         "zero_variance_groups": float((~grpo.has_signal(grouped)).mean()),
         **updated,
         # An estimate over all that was written; the update sees only groups with signal.

@@ -106,9 +106,10 @@ def load(
 def download(handle: str) -> Path:
     """The local folder of a Kaggle model, downloaded with a progress bar unless it is there.
 
-    Credentials are kagglehub's: a Kaggle session's own, Colab's secrets KAGGLE_USERNAME and
-    KAGGLE_KEY (or KAGGLE_API_TOKEN), the environment, or `~/.kaggle`. Raises OSError with one
-    sentence that says what to do.
+    Credentials are kagglehub's: a Kaggle session's own, Colab's secret KAGGLE_API_TOKEN, the
+    environment, or `~/.kaggle`. In Colab it asks for the token first, and takes its absence for
+    that of all: a secret KAGGLE_USERNAME with KAGGLE_KEY is not found alone (kagglehub 1.0).
+    Raises OSError with one sentence that says what to do.
     """
     import kagglehub
 
@@ -122,7 +123,7 @@ def download(handle: str) -> Path:
         advice = f"Accept Gemma's licence at {page} with the account of your Kaggle token."
     elif status in (401, 403) or kind in ("CredentialError", "UnauthenticatedError"):
         advice = ("Kaggle needs your token: create one on kaggle.com (Settings, API) and store it "
-                  "in ~/.kaggle/kaggle.json or as secrets KAGGLE_USERNAME and KAGGLE_KEY.")
+                  "as the environment variable, or Colab secret, KAGGLE_API_TOKEN.")
     elif status == 404:
         advice = f"Kaggle has no model {handle}: see {page} for the names."
     elif "Connect" in kind or "Timeout" in kind:

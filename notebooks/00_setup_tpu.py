@@ -16,52 +16,121 @@
 # |---|---|---|
 # | `tiny` | two CPU cores | about 1, most of it the TPU compiler's |
 #
-# You will see, each proved by a check cell:
+# You will see
 #
-# 1. what this machine is, and how its devices form a mesh;
-# 2. that a matrix product is bound by arithmetic and a sum by memory;
-# 3. why writing one token is slow and reading a thousand is fast;
-# 4. what a training step of Gemma needs on a TPU core, as the TPU's own
+# 1. the loop that all these notebooks are about, once as a picture;
+# 2. what this machine is, and how its devices form a mesh;
+# 3. how fast it calculates and moves data, and where on its roofline the
+#    phases of a training step lie;
+# 4. that writing tokens one by one is far slower than reading as many at
+#    once, measured;
+# 5. what a training step of Gemma needs on a TPU core, as the TPU's own
 #    compiler says. It runs here, TPU or not.
+#
+# 2 to 5 have check cells.
 
 # %% [markdown]
-# ## Where to get a TPU
-# As of November 2026; where two pages disagree, believe the newer one.
+# ## What was run, what was compiled, what never was
+# - **Run**, on CPUs: every notebook, the tests, the tiny model's training,
+#   and a forward pass of the real Gemma 3 270M. Eight simulated CPU devices
+#   stand in for eight TPU cores, two processes for two hosts. The same with
+#   the package versions of Colab's images of August 2026.
+# - **Compiled** for TPUs by XLA's own compiler, not run: the programs of a
+#   training step of every model in the last part of this notebook.
+# - **Never run:** anything on a TPU, anything on the pages of Kaggle, Colab
+#   or Google Cloud. The steps below are taken from those sites' documents,
+#   as of November 2026; where they disagree, believe the sites.
 #
-# **Kaggle, free.** Verify your phone in the account's settings. Open a
-# notebook there, choose *Settings → Accelerator → TPU v5e-8* (or v3-8,
-# where it is still offered), and switch *Internet* on. Models whose licence
-# you accepted need no key there. A TPU session ends after 9 hours, and there
-# is a weekly allowance.
+# If you run it on a TPU before we do: the second cell's output and any error
+# are what we would like to hear of.
+
+# %% [markdown]
+# ## Kaggle, free
+# 1. In the account's settings verify your phone: without it there is no TPU
+#    and no internet.
+# 2. Bring the folder as a zip of your clone, about 5 MB (`README` tells how
+#    to make `aha.zip`): *Create → New Dataset*, drop the file, name it
+#    `aha`, *Create*. Kaggle unpacks it.
+# 3. *Create → New Notebook → File → Import Notebook*, and upload an
+#    `.ipynb` from the folder `notebooks`.
+# 4. *Add Input → Your Work → aha*. The dataset is then somewhere below
+#    `/kaggle/input`, read-only; runs are written to `/kaggle/working`.
+# 5. *Settings → Accelerator → TPU v5e-8* (or v3-8, where it is still
+#    offered), *Settings → Internet → on*.
+# 6. *Run All*. The setup cell names what it installs (with Kaggle's image
+#    of August 2026 `jaxtyping`, perhaps more: its list has no versions) and
+#    ends with the chips: eight of them.
 #
-# **Colab.** *Runtime → Change runtime type → v5e-1 TPU* gives one chip:
-# good for the tiny model and for Gemma 3 270M. For eight chips attach Colab
-# to a Cloud TPU VM, below. Weights of Kaggle need `KAGGLE_USERNAME` and
-# `KAGGLE_KEY` among Colab's secrets.
+# Models whose licence you accepted need no token there. A TPU session ends
+# after 9 hours, and there is a weekly allowance; the page shows what is
+# left of it.
+
+# %% [markdown]
+# ## Colab
+# 1. *File → Upload notebook*, an `.ipynb` from the folder `notebooks`.
+# 2. *Runtime → Change runtime type → v5e-1 TPU* (or v6e-1, where your
+#    plan has it). One chip is good for the tiny model and for Gemma 3 270M. A CPU
+#    runtime is enough for the tiny model.
+# 3. Drop `aha.zip` into the pane *Files* on the left; the setup cell unpacks
+#    it. Or keep it in your Drive: put it into *My Drive* and mount that,
+#    `from google.colab import drive; drive.mount("/content/drive")`.
+# 4. *Runtime → Run all*. With Colab's package versions of August 2026 the
+#    setup cell installs `jaxtyping` and leaves all else as it is.
+# 5. For Gemma's weights: the key symbol on the left, a secret
+#    `KAGGLE_API_TOKEN`, and let the notebook read it (notebook 01).
 #
-# **A Cloud TPU VM**, paid by the second. With `gcloud` set to your project:
+# A session's files go with it: set a run's `folder` to one in the mounted
+# Drive to keep it.
+
+# %% [markdown]
+# ## A Cloud TPU VM, paid by the second
+# `gcloud compute tpus` below belongs to the Cloud TPU API, of which Google
+# now says that it is no longer developed and gets fixes alone; TPU7x and
+# later come only by Compute Engine or GKE
+# ([Cloud TPU in Compute
+# Engine](https://docs.cloud.google.com/tpu/docs/tpus-in-compute-engine),
+# read in November 2026). For a single v5e machine it is still the short
+# way: Compute Engine's list of TPU machines (v5p, v6e, TPU7x) had no v5e,
+# and GKE needs a cluster first (last part of this notebook). For v6e take
+# `gcloud compute instances create` as that page says; from the second block
+# below on nothing changes.
+#
+# **A project with quota.** A new project may have no v5e at all: in the
+# console under *IAM & Admin → Quotas*, search for "TPU v5 lite", and ask
+# for 8 chips in one zone; "preemptible" is a quota of its own, and is what
+# `--spot` uses.
 #
 # ```sh
-# # on demand: now or not at all
-# gcloud compute tpus tpu-vm create aha --zone=us-west4-a \
-#   --accelerator-type=v5litepod-8 --version=v2-alpha-tpuv5-lite
-# # the same with --spot: far cheaper, and taken away at any moment; a run
-# # that was cut off resumes from its last checkpoint
-# # queued: it is made as soon as there is one (--spot goes here too)
+# gcloud config set project YOUR_PROJECT
+# gcloud services enable tpu.googleapis.com
+# # queued: it is made as soon as there is one. --spot is far cheaper, and
+# # taken away at any moment; a run that was cut off resumes from its last
+# # checkpoint, if that lies in a bucket
 # gcloud compute tpus queued-resources create aha-queue --node-id=aha \
-#   --zone=us-west4-a --accelerator-type=v5litepod-8 \
-#   --runtime-version=v2-alpha-tpuv5-lite
+#   --zone=us-central1-a --accelerator-type=v5litepod-8 \
+#   --runtime-version=v2-alpha-tpuv5-lite --spot
 # gcloud compute tpus queued-resources describe aha-queue \
-#   --zone=us-west4-a
+#   --zone=us-central1-a            # until it says ACTIVE
+# # or on demand: now or not at all
+# gcloud compute tpus tpu-vm create aha --zone=us-central1-a \
+#   --accelerator-type=v5litepod-8 --version=v2-alpha-tpuv5-lite
 # ```
 #
-# Go there by ssh with a tunnel for Jupyter, install, and start Jupyter so
-# that Colab's page may talk to it:
+# **Go there**, with the zip and a tunnel for Jupyter. The image is Ubuntu
+# 22.04 with Python 3.10, which is too old; `uv` brings a newer one. `tmux`
+# lives on when the connection breaks: `tmux attach -t aha` brings it back.
 #
 # ```sh
-# gcloud compute tpus tpu-vm ssh aha --zone=us-west4-a -- \
+# gcloud compute tpus tpu-vm scp aha.zip aha: --zone=us-central1-a
+# gcloud compute tpus tpu-vm ssh aha --zone=us-central1-a -- \
 #   -L 8888:localhost:8888
-# pip install -e ".[tpu]" notebook      # in the clone of this project
+# # there:
+# tmux new -s aha
+# python3 -m zipfile -e aha.zip . && cd aha
+# curl -LsSf https://astral.sh/uv/install.sh | sh && . ~/.local/bin/env
+# uv venv --python 3.12 --seed && . .venv/bin/activate
+# uv pip install -e ".[tpu]" notebook
+# export KAGGLE_API_TOKEN=...       # Colab's secrets do not reach this VM
 # jupyter notebook --no-browser --port=8888 --ServerApp.port_retries=0 \
 #   --ServerApp.allow_origin=https://colab.research.google.com \
 #   --ServerApp.allow_credentials=True
@@ -70,14 +139,19 @@
 # In Colab choose *Connect → Connect to a local runtime* and paste the
 # address with its token. Without Colab, open that address in a browser.
 #
+# **One kernel holds the TPU.** Shut it down (*Kernel → Shut Down Kernel*)
+# before you start the next notebook, or that one's setup cell says that
+# another process has the chips. A long run is better off without Jupyter,
+# in `tmux`: `python notebooks/05_train.py --preset gemma3-1b --out runs/1b`.
+#
 # **When you are done, delete it.** An idle chip costs what a busy one does,
 # and a queued request lives on after its machine:
 #
 # ```sh
-# gcloud compute tpus tpu-vm delete aha --zone=us-west4-a
 # gcloud compute tpus queued-resources delete aha-queue \
-#   --zone=us-west4-a --force
-# gcloud compute tpus tpu-vm list --zone=us-west4-a      # nothing left?
+#   --zone=us-central1-a --force              # and its machine
+# gcloud compute tpus tpu-vm delete aha --zone=us-central1-a
+# gcloud compute tpus tpu-vm list --zone=us-central1-a   # nothing left?
 # ```
 #
 # **Vertex AI** offers the same chips to training jobs: put this folder in a
@@ -87,25 +161,27 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import importlib.util
+import glob
 import pathlib
-import subprocess
+import shutil
 import sys
-import tomllib
 
-here = pathlib.Path.cwd()
-checkout = [p for p in (here, here.parent) if (p / "aha_lib").is_dir()]
-sys.path[:0] = map(str, checkout)
-needs = "aha_lib", "flax", "jaxtyping", "optax", "orbax", "sentencepiece"
-if not all(importlib.util.find_spec(name) for name in needs):
-    if checkout:
-        pyproject = (checkout[0] / "pyproject.toml").read_text()
-        missing = tomllib.loads(pyproject)["project"]["dependencies"]
-    else:
-        raise SystemExit("aha_lib is not here: clone or upload its whole "
-                         "folder and open this notebook inside it.")
-    pip = [sys.executable, "-m", "pip", "install", "-q", *missing]
-    subprocess.run(pip, check=True)
+drive, data = "/content/drive/MyDrive", "/kaggle/input"
+places = [".", "..", "*", drive, f"{drive}/*"]
+places += [data + "/*" * depth for depth in range(1, 5)]
+found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
+if not found:
+    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
+    for file in zips[:1]:
+        shutil.unpack_archive(file)
+    found = glob.glob("aha*/aha_lib")
+sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+try:
+    from aha_lib import install
+except ImportError:
+    raise SystemExit("aha_lib is not here: bring its whole folder or its "
+                     "zip, as notebook 00 says, beside this one.") from None
+install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
@@ -121,7 +197,39 @@ print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% tags=["parameters"]
 preset = "tiny"
-chip = "v3-8"
+chip = "v5e-8"
+
+# %% [markdown]
+# ## The loop
+# A puzzle goes to the model, which writes a **group** of answers to it. A
+# referee pays each. What an answer earned above its group's mean is its
+# **advantage**; it becomes a weight on each of its tokens, and the update
+# makes tokens with a positive weight likelier. That is **GRPO**,
+# group-relative policy optimisation. Then the next puzzles.
+
+# %%
+import matplotlib.pyplot as plt
+
+STATIONS = [  # what, the example, the notebook
+    ("puzzle", "20 16 4 → 40", "02"), ("group", "16 answers", "03"),
+    ("reward", "0, 0.1 or 1", "02"), ("advantage", "minus the mean", "04"),
+    ("token weights", "one a token", "04"), ("update", "Adam", "04"),
+]  # fmt: skip
+fig, ax = plt.subplots(figsize=(9, 2.1), layout="constrained")
+for i, (name, example, number) in enumerate(STATIONS):
+    ax.text(i, 0, f"{name}\n{example}", ha="center", va="center", fontsize=9,
+            bbox=dict(boxstyle="round,pad=0.5", fc="white", ec="C0"))
+    ax.text(i, -0.62, f"notebook {number}", ha="center", fontsize=7)
+    if i:
+        ax.annotate("", (i - 0.42, 0), (i - 0.58, 0),
+                    arrowprops=dict(arrowstyle="->", color="C0"))
+ax.annotate("", (0, 0.4), (len(STATIONS) - 1, 0.4), arrowprops=dict(
+    arrowstyle="->", color="C0", connectionstyle="arc3,rad=0.12"))
+ax.text(2.5, 0.8, "the changed model writes the next group (05)",
+        ha="center", fontsize=8)  # fmt: skip
+ax.set(xlim=(-0.6, len(STATIONS) - 0.4), ylim=(-0.8, 1.1))
+ax.axis("off")
+plt.show()
 
 # %% [markdown]
 # ## This machine
@@ -170,6 +278,7 @@ import statistics
 import time
 
 import jax.numpy as jnp
+import numpy as np
 
 cpu = jax.default_backend() == "cpu"
 dtype, _ = runtime.dtypes()
@@ -244,7 +353,7 @@ else:
 # %%
 from aha_lib import plan
 
-NAMES = {"TPU v3": "v3-8", "TPU v5 lite": "v5e-8", "TPU v6 lite": "v6e-8"}
+NAMES = {"TPU v3": "v3-8", "TPU v5 lite": "v5e-1", "TPU v6 lite": "v6e-1"}
 sheet = plan.CHIPS.get(NAMES.get(kind))
 if sheet:
     share = flops / sheet.flops, bandwidth / sheet.bandwidth
@@ -267,9 +376,10 @@ print("XLA counts the same")
 # %% [markdown]
 # ## The roofline
 # A chip does at most `flops` operations and moves at most `bandwidth` bytes
-# a second. A program that does I operations per byte can reach
-# min(flops, I · bandwidth): a roof with a slope and a flat part. Where they
-# meet is the chip's own intensity.
+# a second. A program that does I operations per byte (its *intensity*) can
+# reach min(flops, I · bandwidth): a roof with a slope and a flat part. They
+# meet at the **ridge**. Left of it the memory decides, right of it the
+# arithmetic.
 #
 # The three phases of a step on each device, for N parameters of b bytes (the
 # [JAX scaling book](https://jax-ml.github.io/scaling-book/), chapters
@@ -277,85 +387,152 @@ print("XLA counts the same")
 # small at these lengths). The devices share out the rows of a batch; each of
 # them needs all weights.
 #
-# - **prefill** of T prompt tokens: 2NT operations, the weights read once,
-#   Nb bytes. Intensity 2T/b.
-# - **decode** of one token for R rows: 2NR operations, and the weights *and*
-#   each row's KV cache of K bytes: Nb + RK. At most 2R/b.
+# - **prefill**, reading T prompt tokens at once: 2NT operations, the weights
+#   read once, Nb bytes. Intensity 2T/b.
+# - **decode**, writing one token for each of R rows: 2NR operations, and the
+#   weights *and* each row's **KV cache** (what the model keeps of the tokens
+#   so far; notebook 03) of K bytes: Nb + RK. At most 2R/b.
 # - **training** on T tokens: 8NT operations (forward, forward again because
 #   activations were thrown away, and backward twice), the weights read for
 #   each of these passes and the gradient written: 4Nb + Nb bytes.
-#
-# What to look for: on which side of the ridge does each phase lie?
 
 # %%
-b = dtype.itemsize
-
-
-def cache(s):
+def cache(s, b):
     """Bytes of a row's KV cache, half of the completion written."""
     c, held = MODELS[s.model], s.prompt_len + s.completion_len / 2
     return 2 * c.layers * c.kv_heads * c.head_dim * b * held
 
 
-# %%
-def intensities(s, devices):
+def batches(s, devices):
+    """Tokens that each device has in one call of each phase."""
+    rows = {"prefill": s.prompts * s.prompt_len,
+            "decode": s.prompts * s.group,
+            "training": s.micro_batch * (s.prompt_len + s.completion_len)}
+    return {name: count / devices for name, count in rows.items()}
+
+
+def intensities(s, devices, b):
     """Operations per byte of each phase, on each of the devices."""
-    N, R = MODELS[s.model].parameters, s.prompts * s.group / devices
-    T = s.prompts * s.prompt_len / devices
-    trained = s.micro_batch * (s.prompt_len + s.completion_len) / devices
-    return {"prefill": 2 * N * T / (N * b),
-            "decode": 2 * N * R / (N * b + R * cache(s)),
-            "training": 8 * N * trained / (5 * N * b)}  # fmt: skip
+    N, count = MODELS[s.model].parameters, batches(s, devices)
+    read = N * b + count["decode"] * cache(s, b)
+    return {"prefill": 2 * N * count["prefill"] / (N * b),
+            "decode": 2 * N * count["decode"] / read,
+            "training": 8 * N * count["training"] / (5 * N * b)}  # fmt: skip
 
-
-for name, s in SETTINGS.items():
-    each = intensities(s, mesh.size).items()
-    print(f"{name:<12}", ", ".join(f"{k} {v:.0f}" for k, v in each))
 
 # %%
-import matplotlib.pyplot as plt
-import numpy as np
-
-peak = (sheet.flops, sheet.bandwidth) if sheet else (flops, bandwidth)
-ridge = peak[0] / peak[1]
-intensity = intensities(settings, mesh.size)
-ends = [ridge, *intensity.values()]
-x = np.array([min(ends) / 5, ridge, max(ends) * 5])
-fig, ax = plt.subplots(figsize=(7, 4))
-ax.loglog(x, np.minimum(peak[0], x * peak[1]) / 1e9, color="black")
-ax.axvline(ridge, color="gray", ls=":")
-for name, i in intensity.items():
-    reached = min(peak[0], i * peak[1]) / 1e9
-    ax.plot(i, reached, "o", label=f"{name}, {i:.0f}")
-ax.set(xlabel="operations per byte", ylabel="10⁹ operations a second",
-       title=f"{preset} on one {kind}: what can be reached")  # fmt: skip
-_ = ax.legend()
+tpu = plan.CHIPS["v5e-8"]
+print("preset       tokens in a call: prefill, decode, training;",
+      "operations per byte")  # fmt: skip
+for name, s in SETTINGS.items():
+    devices, b = (mesh.size, dtype.itemsize) if name == "tiny" else (8, 2)
+    counts = [f"{v:,.0f}" for v in batches(s, devices).values()]
+    each = [f"{v:,.0f}" for v in intensities(s, devices, b).values()]
+    print(f"{name:<12} {', '.join(counts):28} {', '.join(each)}")
 
 # %% [markdown]
-# Left of the dotted ridge the memory decides, right of it the arithmetic.
-# Decode lies furthest left: for every token it reads all weights and all
-# caches, and does little with them. (A CPU's ridge is so far left that the
-# tiny model's decode may pass it; a TPU's no Gemma's does.) That is why the
-# sampler writes many rows at once, why a group shares its prompt, and why
-# notebook 03 is about the KV cache. The lines above the figure say what a
-# Gemma changes: prefill and training move far to the right, for its prompts
-# and answers are longer. Decode moves little next to that: longer answers
-# have longer caches.
+# Two roofs: on the left this machine with the preset, on the right one core
+# of a v5e-8 with a Gemma, as its datasheet promises (bfloat16, eight cores).
+# Look on which side of the dotted ridge each phase lies.
+
+
+# %%
+def roofline(ax, peak, bandwidth, phases, title):
+    """A roof, its ridge, and the phases where they touch it."""
+    ridge = peak / bandwidth
+    ends = [ridge, *phases.values()]
+    x = np.array([min(ends) / 5, ridge, max(ends) * 5])
+    ax.loglog(x, np.minimum(peak, x * bandwidth) / 1e9, color="black")
+    ax.axvline(ridge, color="gray", ls=":", label=f"ridge, {ridge:.0f}")
+    for name, i in phases.items():
+        ax.plot(i, min(peak, i * bandwidth) / 1e9, "o",
+                label=f"{name}, {i:,.0f}")  # fmt: skip
+    ax.set(xlabel="operations per byte", title=title)
+    ax.legend(fontsize=8, frameon=False, loc="lower right")
+
+
+local = (sheet.flops, sheet.bandwidth) if sheet else (flops, bandwidth)
+there = "gemma2-2b" if preset == "tiny" else preset
+phases = {"here": intensities(settings, mesh.size, dtype.itemsize),
+          "v5e": intensities(SETTINGS[there], tpu.cores, 2)}  # fmt: skip
+fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+roofline(axes[0], *local, phases["here"], f"{preset} on one {kind}")
+roofline(axes[1], tpu.flops, tpu.bandwidth, phases["v5e"],
+         f"{there} on a v5e")  # fmt: skip
+axes[0].set_ylabel("10⁹ operations a second")
+plt.show()
+
+# %% [markdown]
+# On the TPU decode lies on the slope: for every token it reads all weights
+# and all caches, and does little with them. That is why the sampler writes
+# many rows at once, why a group shares its prompt, and why notebook 03 is
+# about the KV cache. Prefill and training lie far to the right, on the flat
+# part. A CPU's ridge lies so far to the left that even the tiny model's
+# decode, with its 256 rows, may be near it or beyond. (And what a roof leaves
+# out, the cost of starting each small operation, weighs most for a tiny
+# model.)
+#
+# ### Check
+# More rows raise decode's intensity, but never above 2N/K, where the caches
+# are all that is read. Decode is the leftmost phase of every preset. And on
+# a v5e no Gemma's decode reaches the ridge, while its training does.
+
+# %%
+N, K = MODELS[settings.model].parameters, cache(settings, dtype.itemsize)
+more = [2 * N * r / (N * dtype.itemsize + r * K) for r in (1, 8, 64, 512)]
+print([f"{i:.1f}" for i in more], f"limit {2 * N / K:.1f}")
+assert all(np.diff(more) > 0) and more[-1] < 2 * N / K
+ridge = tpu.flops / tpu.bandwidth
+for name, s in SETTINGS.items():
+    each = intensities(s, 1 if name == "tiny" else tpu.cores, 2)
+    assert min(each, key=each.get) == "decode"
+    assert name == "tiny" or each["decode"] < ridge < each["training"]
+
+# %% [markdown]
+# ## Reading and writing, measured
+# The same number of tokens through the same model, on one device: read in one
+# call (prefill), and written one by one for one row or for many (decode).
+
+# %%
+from flax import nnx
+
+from aha_lib.gemma import Gemma
+
+one = MODELS["tiny"]
+graph, state = nnx.split(Gemma(one, rngs=nnx.Rngs(0)))
+length = 128
+
+
+@jax.jit
+def read(state, tokens, positions, filled):
+    """Logits after reading tokens [R, T] from slot `filled` of a cache."""
+    model = nnx.merge(graph, state)
+    R, T = tokens.shape
+    empty = model.empty_cache(R, length)
+    hidden, _ = model.extend(tokens, positions, tokens >= 0, empty, filled)
+    return model.logits(hidden[:, -1])
+
+
+def tokens_per_second(rows, count):
+    """Of one call that takes `count` tokens in each of the rows."""
+    ids = jnp.ones((rows, count), jnp.int32)
+    places = jnp.broadcast_to(jnp.arange(count), ids.shape)
+    return rows * count / seconds(read, state, ids, places, 0, runs=21)
+
+
+speeds = {"prefill, 1 row x 128 tokens": tokens_per_second(1, length),
+          "decode, 1 row": tokens_per_second(1, 1),
+          "decode, 128 rows": tokens_per_second(length, 1)}  # fmt: skip
+for name, speed in speeds.items():
+    print(f"{name:28} {speed:12,.0f} tokens/s")
 
 # %% [markdown]
 # ### Check
-# More rows raise decode's intensity, but never above 2N/K, where the caches
-# are all that is read. And decode is leftmost: of the tiny model on one
-# device, of each Gemma on eight.
+# The order, not the speed: one by one is slowest, whatever the machine does.
 
 # %%
-N, K = MODELS[settings.model].parameters, cache(settings)
-more = [2 * N * r / (N * b + r * K) for r in (1, 8, 64, 512, 4096)]
-print([f"{i:.1f}" for i in more], f"limit {2 * N / K:.1f}")
-assert all(np.diff(more) > 0) and more[-1] < 2 * N / K
-for name, s in SETTINGS.items():
-    each = intensities(s, 1 if name == "tiny" else 8)
-    assert min(each, key=each.get) == "decode"
+prefill, alone, together = speeds.values()
+assert prefill > 3 * alone and together > 3 * alone
 
 # %% [markdown]
 # ## What will fit
@@ -411,7 +588,7 @@ if answer and answer.fits and not answer.settings.lora:
 if answer:
     greedy = plan.plan(small, chip, prompts=512)
     print(greedy)
-    assert not greedy.fits or chip != "v3-8"
+    assert not greedy.fits or chip != "v5e-8"
 
 # %% [markdown]
 # From a shell it is `python -m aha_lib.plan --model gemma3-1b --chip v5e-8`,
@@ -426,15 +603,25 @@ if answer:
 # hosts see, for example a bucket mounted by `gcsfuse`:
 #
 # ```sh
-# gcloud compute tpus tpu-vm create aha16 --zone=us-west4-a \
+# gcloud compute tpus tpu-vm create aha16 --zone=us-central1-a \
 #   --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite
-# gcloud compute tpus tpu-vm ssh aha16 --zone=us-west4-a --worker=all \
-#   --command='git clone YOUR_CLONE aha && cd aha &&
-#              pip install -e ".[tpu]" && mkdir -p runs &&
+# gcloud compute tpus tpu-vm scp aha.zip aha16: --worker=all \
+#   --zone=us-central1-a
+# # Kaggle's token has to be on every host that downloads the weights
+# gcloud compute tpus tpu-vm ssh aha16 --zone=us-central1-a --worker=all \
+#   --command='mkdir -p ~/.kaggle'
+# gcloud compute tpus tpu-vm scp ~/.kaggle/access_token aha16:.kaggle/ \
+#   --worker=all --zone=us-central1-a
+# gcloud compute tpus tpu-vm ssh aha16 --zone=us-central1-a --worker=all \
+#   --command='python3 -m zipfile -e aha.zip . && cd aha &&
+#              curl -LsSf https://astral.sh/uv/install.sh | sh &&
+#              ~/.local/bin/uv venv --python 3.12 --seed &&
+#              ~/.local/bin/uv pip install -e ".[tpu]" && mkdir -p runs &&
 #              gcsfuse --implicit-dirs YOUR_BUCKET runs'
-# gcloud compute tpus tpu-vm ssh aha16 --zone=us-west4-a --worker=all \
-#   --command='cd aha && python3 notebooks/05_train.py \
+# gcloud compute tpus tpu-vm ssh aha16 --zone=us-central1-a --worker=all \
+#   --command='cd aha && .venv/bin/python notebooks/05_train.py \
 #              --preset gemma2-2b --out runs/first'
+# gcloud compute tpus tpu-vm delete aha16 --zone=us-central1-a
 # ```
 #
 # On GKE, [XPK](https://github.com/AI-Hypercomputer/xpk) makes the cluster
@@ -475,17 +662,17 @@ if answer:
 #
 # </details>
 #
-# 2. 512 puzzles at once are too many for Gemma 3 270M on a v3-8. What is the
-#    largest power of two that fits, and what is full first?
+# 2. 512 puzzles at once are too many for Gemma 3 270M on a v5e-8. What is
+#    the largest power of two that fits, and what is full first?
 #
 # <details><summary>answer</summary>
 #
-# `plan.largest("prompts", "gemma3-270m", "v3-8")` says 256. The caches are
+# `plan.largest("prompts", "gemma3-270m", "v5e-8")` says 256. The caches are
 # full first: `sample: lengthen` copies each of their arrays into a longer
 # one, and for that moment both are there.
 #
 # </details>
 #
 # ## Where this lives
-# Detection, mesh and shardings are `aha_lib/runtime.py`; the compiler's word
-# is `aha_lib/plan.py`. Next: **01 · Loading Gemma**.
+# Detection, mesh and shardings are in `aha_lib/runtime.py`, the questions to
+# the compiler in `aha_lib/plan.py`. Next: **01 · Loading Gemma**.

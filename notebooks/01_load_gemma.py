@@ -23,25 +23,27 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import importlib.util
+import glob
 import pathlib
-import subprocess
+import shutil
 import sys
-import tomllib
 
-here = pathlib.Path.cwd()
-checkout = [p for p in (here, here.parent) if (p / "aha_lib").is_dir()]
-sys.path[:0] = map(str, checkout)
-needs = "aha_lib", "flax", "jaxtyping", "optax", "orbax", "sentencepiece"
-if not all(importlib.util.find_spec(name) for name in needs):
-    if checkout:
-        pyproject = (checkout[0] / "pyproject.toml").read_text()
-        missing = tomllib.loads(pyproject)["project"]["dependencies"]
-    else:
-        raise SystemExit("aha_lib is not here: clone or upload its whole "
-                         "folder and open this notebook inside it.")
-    pip = [sys.executable, "-m", "pip", "install", "-q", *missing]
-    subprocess.run(pip, check=True)
+drive, data = "/content/drive/MyDrive", "/kaggle/input"
+places = [".", "..", "*", drive, f"{drive}/*"]
+places += [data + "/*" * depth for depth in range(1, 5)]
+found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
+if not found:
+    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
+    for file in zips[:1]:
+        shutil.unpack_archive(file)
+    found = glob.glob("aha*/aha_lib")
+sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+try:
+    from aha_lib import install
+except ImportError:
+    raise SystemExit("aha_lib is not here: bring its whole folder or its "
+                     "zip, as notebook 00 says, beside this one.") from None
+install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
@@ -81,11 +83,17 @@ show.table(
 #
 # To get a real one:
 #
-# 1. open <https://www.kaggle.com/models/google/gemma-3> and accept the
-#    licence;
-# 2. in a Kaggle notebook that is all. On Colab put `KAGGLE_USERNAME` and
-#    `KAGGLE_KEY` into the secrets (the key symbol on the left). Elsewhere
-#    store `kaggle.json` in `~/.kaggle`.
+# 1. open the model's page and accept the licence there, once for each;
+#    the page's name is the beginning of the handle,
+#    <https://www.kaggle.com/models/google/gemma-3> for `gemma3-…`,
+#    <https://www.kaggle.com/models/google/gemma-2> for `gemma2-…`;
+# 2. in a Kaggle notebook that is all. Elsewhere make a token, on Kaggle
+#    under *Settings → API*. On Colab it becomes the secret
+#    `KAGGLE_API_TOKEN` (the key symbol on the left; let the notebook read
+#    it): `KAGGLE_USERNAME` and `KAGGLE_KEY` alone are not found there. A
+#    machine that you attach to Colab sees no secret of Colab's. On it, and
+#    anywhere else, the token is the environment variable
+#    `KAGGLE_API_TOKEN` or the file `~/.kaggle/access_token`.
 #
 # Is there a token here? The cell only says yes or no; nothing in this
 # project prints one.
@@ -325,7 +333,7 @@ print(f"{total:,}")
 layers = nnx.state(model)["layers"]
 show.table(
     ["parameter", "shape", "axes", "a device holds"],
-    [[name, p.shape, ", ".join(map(str, p.get_metadata()["out_sharding"])),
+    [[name, p.shape, ", ".join(map(str, p.get_metadata()["axes"])),
       p.sharding.shard_shape(p.shape)]
      for name, p in [("embed", model.embed), *layers.items()]],
 )  # fmt: skip
@@ -338,7 +346,7 @@ show.table(
 # %%
 eight = jax.sharding.AbstractMesh((8, 1), ("fsdp", "tp"))
 for name, p in [("embed", model.embed), *layers.items()]:
-    axes = p.get_metadata()["out_sharding"]
+    axes = p.get_metadata()["axes"]
     split = jax.sharding.NamedSharding(
         eight, runtime.spec(p.shape, axes, eight)
     )

@@ -14,17 +14,22 @@
 # expectation can be computed exactly, and end with seven published losses
 # side by side on one batch of a real model.
 #
+# (GRPO is from DeepSeekMath, and
+# [DeepSeek-R1](https://arxiv.org/abs/2501.12948) made it known;
+# [TinyZero](https://github.com/Jiayi-Pan/TinyZero) showed the same effect on
+# this game of numbers.)
+#
 # | preset | machine | minutes |
 # |---|---|---|
 # | `tiny` | two CPU cores | about 1 |
 #
 # **You will see**
 #
-# 1. that the group's mean as a baseline keeps the gradient's direction and
-#    takes away the noise that comes from the rewards' level;
-# 2. that with rewards 0 and 1, GRPO pulls right answers and pushes wrong
-#    ones apart with a weight that depends on the success rate p alone, and
-#    where p goes from there;
+# 1. that a baseline from the group keeps the gradient's direction and takes
+#    away the noise that comes from the rewards' level;
+# 2. that with rewards 0 and 1, GRPO pulls right and wrong answers apart with
+#    a weight that depends on the success rate p alone, where p goes from
+#    there, and which tiny reward this blows up;
 # 3. that the mean over each sequence makes wrong answers longer, with nobody
 #    paying for length;
 # 4. that all the variants are one sum over tokens with different weights:
@@ -33,25 +38,27 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import importlib.util
+import glob
 import pathlib
-import subprocess
+import shutil
 import sys
-import tomllib
 
-here = pathlib.Path.cwd()
-checkout = [p for p in (here, here.parent) if (p / "aha_lib").is_dir()]
-sys.path[:0] = map(str, checkout)
-needs = "aha_lib", "flax", "jaxtyping", "optax", "orbax", "sentencepiece"
-if not all(importlib.util.find_spec(name) for name in needs):
-    if checkout:
-        pyproject = (checkout[0] / "pyproject.toml").read_text()
-        missing = tomllib.loads(pyproject)["project"]["dependencies"]
-    else:
-        raise SystemExit("aha_lib is not here: clone or upload its whole "
-                         "folder and open this notebook inside it.")
-    pip = [sys.executable, "-m", "pip", "install", "-q", *missing]
-    subprocess.run(pip, check=True)
+drive, data = "/content/drive/MyDrive", "/kaggle/input"
+places = [".", "..", "*", drive, f"{drive}/*"]
+places += [data + "/*" * depth for depth in range(1, 5)]
+found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
+if not found:
+    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
+    for file in zips[:1]:
+        shutil.unpack_archive(file)
+    found = glob.glob("aha*/aha_lib")
+sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+try:
+    from aha_lib import install
+except ImportError:
+    raise SystemExit("aha_lib is not here: bring its whole folder or its "
+                     "zip, as notebook 00 says, beside this one.") from None
+install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
@@ -66,6 +73,7 @@ preset = "tiny"
 
 # %%
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -101,55 +109,81 @@ for row in zip(answers, policy, values, strict=True):
 # gradient by the logit of answer $k$ is exact here, and short:
 # $\partial J / \partial \theta_k = \pi_k\,(r_k - J)$.
 #
-# A model has far too many answers to sum over. REINFORCE (Williams 1992)
-# replaces the sum by samples $y \sim \pi$:
+# A model has far too many answers to sum over. REINFORCE
+# ([Williams 1992](https://doi.org/10.1007/BF00992696)) replaces the sum by
+# samples $y \sim \pi$:
 #
 # $$\nabla J = \mathbb{E}_y\big[(r(y) - b)\,\nabla \log \pi(y)\big]$$
 #
 # for *any* baseline $b$ that does not depend on $y$, because
 # $\mathbb{E}[\nabla \log \pi] = 0$. The baseline changes the noise, not the
-# mean. GRPO's idea: sample a **group** of answers to the same puzzle and let
-# its mean be the baseline. No value network needed.
+# mean. GRPO (group-relative policy optimisation) samples a **group** of
+# answers to the same puzzle and takes its mean as the baseline. What is left
+# of a reward is the **advantage**. No second network has to learn how good a
+# puzzle's answers are on average.
 
 # %%
 exact = policy * (values - policy @ values)
 G = settings.group
 draws = rng.choice(5, size=(20_000, G), p=policy)  # groups of answers
 score = np.eye(5)[draws] - policy  # gradient of log pi for each draw
+earned = values[draws]
 
 
-def estimates(advantages):
-    """One estimate of the gradient per group: [groups, 5]."""
-    return (advantages[..., None] * score).mean(1)
+def against_others(rewards):
+    """The baseline is the mean of the others in the group."""
+    return grpo.advantages(rewards, scale_by_std=False, leave_one_out=True)
 
+
+KINDS = {
+    "no baseline": lambda rewards: rewards,
+    "no baseline, rewards + 10": lambda rewards: rewards + 10,
+    "group mean": lambda rewards: grpo.advantages(
+        rewards, scale_by_std=False),
+    "leave one out": against_others,
+}  # fmt: skip
 
 # %%
-rewards = values[draws]
-kinds = {
-    "no baseline": rewards,
-    "same, rewards + 10": rewards + 10,
-    "group mean": grpo.advantages(rewards, scale_by_std=False),
-    "leave one out": grpo.advantages(
-        rewards, scale_by_std=False, leave_one_out=True),
-}  # fmt: skip
-means = {name: estimates(a).mean(0) for name, a in kinds.items()}
-noise = {name: estimates(a).std(0).sum() for name, a in kinds.items()}
-print(f"{'exact':19}", exact.round(3))
-for name in kinds:
-    print(f"{name:19}", means[name].round(3), f" noise {noise[name]:.3f}")
+estimates = {name: (kind(earned)[..., None] * score).mean(1)
+             for name, kind in KINDS.items()}  # fmt: skip
+means = {name: e.mean(0) for name, e in estimates.items()}
+noise = {name: np.sqrt(e.var(0).sum() / (means[name] ** 2).sum())
+         for name, e in estimates.items()}  # fmt: skip
+print(f"{'exact':26}", exact.round(3))
+for name in KINDS:
+    print(f"{name:26}", means[name].round(3), f" noise {noise[name]:.2f}")
 
 # %% [markdown]
-# All point the same way. Adding 10 to every reward changes nothing about the
-# task, yet it drowns the estimate in noise; a baseline does not even see it.
-# The group's mean contains the answer's own
-# reward, so it is a little too timid: by exactly $(G-1)/G$. Leaving the
-# answer itself out of its baseline (RLOO, Ahmadian et al. 2024) removes even
-# that, and is otherwise the same thing.
+# *Noise* is the spread of one group's estimate in units of the length of the
+# mean estimate. All means point the same way. Adding 10 to every reward
+# changes nothing about the task, yet drowns the estimate; a baseline does not
+# even see it. The same as a picture: each dot is one group's estimate of two
+# of the five components, the cross is the exact gradient. (The first panel's
+# axes are ten times as long.)
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(9, 3.1), layout="constrained")
+shown = {"no baseline, rewards + 10": 2.5, "no baseline": 0.25,
+         "leave one out": 0.25}  # fmt: skip
+for axis, (name, reach) in zip(axes, shown.items(), strict=True):
+    axis.plot(*estimates[name][:400, :2].T, ".", ms=4, alpha=0.4)
+    axis.plot(*exact[:2], "kx", ms=9, mew=2)
+    axis.set_title(f"{name}: noise {noise[name]:.2f}", fontsize=9)
+    axis.set(xlabel="right answer", xlim=(-reach, reach), ylim=(-reach, reach))
+axes[0].set_ylabel("a wrong answer")
+plt.show()
+
+# %% [markdown]
+# The group's mean contains the answer's own reward, so it is a little too
+# timid: by exactly $(G-1)/G$. Leaving the answer itself out of its baseline
+# (RLOO, Ahmadian et al., [2402.14740](https://arxiv.org/abs/2402.14740))
+# removes even that. It is the group's mean times $G/(G-1)$, no more.
 #
 # ### Check: baselines
 
 # %%
-error = 4 * noise["no baseline"] / np.sqrt(len(draws))
+spread = estimates["no baseline"].std(0).max()
+error = 4 * spread / np.sqrt(len(draws))
 assert np.abs(means["no baseline"] - exact).max() < error
 assert np.abs(means["leave one out"] - exact).max() < error
 shrunk = exact * (G - 1) / G
@@ -157,15 +191,18 @@ assert np.abs(means["group mean"] - shrunk).max() < error
 factor = G / (G - 1)
 assert np.allclose(means["leave one out"], means["group mean"] * factor)
 assert noise["group mean"] < 0.9 * noise["no baseline"]
-assert noise["group mean"] < 0.05 * noise["same, rewards + 10"]
+assert noise["group mean"] < 0.05 * noise["no baseline, rewards + 10"]
+few = earned[:50]
+assert np.allclose(grpo.advantages(few), grpo.advantages(few + 10))
 
 # %% [markdown]
-# Does it matter when learning? Thirty runs of plain gradient ascent from the
-# same start, with groups of 4:
+# Does it matter when learning? Four hundred runs of plain gradient ascent
+# from the same start, with groups of 4. Lines are means, bands hold the
+# middle half of the runs.
 
 
 # %%
-def ascend(baseline, steps=60, rate=1.0, group=4, runs=30):
+def ascend(kind, steps=60, rate=1.0, group=4, runs=400):
     """Probability of the right answer at each step, [runs, steps]."""
     theta, path = np.tile(np.log(policy), (runs, 1)), []
     for _ in range(steps):
@@ -173,43 +210,41 @@ def ascend(baseline, steps=60, rate=1.0, group=4, runs=30):
         path.append(pi[:, 0])
         uniform = rng.random((runs, group, 1))
         y = (pi.cumsum(1)[:, None] < uniform).sum(-1).clip(max=4)
-        r = 10 + values[y] if baseline == "shifted" else values[y]
-        a = r
-        if baseline is True:
-            a = grpo.advantages(r, scale_by_std=False)
-        grads = a[..., None] * (np.eye(5)[y] - pi[:, None])
+        grads = kind(values[y])[..., None] * (np.eye(5)[y] - pi[:, None])
         theta = theta + rate * grads.mean(1)
     return np.array(path).T
 
 
+paths = {name: ascend(kind) for name, kind in KINDS.items()}
+
 # %%
-cases = {"group mean": True, "no baseline": False,
-         "no baseline, rewards + 10": "shifted"}  # fmt: skip
-paths = {name: ascend(kind) for name, kind in cases.items()}
-plt.figure(figsize=(7, 3), layout="constrained")
-for (name, path), color in zip(paths.items(), "bgr", strict=True):
-    plt.plot(path.T, color=color, lw=0.4, alpha=0.4)
-    plt.plot(path.mean(0), color=color, lw=2.5, label=name)
-plt.xlabel("step")
-plt.ylabel("probability of\nthe right answer")
-plt.legend()
+figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+for name, path in paths.items():
+    low, high = np.percentile(path, (25, 75), axis=0)
+    axis.fill_between(range(path.shape[1]), low, high, alpha=0.15)
+    axis.plot(path.mean(0), lw=2, label=name)
+axis.set(xlabel="step", ylabel="probability of\nthe right answer")
+axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 plt.show()
+at_20 = {name: path[:, 20].mean() for name, path in paths.items()}
+print("at step 20:", {name: f"{x:.2f}" for name, x in at_20.items()})
 
 # %% [markdown]
-# The red curves solve the *same* problem, with 10 added to every reward.
-# Whatever happens to be sampled is pulled up ten times harder, and the runs
-# end wherever chance took them; with a baseline the shift cancels. With
-# rewards that happen to sit near zero, as ours do, doing without a baseline
-# works too: here it is even the quicker one, as a small group's mean is timid
-# (three quarters, for 4) and says nothing where all four are alike. The
-# baseline is an insurance against the level of the rewards.
+# With 10 added to every reward, whatever happens to be sampled is pulled up
+# ten times harder, and the runs end wherever chance took them; with a
+# baseline the shift cancels. Of the other three, leaving one out is the
+# quickest. The group's mean, *the same estimate times three quarters*, is the
+# slowest: with plain gradient ascent a smaller gradient is a smaller step.
+# (Adam, which the package uses, takes such a factor out again.) With rewards
+# near zero, as ours are, no baseline comes close to the best. A baseline is
+# an insurance against the level of the rewards.
 
 # %%
 last = {name: path[:, -1].mean() for name, path in paths.items()}
-assert last["group mean"] > 0.8 and last["no baseline"] > 0.8
-assert last["no baseline, rewards + 10"] < 0.5
-some = values[draws[:50]]
-assert np.allclose(grpo.advantages(some), grpo.advantages(some + 10))
+order = sorted(at_20, key=at_20.get)
+assert order[0] == "no baseline, rewards + 10"
+assert order[1] == "group mean" and order[-1] == "leave one out"
+assert last["no baseline, rewards + 10"] < 0.5 < 0.9 < last["group mean"]
 
 # %% [markdown]
 # ## 2. The ratio and the clip
@@ -224,14 +259,14 @@ assert np.allclose(grpo.advantages(some), grpo.advantages(some + 10))
 # $$\min\big(r_t A,\ \mathrm{clip}(r_t, 1-\varepsilon_\text{low},
 # 1+\varepsilon_\text{high})\,A\big)$$
 #
-# DAPO's *clip-higher* uses a larger $\varepsilon_\text{high}$, so that rare
+# DAPO's *clip-higher*
+# ([2503.14476](https://arxiv.org/abs/2503.14476)) uses a larger
+# $\varepsilon_\text{high}$, so that rare
 # tokens have room to grow. CISPO clips the weight and keeps the gradient.
 # On the left the objective, on the right what matters: the slope by
 # $\log \pi$, which is the weight the token's gradient gets.
 
 # %%
-import jax
-
 log_ratio = jnp.linspace(-1, 1, 401)[None]
 LOW, HIGH = settings.clip_low, settings.clip_high
 
@@ -242,7 +277,7 @@ def ppo(x, gain):
 
 
 def cispo(x, gain):
-    """CISPO's; with no lower clip, as published."""
+    """CISPO's, bounded above only; here, to be seen, at PPO's place."""
     return grpo.cispo(x, x, gain, 1.0, HIGH)[0].sum()
 
 
@@ -252,7 +287,7 @@ slopes = {gain: (jax.grad(ppo)(log_ratio, gain)[0],
 
 # %%
 ratio = np.exp(log_ratio[0])
-figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for gain, color in ((1.0, "tab:green"), (-1.0, "tab:red")):
     value = grpo.clipped(log_ratio, gain, LOW, HIGH)[0][0]
     axes[0].plot(ratio, value, color=color, label=f"A = {gain:+.0f}")
@@ -263,7 +298,8 @@ for gain, color in ((1.0, "tab:green"), (-1.0, "tab:red")):
 for axis, title in zip(axes, ("objective", "slope by log π"), strict=True):
     axis.axvspan(1 - LOW, 1 + HIGH, color="0.9", label="inside the clip")
     axis.set(title=title, xlabel="ratio", ylim=(-3, 4))
-    axis.legend(fontsize=8, ncols=2, loc="upper center")
+    axis.legend(fontsize=8, ncols=2, loc="upper center",
+                bbox_to_anchor=(0.5, -0.2), frameon=False)  # fmt: skip
 plt.show()
 
 # %% [markdown]
@@ -289,12 +325,29 @@ assert (down[ratio > 1 + HIGH] < -1.28).all()  # one-sided
 #
 # A penalty $\beta\,\mathrm{KL}(\pi \| \pi_\text{ref})$ keeps the model near
 # where it started. Per sampled token, with
-# $x = \log \pi_\text{ref} - \log \pi$, Schulman's three estimators are
+# $x = \log \pi_\text{ref} - \log \pi$, Schulman's
+# [three estimators](http://joschu.net/blog/kl-approx.html) are
 #
 # $$k_1 = -x \qquad k_2 = \tfrac12 x^2 \qquad k_3 = e^x - x - 1$$
-#
-# The first has the right mean and is noisy, even negative. The third adds
-# $e^x - 1$, whose mean is 0: the same mean, and never negative.
+
+# %%
+FORMS = {"k1": lambda x: -x, "k2": lambda x: x**2 / 2,
+         "k3": lambda x: jnp.expm1(x) - x}  # fmt: skip
+x = np.linspace(-2, 2, 201)
+figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
+for name, form in FORMS.items():
+    axis.plot(x, form(x), label=name)
+axis.axhline(0, color="black", lw=0.8)
+axis.set(xlabel="x: left, likelier now; right, likelier in the base",
+         ylabel="estimate of a token")  # fmt: skip
+axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+plt.show()
+
+# %% [markdown]
+# The first has the right mean and is noisy: for every token that has become
+# less likely it is negative, though no divergence is. The third adds
+# $e^x - 1$, whose mean is 0: the same mean, and never negative. The second is
+# never negative either, but its mean is another.
 
 
 # %%
@@ -303,13 +356,14 @@ def softmax(x):
     return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
 
 
-logits, shift = rng.normal(0, 2, (2, 100))
+dice = np.random.default_rng(0)
+logits, shift = dice.normal(0, 2, (2, 100))
 table = {}
 for size in (0.02, 0.1, 0.4):
-    now, ref = softmax(logits), softmax(logits + size * shift)
-    kl = now @ np.log(now / ref)
-    x = np.log(ref / now)[rng.choice(100, size=400_000, p=now)]
-    k = np.stack([-x, x**2 / 2, np.exp(x) - x - 1])
+    pi, pi_ref = softmax(logits), softmax(logits + size * shift)
+    kl = pi @ np.log(pi / pi_ref)
+    x = np.log(pi_ref / pi)[dice.choice(100, size=400_000, p=pi)]
+    k = np.stack([form(x) for form in FORMS.values()]).astype(float)
     table[size] = kl, k.mean(1) / kl - 1, k.std(1) / kl, len(x)
     print(f"KL {kl:.5f}", end="")
     print("   bias / KL:", *(f"{v:+7.3f}" for v in table[size][1]), end="")
@@ -327,25 +381,20 @@ for size in (0.02, 0.1, 0.4):
 # distribution at hand the expectations are sums:
 
 # %%
-weight, base = jnp.array(now), jnp.array(ref)
-forms = {"k1": lambda x: -x, "k2": lambda x: x**2 / 2,
-         "k3": lambda x: jnp.exp(x) - x - 1}  # fmt: skip
-
-
-def frozen(theta, form):
+def held_fixed(theta, form):
     """Mean of an estimator under samples that do not move with theta."""
-    return weight @ form(jnp.log(base) - jax.nn.log_softmax(theta))
+    return jnp.array(pi) @ form(jnp.log(pi_ref) - jax.nn.log_softmax(theta))
 
 
 def divergence(theta, reverse):
     """KL(pi || ref), or KL(ref || pi) if reverse."""
-    logs, base_logs = jax.nn.log_softmax(theta), jnp.log(base)
-    forward = jnp.exp(logs) @ (logs - base_logs)
-    return base @ (base_logs - logs) if reverse else forward
+    logs, ref_logs = jax.nn.log_softmax(theta), jnp.log(pi_ref)
+    forward = jnp.exp(logs) @ (logs - ref_logs)
+    return jnp.array(pi_ref) @ (ref_logs - logs) if reverse else forward
 
 
-theta = jnp.log(weight)
-grads = {name: jax.grad(frozen)(theta, f) for name, f in forms.items()}
+theta = jnp.log(pi)
+grads = {name: jax.grad(held_fixed)(theta, f) for name, f in FORMS.items()}
 for name, g in grads.items():
     print(f"gradient through {name}: norm {np.linalg.norm(g):.4f}")
 
@@ -366,15 +415,17 @@ np.testing.assert_allclose(grads["k3"], both[1], **close)
 # %% [markdown]
 # ## 4. A mean over what? Tokens, sequences, and length
 #
-# A batch's loss is a mean, and there are three in use. With the mean over
-# tokens as the unit, `grpo.token_weights` says what a token counts in each.
+# A batch's loss is a mean, and three are common. (A fourth, DAPO's, is the
+# token mean of each group.) With the mean over tokens as the unit,
+# `grpo.token_weights` says what a token counts in each.
 # Two completions, of 4 and of 12 tokens:
 
 # %%
 mask = np.arange(12) < np.array([[4], [12]])
 for norm in ("token", "sequence", "constant"):
-    short, long = grpo.token_weights(mask, norm)[:, 0]
-    print(f"{norm:9} short one's token {short:.2f}, long one's {long:.2f}")
+    each = grpo.token_weights(mask, norm)[:, 0]
+    print("{:9} short one's token {:.2f}, long one's {:.2f}".format(
+        norm, *each))  # fmt: skip
 
 # %% [markdown]
 # GRPO as published takes each sequence's mean first: a token of the long
@@ -406,33 +457,32 @@ for norm, track in tracks.items():
     plt.plot(*track.T, label=f"mean over each {norm}")
 plt.xlabel("success rate, as training goes on")
 plt.ylabel("mean length of\nwrong answers")
-plt.legend()
+plt.legend(loc="center right")
 plt.show()
 
 # %% [markdown]
 # With the mean per sequence, wrong answers get longer and longer while
 # accuracy rises, and nobody paid for length: the long ramble's one decision
 # was divided by 40, the short guess's by 5. That is the bias which Dr. GRPO
-# (Liu et al. 2025) removes by dividing by a constant, and DAPO by the number
-# of tokens in the batch. (For right answers it works the other way round:
-# short ones are pulled harder.) So before "it thinks longer" is called an
-# aha, look at the denominator.
+# removes by dividing by a constant, and DAPO by the number of tokens. (For
+# right answers it works the other way round: short ones are pulled harder.)
+# So before "it thinks longer" is called an aha, look at the denominator.
 #
 # ### Check: length
 
 # %%
 assert tracks["sequence"][-1, 1] > 30
 assert np.allclose(tracks["token"][:, 1], 22.5)
-weights = grpo.token_weights(mask, "sequence")
+counts_as = grpo.token_weights(mask, "sequence")
 loss = rng.normal(size=mask.shape)
 by_rows = np.mean([loss[0, :4].mean(), loss[1].mean()])
-assert np.isclose((weights * loss).sum() / mask.sum(), by_rows)
+assert np.isclose((counts_as * loss).sum() / mask.sum(), by_rows)
 
 # %% [markdown]
 # ## 5. Rewards of 0 and 1: GRPO as a contrastive loss
 #
-# Let a puzzle's success rate be $p$. A group's rewards have the mean $p$ and
-# the standard deviation $\sqrt{p(1-p)}$, so that
+# Let a puzzle's success rate be $p$. Were a group's rewards to have just the
+# mean $p$ and the standard deviation $\sqrt{p(1-p)}$, then
 #
 # $$A_\text{right} = \frac{1-p}{\sqrt{p(1-p)}} = \sqrt{\frac{1-p}{p}}
 # \qquad A_\text{wrong} = \frac{-p}{\sqrt{p(1-p)}} = -\sqrt{\frac{p}{1-p}}$$
@@ -446,43 +496,57 @@ assert np.isclose((weights * loss).sum() / mask.sum(), by_rows)
 # = \sqrt{p(1-p)}\;\big(\bar\ell_\text{right} - \bar\ell_\text{wrong}\big)$$
 #
 # Likelier what was right, unlikelier what was wrong, with a weight that
-# depends on $p$ alone (Mroueh 2025). Without the division by the standard
-# deviation (Dr. GRPO) the weight is $p(1-p)$ instead.
+# depends on $p$ alone
+# (Mroueh, [2503.06639](https://arxiv.org/abs/2503.06639)). Without the
+# division by the standard deviation the weight is $p(1-p)$, and that is the
+# true gradient of the success rate. To divide it by $\sqrt{p(1-p)}$ is to
+# climb another hill: $2\arcsin\sqrt{p}$, whose slope is $1/\sqrt{p(1-p)}$.
+# (Liu et al., [2503.20783](https://arxiv.org/abs/2503.20783), call the
+# difference a bias and leave the division out: Dr. GRPO.)
+#
+# All that is for the true $p$. A group of $G$ gives an *estimate* of it, and
+# for rare successes most groups have none. The mean weight over such groups
+# is a sum over the binomial distribution:
 
 # %%
-p = np.arange(1, G) / G
-groups = (np.arange(G) < np.arange(1, G)[:, None]).astype(float)
+solved = np.arange(1, G)  # right answers in a group that has signal
+groups = (np.arange(G) < solved[:, None]).astype(float)
 scaled = grpo.advantages(groups)
-plain = grpo.advantages(groups, scale_by_std=False)
-curve = np.linspace(0.02, 0.98, 200)
+rates = np.linspace(0.02, 0.98, 193)
+ways = np.array([math.comb(G, k) for k in solved])[:, None]
+chance = ways * rates ** solved[:, None] * (1 - rates) ** (
+    G - solved[:, None])  # fmt: skip
+by_group = np.sqrt(solved / G * (1 - solved / G)) @ chance
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-odds = np.sqrt((1 - curve) / curve)
-axes[0].plot(curve, odds, color="tab:green", label="right: √((1-p)/p)")
-axes[0].plot(curve, -1 / odds, color="tab:red",
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+odds = np.sqrt((1 - rates) / rates)
+axes[0].plot(rates, odds, color="tab:green", label="right: √((1-p)/p)")
+axes[0].plot(rates, -1 / odds, color="tab:red",
              label="wrong: -√(p/(1-p))")  # fmt: skip
-axes[0].plot(p, scaled[:, 0], "k.", label=f"the code, groups of {G}")
-axes[0].plot(p, scaled[:, -1], "k.")
-axes[0].set(title="advantage", xlabel="success rate p", ylim=(-5, 5))
-spread = curve * (1 - curve)
-axes[1].plot(curve, np.sqrt(spread), label="GRPO: √(p(1-p))")
-axes[1].plot(curve, spread, label="Dr. GRPO: p(1-p)")
-axes[1].plot(curve, 1 - curve**G - (1 - curve) ** G, ":k",
-             label="chance that a group has signal")  # fmt: skip
-axes[1].set(title="weight of the puzzle", xlabel="success rate p",
-            ylim=(0, 1.7))  # fmt: skip
+axes[0].plot(solved / G, scaled[:, 0], "k.", label="the code")
+axes[0].plot(solved / G, scaled[:, -1], "k.")
+axes[0].set(title="advantage", xlabel=f"right ones in a group of {G}",
+            ylim=(-5, 5))  # fmt: skip
+axes[1].plot(rates, np.sqrt(rates * (1 - rates)), ":", label="√(p(1-p))")
+axes[1].plot(rates, by_group, label=f"GRPO, groups of {G}")
+axes[1].plot(rates, rates * (1 - rates), label="p(1-p), the true gradient")
+axes[1].plot(rates, chance.sum(0), "--", color="0.6",
+             label="chance of signal")  # fmt: skip
+axes[1].set(title="weight of the puzzle", xlabel="true success rate p")
 for axis in axes:
-    axis.legend(fontsize=8, loc="upper center")
+    axis.legend(fontsize=8, loc="upper center", ncols=2,
+                bbox_to_anchor=(0.5, -0.2), frameon=False)  # fmt: skip
 plt.show()
+print(f"p = 0.02: the formula {np.sqrt(0.02 * 0.98):.2f},",
+      f"groups of {G} {by_group[0]:.2f}")  # fmt: skip
 
 # %% [markdown]
-# A rare success is a strong signal: at $p = 1/16$ the one right answer has
-# an advantage of almost 4. Dividing by the standard deviation keeps hard and
-# easy puzzles in play (0.24 against 0.06 at $p = 1/16$, in units where the
-# hardest fought puzzle, $p = 1/2$, has 0.5 and 0.25). And at $p = 0$ or $1$
-# there is nothing: a group that is all right or all wrong is sampled for
-# nothing. That is what DAPO's *dynamic sampling* refills:
+# A rare success is a strong signal: at one right answer of 16 it has an
+# advantage of almost 4. But it has to be seen. At $p = 0.02$ three groups of
+# four see nothing, and the mean weight is half of what the formula says. And
+# a group that is all right or all wrong is sampled for nothing. That is what
+# DAPO's *dynamic sampling* refills:
 
 # %%
 all_alike = np.array([[0.0] * G, [1.0] * G])
@@ -491,10 +555,29 @@ print("all right:", grpo.advantages(all_alike)[1, :4], "...")
 print("signal:   ", grpo.has_signal(all_alike))
 
 # %% [markdown]
+# Now a group to be wary of. Our rewards are not 0 and 1: a wrong answer that
+# is well-formed gets 0.1 (the setting `form_reward`), and one that was cut
+# off gets 0. Here nobody is right; fifteen are wrong, one is malformed:
+
+# %%
+one_malformed = np.full((1, G), settings.form_reward)
+one_malformed[0, 0] = 0.0
+for divide in (True, False):
+    advantage = grpo.advantages(one_malformed, scale_by_std=divide)[0, :2]
+    print(f"divided by the deviation: {divide!s:5}  malformed",
+          "{:+.3f}, each of the others {:+.3f}".format(*advantage))  # fmt: skip
+
+# %% [markdown]
+# The division takes out the size of the reward. What was meant as a tenth
+# pushes with $-3.87$, as hard as one failure among fifteen successes. Without
+# the division it stays a tenth. So "paid for nothing but being right" is not
+# quite what GRPO does here; notebook 05 has a run with `form_reward=0`.
+#
 # ### Check: the code against the formula
 #
 # The left side from the code's own loss and its gradient by each
-# log-probability, the right side from the formula.
+# log-probability, the right side from the formula. And the slope of
+# $2\arcsin\sqrt{p}$, by finite differences.
 
 # %%
 from types import SimpleNamespace
@@ -507,14 +590,18 @@ def total_loss(logprobs, batch):
     return grpo.surrogate(logprobs, zero, None, batch, on_policy)[0]
 
 
-for k in range(1, G):
+for k in solved:
     batch = SimpleNamespace(mask=zero == 0, logprobs=zero - 2, weights=None,
                             advantages=scaled[k - 1])  # fmt: skip
     slope = -jax.grad(total_loss)(jnp.array(zero - 2), batch)[:, 0] / G
-    right, root = np.arange(G) < k, np.sqrt(k / G * (1 - k / G))
-    contrast = np.where(right, root / k, -root / (G - k))
+    root = np.sqrt(k / G * (1 - k / G))
+    contrast = np.where(np.arange(G) < k, root / k, -root / (G - k))
     np.testing.assert_allclose(slope, contrast, rtol=1e-5)
 assert (grpo.advantages(all_alike) == 0).all()
+hill = np.gradient(2 * np.arcsin(np.sqrt(rates)), rates)[1:-1]
+climbed = np.sqrt(rates * (1 - rates))[1:-1]
+np.testing.assert_allclose(hill * climbed, 1, rtol=0.02)
+assert np.isclose(grpo.advantages(one_malformed)[0, 0], -np.sqrt(G - 1))
 
 # %% [markdown]
 # ## 6. Where the success rate goes
@@ -528,10 +615,10 @@ assert (grpo.advantages(all_alike) == 0).all()
 # $$\frac{p_n}{1-p_n} = \frac{p_\text{ref}}{1-p_\text{ref}}\;
 # \exp\frac{1}{\beta\sqrt{p_{n-1}(1-p_{n-1})}}$$
 #
-# The exponent is largest for a very low or very high $p$, smallest
-# ($2/\beta$) at one half. Start at $p_0 = p_\text{ref}$ and iterate. Without
-# a penalty it is the clip that holds each step back, near the *previous*
-# policy; then $p_\text{ref}$ becomes $p_{n-1}$ (dashed).
+# The exponent is smallest ($2/\beta$) at one half and grows without bound
+# towards 0 and 1. Start at $p_0 = p_\text{ref}$ and iterate. If the leash
+# moves along, so that each step is held near the *previous* policy, as by a
+# clip, then $p_\text{ref}$ becomes $p_{n-1}$ (dashed).
 
 
 # %%
@@ -554,11 +641,13 @@ def iterate(p_0, beta, steps=12, mirror=False):
 
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
-axes[0].plot(curve, curve, ":k", label="no change")
-for beta, color in zip((2.0, 4.0, 8.0), ("C0", "C1", "C3"), strict=True):
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+fine = np.concatenate([rates, 1 - np.geomspace(0.02, 1e-4, 60)])
+axes[0].plot(fine, fine, ":k", label="no change")
+for beta, color in zip((0.7, 2.0, 4.0, 8.0), "C2 C0 C1 C3".split(),
+                       strict=True):  # fmt: skip
     look = dict(color=color, label=f"β = {beta:g}")
-    axes[0].plot(curve, next_p(curve, 0.1, beta), **look)
+    axes[0].plot(fine, next_p(fine, 0.1, beta), **look)
     axes[1].plot(iterate(0.1, beta), "o-", ms=3, **look)
     axes[1].plot(iterate(0.1, beta, mirror=True), "--", color=color)
 axes[1].axhline(0.1, ls=":", color="k", label="base")
@@ -566,15 +655,36 @@ axes[0].set(title="one step, base at p = 0.1", xlabel="p before",
             ylabel="p after")  # fmt: skip
 axes[1].set(title="step after step", xlabel="step", ylabel="p")
 for axis in axes:
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, ncols=3, loc="upper center",
+                bbox_to_anchor=(0.5, -0.2), frameon=False)  # fmt: skip
 plt.show()
 
+# %%
+def crossings(beta, p_ref=0.1):
+    """Where a step changes nothing, from below and from above."""
+    grid = 1 / (1 + np.exp(-np.linspace(-8, 14, 400_001)))
+    sign = np.sign(next_p(grid, p_ref, beta) - grid)
+    return grid[:-1][np.diff(sign) != 0]
+
+
+for beta in (0.7, 0.8, 2.0, 4.0, 8.0):
+    print(f"β = {beta:3}  crossings", crossings(beta).round(4),
+          f" from 0.1 it ends at {iterate(0.1, beta, 500)[-1]:.4f}")  # fmt: skip
+
 # %% [markdown]
-# Where a coloured curve crosses the dotted diagonal, success stays. It always
-# lies above the base's rate: the step amplifies what the base can do, and a
-# weaker leash (small β) amplifies more. If the leash moves along, success
-# goes all the way to 1, faster the weaker it is. From $p = 0$ neither can
-# start: the base decides.
+# A coloured curve crosses the dotted diagonal *twice*. At the lower crossing
+# success stays: it lies above the base's rate, the step amplifies what the
+# base can do, and a weaker leash (small β) amplifies more. The upper crossing
+# is unstable (it hides in the corner: 0.9957 for β = 2): a policy that is
+# above it runs away to 1. With a weak leash the first step from 0.1 already
+# leaps over it, and β = 0.7 ends at 1. If the leash moves along, success goes
+# all the way to 1 for every β. From $p = 0$ neither can start: the base
+# decides.
+#
+# Mind two idealisations: endless groups, and no ε added to the deviation.
+# They make $p = 0.001$ look like the easiest start of all, since the exponent
+# is so large there. But of groups of 16, 98 in 100 would see no success and
+# give no gradient at all.
 #
 # ### Check: the recurrence against plain optimisation
 #
@@ -603,8 +713,23 @@ for beta in (2.0, 4.0):
             theta = theta + 0.5 * climb(theta, pi, ref, beta)
         pi = jax.nn.softmax(theta)
         assert abs(float(pi[0]) - wanted) < 2e-3
-    assert iterate(0.1, beta, 200)[-1] > 0.1
-    assert iterate(0.1, beta, 200, mirror=True)[-1] > 0.99
+
+# %% [markdown]
+# And where it ends: at the lower crossing from below and from between the
+# two, at 1 from above the upper one, and at 1 for a weak leash.
+
+# %%
+for beta in (2.0, 4.0, 8.0):
+    low, high = crossings(beta)
+    between = 0.5 * (low + high)
+    for start, end in ((0.1, low), (between, low), (high + 1e-4, 1)):
+        p = start
+        for _ in range(500):
+            p = min(next_p(p, 0.1, beta), 1 - 1e-9)
+        assert abs(p - end) < 1e-3, (beta, start, p)
+assert abs(crossings(2.0)[1] - 0.9957) < 1e-4
+assert iterate(0.1, 0.7, 500)[-1] > 1 - 1e-6
+assert iterate(0.1, 8.0, 200, mirror=True)[-1] > 0.99
 
 # %% [markdown]
 # ## 7. A real batch, frozen
@@ -619,10 +744,10 @@ model, tokenizer, _ = weights.load(settings.model)
 short = dataclasses.replace(settings, prompts=8, seed=4, completion_len=96)
 out = train.rollout(model, tokenizer, train.puzzles(short, 1),
                     jax.random.key(4), short, group=G, temperature=1.0)  # fmt: skip
-frozen_batch, rewards, _ = train.scored(out, short)
-right = (rewards == 1).reshape(-1)
-print("right in each group of", G, ":", (rewards == 1).sum(1))
-print(f"tokens a completion: {frozen_batch.mask.sum(1).mean():.1f}")
+frozen, paid, _ = train.scored(out, short)
+is_right = (paid == 1).reshape(-1)
+print("right in each group of", G, ":", (paid == 1).sum(1))
+print(f"tokens a completion: {frozen.mask.sum(1).mean():.1f}")
 
 # %% [markdown]
 # First the sampler's log-probabilities against the trainer's. They are
@@ -635,12 +760,12 @@ print(f"tokens a completion: {frozen_batch.mask.sum(1).mean():.1f}")
 from flax import nnx
 
 graph, params = nnx.split(model)
-again = grpo.rescored(graph, params, frozen_batch,
+again = grpo.rescored(graph, params, frozen,
                       dataclasses.replace(short, importance_cap=2.0))  # fmt: skip
-gap = np.abs(again.logprobs - frozen_batch.logprobs)[frozen_batch.mask]
+gap = np.abs(again.logprobs - frozen.logprobs)[frozen.mask]
 print(f"largest difference {gap.max():.1e} nats")
 assert gap.max() < 1e-3
-assert np.abs(again.weights[frozen_batch.mask] - 1).max() < 2e-3
+assert np.abs(again.weights[frozen.mask] - 1).max() < 2e-3
 
 # %% [markdown]
 # ### All variants are token weights
@@ -651,12 +776,41 @@ assert np.abs(again.weights[frozen_batch.mask] - 1).max() < 2e-3
 # w_t = -\frac{\partial L}{\partial \log \pi(y_t)}$$
 #
 # The model's part, $\nabla \log \pi$, is the same for all. So a variant *is*
-# its table of weights $w$, one number per token. The function below gives
-# it; `VARIANTS` holds the flags as published:
+# its table of weights $w$, one number per token. What each paper prescribes,
+# what `presets.VARIANTS` has, and why where the two differ:
 
 # %%
-for name, flags in VARIANTS.items():
-    print(f"{name:8}", *(f"{k}={v}" for k, v in flags.items()), sep="  ")
+from aha_lib import show
+
+PAPERS = [  # variant, arXiv, the paper, here, why
+    ("GRPO", "2402.03300", "mean over each sequence, deviation, clip, KL 0.04",
+     "the same, clip 0.2", "the paper does not print its clip"),
+    ("Dr. GRPO", "2503.20783", "sum over the generation budget, no deviation",
+     "the same: B · completion_len", ""),
+    ("DAPO", "2503.14476", "mean over each group's tokens; clip 0.2, 0.28; "
+     "new draws until 0 < right < G in all groups; overlong penalty",
+     "the same, 8 more draws at most; penalty over the last 24 tokens",
+     "a run has to end; 4,096 of the paper's 20,480 tokens, scaled"),
+    ("RLOO", "2402.14740", "REINFORCE on whole answers, the others' mean as "
+     "baseline, no ratio, no clip, KL in the reward",
+     "the same without KL", "to compare baselines, not leashes"),
+    ("GSPO", "2507.18071", "sequence ratio, clip 3e-4, 4e-4",
+     "clip 0.09, 0.12", "short answers: see below"),
+    ("CISPO", "2506.13585", "ratio bounded above only, stopped gradient, "
+     "mean over each group's tokens", "ratio up to 5",
+     "no bound is printed; ScaleRL (2510.13786) uses 4 to 8"),
+    ("Kimi k1.5", "2501.12599", "squared distance to mirror descent's "
+     "optimum, length reward", "τ 0.1, length reward × 0.1",
+     "neither weight is printed"),
+]  # fmt: skip
+show.table(
+    ["", "paper", "here", "why"],
+    [[f"{name} [{number}](https://arxiv.org/abs/{number})", *cells]
+     for name, number, *cells in PAPERS],
+)  # fmt: skip
+
+# %% [markdown]
+# As functions:
 
 
 # %%
@@ -664,7 +818,8 @@ def variant(name, **changes):
     """The frozen batch as a variant sees it, and its settings."""
     s = dataclasses.replace(short, **VARIANTS[name] | changes)
     batch, _, _ = train.scored(out, s)
-    return batch._replace(weights=grpo.token_weights(batch.mask, s.norm)), s
+    counts_as = grpo.token_weights(batch.mask, s.norm, s.group)
+    return batch._replace(weights=counts_as), s
 
 
 def token_slopes(name, logprobs, **changes):
@@ -672,7 +827,8 @@ def token_slopes(name, logprobs, **changes):
     batch, s = variant(name, **changes)
 
     def mean(logprobs):
-        value, sums = grpo.surrogate(logprobs, 0 * logprobs, None, batch, s)
+        value, sums = grpo.surrogate(logprobs, 0 * logprobs, base_logs,
+                                     batch, s)  # fmt: skip
         share = sums["clip_fraction"] / sums["tokens"]
         return value / batch.mask.sum(), share
 
@@ -681,7 +837,7 @@ def token_slopes(name, logprobs, **changes):
 
 
 # %% [markdown]
-# And the model's part, once for all: a vector-Jacobian product from token
+# And the model's part, once and for all: a vector-Jacobian product from token
 # weights to a gradient of all 0.6 million parameters, as one long vector.
 
 
@@ -690,16 +846,18 @@ def token_slopes(name, logprobs, **changes):
 def logprobs_of(params):
     """Log-probabilities [B, T] of the frozen completions."""
     model = nnx.merge(graph, params)
-    batch = jax.tree.map(jnp.asarray, frozen_batch)
+    batch = jax.tree.map(jnp.asarray, frozen)
     return grpo.completion_logprobs(model, batch, 1.0)[0]
 
 
 @jax.jit
-def to_gradient(params, weights):
+def to_gradient(params, w):
     """The sum of weights times the gradients of log-probabilities."""
-    (tree,) = jax.vjp(logprobs_of, params)[1](weights)
+    (tree,) = jax.vjp(logprobs_of, params)[1](w)
     return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
 
+
+base_logs = logprobs_of(params)  # for the KL term of GRPO
 
 # %% [markdown]
 # We look twice: **on policy**, before any update, when all ratios are 1; and
@@ -709,32 +867,46 @@ def to_gradient(params, weights):
 four = dataclasses.replace(short, updates=4, warmup=0, micro_batch=64)
 copy = jax.tree.map(jnp.copy, params)
 state = grpo.TrainState(copy, grpo.optimizer(four).init(params))
-state, metrics = grpo.train_step(graph, state, None, frozen_batch, four)
-moved = {"on policy": params, "stale": state.params}
-logs = {when: logprobs_of(p) for when, p in moved.items()}
-ratios = np.exp(logs["stale"] - frozen_batch.logprobs)[frozen_batch.mask]
+state, metrics = grpo.train_step(graph, state, None, frozen, four)
+models = {"on policy": params, "stale": state.params}
+logs = {when: logprobs_of(each) for when, each in models.items()}
+drift_of = (np.asarray(logs["stale"]) - frozen.logprobs) * frozen.mask
 print("stale ratios: 1st, 50th and 99th percentile",
-      np.percentile(ratios, (1, 50, 99)).round(2))  # fmt: skip
+      np.exp(np.percentile(drift_of[frozen.mask], (1, 50, 99))).round(2))  # fmt: skip
 print("clipped over the four updates:", round(metrics["clip_fraction"], 3))
+
+# %% [markdown]
+# Why not GSPO's own clip? Its ratio is the exponential of a *mean* of
+# log-ratios over the answer. Over thousands of tokens that mean is tiny; over
+# fifteen it is not, and a clip made for the one silences the other:
+
+# %%
+whole = drift_of.sum(1) / frozen.mask.sum(1)
+print(f"mean log-ratio of an answer: spread {whole.std():.3f}")
+for low, high in ((3e-4, 4e-4), (0.03, 0.04), (0.09, 0.12)):
+    share = token_slopes("gspo", logs["stale"], clip_low=low,
+                         clip_high=high)[2]  # fmt: skip
+    print(f"clip {low:g}, {high:g}: {share:.0%} of the tokens silenced")
 
 # %%
 names, results, vectors = list(VARIANTS), {}, {}
-for when, p in moved.items():
+for when, each in models.items():
     for name in names:
         value, w, share = token_slopes(name, logs[when])
-        vectors[when, name] = np.asarray(to_gradient(p, w))
+        vectors[when, name] = np.asarray(to_gradient(each, w))
         results[when, name] = value, w, share
 print("          on policy: loss, gradient norm   stale: the same, clipped")
 for name in names:
-    cells = [(results[w, name][0], np.linalg.norm(vectors[w, name]))
-             for w in moved]  # fmt: skip
+    cells = [(results[when, name][0], np.linalg.norm(vectors[when, name]))
+             for when in models]  # fmt: skip
     print(f"{name:8}  {cells[0][0]:+10.4f} {cells[0][1]:10.4f}"
           f"          {cells[1][0]:+10.4f} {cells[1][1]:10.4f}"
           f" {results['stale', name][2]:8.3f}")
 
 # %% [markdown]
-# The losses themselves say next to nothing: on policy most of them are about
-# zero *whatever* the model does (the advantages of a group sum to zero). Do
+# The losses themselves say next to nothing: where every token counts the
+# same or the sequence is averaged, the loss on policy is about zero
+# *whatever* the model does, since the advantages of a group sum to zero. Do
 # not watch a GRPO loss fall. And norms differ by large factors, which Adam
 # takes out again. So compare directions:
 
@@ -747,59 +919,26 @@ def cosines(when):
     return rows @ rows.T
 
 
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
 ticks = dict(xticks=range(7), yticks=range(7), xticklabels=names,
              yticklabels=names)  # fmt: skip
-for axis, when in zip(axes, moved, strict=True):
-    axis.imshow(cosines(when), vmin=-1, vmax=1, cmap="PuOr")
+for axis, when in zip(axes, models, strict=True):
+    image = axis.imshow(cosines(when), vmin=-1, vmax=1, cmap="PuOr")
     axis.set(title=f"gradient cosine, {when}", **ticks)
     axis.tick_params(axis="x", rotation=45)
     for (i, j), c in np.ndenumerate(cosines(when)):
         axis.text(j, i, f"{c:.2f}", ha="center", va="center", fontsize=8,
                   color="white" if abs(c) > 0.7 else "black")  # fmt: skip
+figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")
 plt.show()
 
 # %% [markdown]
 # **On policy** there are few different gradients among the seven. GRPO and
-# GSPO are *the same* (a sequence ratio of 1 is a ratio of 1). DAPO without
-# its penalty for overlong answers is CISPO; Dr. GRPO is RLOO up to a factor,
-# and so is Kimi's without its length reward. What is left: whether the mean
-# is over tokens or sequences, the standard deviation, and what is rewarded.
-# The famous clips come in only when the batch is **stale**. Does each loss
-# then still push where it pushed at first?
-
-# %%
-size = np.linalg.norm
-now, later = ({name: vectors[when, name] for name in names} for when in moved)
-for name in names:
-    turn = now[name] @ later[name] / size(now[name]) / size(later[name])
-    print(f"{name:8} cosine of its stale with its first gradient {turn:+.2f}")
-
-# %% [markdown]
-# The sign tells two families apart. Split GRPO's stale gradient into the part
-# of tokens that moved the way they were pushed and the part of those that
-# moved against it (the parameters are shared: pushing one answer moves
-# others), each as a share of the whole:
-
-# %%
-push = variant("grpo")[0].advantages[:, None]
-drifted = push * (np.asarray(logs["stale"]) - frozen_batch.logprobs)
-against = (drifted < 0) & frozen_batch.mask
-part, total = {}, {}
-for name in ("grpo", "cispo"):
-    w = results["stale", name][1]
-    whole = later[name]
-    part[name] = np.asarray(to_gradient(state.params, w * against))
-    total[name] = part[name] @ whole / (whole @ whole)
-    print(f"{name:6} moved against their push: {total[name]:+.2f}"
-          f"   moved as pushed: {1 - total[name]:+.2f}")  # fmt: skip
-
-# %% [markdown]
-# Under the clip, tokens that went far the way they were pushed are silent,
-# and the gradient that is left is mostly that of tokens which went the wrong
-# way and are being pulled back. CISPO (and Kimi's loss) silence nobody and
-# go on. The clip is a brake, and on a batch that has been used four times it
-# brakes.
+# GSPO are *the same*: a sequence ratio of 1 is a ratio of 1, and at the base
+# the KL term is flat. DAPO without its penalty for overlong answers is CISPO;
+# Dr. GRPO is RLOO up to a factor, and so is Kimi's without its length reward.
+# What is left: over what the mean is taken, the deviation, and what is
+# rewarded. The ratios and clips come in only when the batch is **stale**.
 #
 # ### Check: one gradient or two
 
@@ -807,47 +946,107 @@ for name in ("grpo", "cispo"):
 # %%
 def same(a, b):
     """Are two gradients the same, up to rounding?"""
-    return size(a - b) < 2e-3 * size(b)
+    return np.linalg.norm(a - b) < 2e-3 * np.linalg.norm(b)
 
 
-def without(name, **changes):
-    """A variant's first gradient with some flags off."""
-    return to_gradient(params, token_slopes(name, logs["on policy"], **changes)[1])
+def first(name, **changes):
+    """A variant's gradient on policy, with some flags changed."""
+    w = token_slopes(name, logs["on policy"], **changes)[1]
+    return np.asarray(to_gradient(params, w))
 
 
-assert same(now["grpo"], now["gspo"])
-assert same(without("dapo", overlong=0), now["cispo"])
-assert same(now["dr_grpo"] * G / (G - 1), now["rloo"])
-assert same(without("kimi", length_reward=0.0), now["dr_grpo"])
-assert not same(now["grpo"], now["cispo"])
-assert not same(now["grpo"], now["dr_grpo"])
-apart = size(later["grpo"] - later["gspo"]) / size(later["grpo"])
-print(f"GRPO and GSPO, stale: apart by {apart:.0%} of the gradient")
-assert apart > 0.02 and total["grpo"] > 0.5 > total["cispo"]
+assert same(first("grpo"), first("gspo"))
+assert same(first("dapo", overlong=0), first("cispo"))
+assert same(first("dr_grpo") * G / (G - 1), first("rloo"))
+assert same(first("kimi", length_reward=0.0), first("dr_grpo"))
+assert not same(first("grpo"), first("cispo"))
+assert not same(first("grpo"), first("dr_grpo"))
+assert not same(vectors["stale", "grpo"], vectors["stale", "gspo"])
+assert not same(vectors["stale", "dr_grpo"] * G / (G - 1),
+                vectors["stale", "rloo"])  # fmt: skip
 
 # %% [markdown]
+# ### How long does a gradient keep its direction?
+#
+# One batch and four first steps of Adam are no law. So the same was done for
+# several batches, after 1, 2, 4 and 8 updates, at the base and, with Adam's
+# averages as a run has them, after ten steps of training
+# (`python tests/benchmarks/stale.py`). Lines are means over the batches,
+# bands run from the lowest to the highest.
+
+# %%
+import json
+import pathlib
+
+import aha_lib
+
+folder = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
+
+
+def stored(name):
+    """A record that a benchmark has left, None if it has not run yet."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+turned = stored("stale") or []
+by_start = {start: [row for row in turned if row["start"] == start]
+            for start in (0, 10)}  # fmt: skip
+print("batches:", {start: len(rows) for start, rows in by_start.items()})
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True,
+                            layout="constrained")  # fmt: skip
+for axis, (start, rows) in zip(axes, by_start.items(), strict=True):
+    cosine = np.array([row["cosine"] for row in rows])  # rows, updates, names
+    for i, name in enumerate(names if rows else ()):
+        updates, values_at = rows[0]["updates"], cosine[:, :, i]
+        axis.fill_between(updates, values_at.min(0), values_at.max(0),
+                          alpha=0.08)  # fmt: skip
+        axis.plot(updates, values_at.mean(0), "o-", ms=3, label=name)
+    axis.axhline(0, color="black", lw=0.8)
+    axis.set(title=f"after {start} steps of training", xlabel="updates",
+             ylim=(-1.05, 1.05))  # fmt: skip
+axes[0].set_ylabel("cosine with the first gradient")
+if turned:
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+plt.show()
+
+# %%
+print("updates, clipped on average:", *(f"{name:>8}" for name in names))
+for start, rows in by_start.items():
+    for u, shares in enumerate(np.mean([r["clipped"] for r in rows], axis=0)
+                               if rows else ()):  # fmt: skip
+        print(f"step {start:2}, {rows[0]['updates'][u]} updates          ",
+              *(f"{share:8.1%}" for share in shares))
+
+# %% [markdown]
+# STALE_TEXT
+#
+# ### Check: the training step's own gradient
+#
 # The same gradient once more from the training step's own code, and its
 # length from finite differences of the loss along it.
 
 # %%
 zeros = jax.tree.map(jnp.zeros_like, params)
 batch, s = variant("grpo")
-tokens = float(batch.mask.sum())
-tree, _ = grpo.accumulate(graph, params, None, zeros, batch, tokens, s)
+count = float(batch.mask.sum())
+tree, _ = grpo.accumulate(graph, params, params, zeros, batch, count, s)
 ours = np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
-assert size(ours + now["grpo"]) < 1e-3 * size(ours)
+length = np.linalg.norm(ours)
+assert np.linalg.norm(ours + first("grpo")) < 1e-3 * length
 
-scaled_up = ours / size(ours)
 leaves, shape = jax.tree.flatten(params)
 cuts = np.cumsum([x.size for x in leaves])[:-1]
-parts = np.split(scaled_up * 0.02, cuts)
+parts = np.split(ours / length * 0.02, cuts)
 moves = [d.reshape(x.shape) for x, d in zip(leaves, parts, strict=True)]
 sides = [jax.tree.unflatten(shape, list(map(op, leaves, moves)))
          for op in (np.add, np.subtract)]  # fmt: skip
-up, down = (token_slopes("grpo", logprobs_of(p))[0] for p in sides)
+up, down = (token_slopes("grpo", logprobs_of(side))[0] for side in sides)
 slope = (up - down) / 0.04
-print(f"slope along the gradient: {slope:.4f}, its norm {size(ours):.4f}")
-assert abs(slope / size(ours) - 1) < 0.05
+print(f"slope along the gradient: {slope:.4f}, its norm {length:.4f}")
+assert abs(slope / length - 1) < 0.05
 
 # %% [markdown]
 # ### The weights on the text
@@ -857,39 +1056,43 @@ assert abs(slope / size(ours) - 1) < 0.05
 # weight in the two, on the stale batch.
 
 # %%
-lengths = frozen_batch.mask.sum(1)
-mixed = np.flatnonzero(grpo.has_signal((rewards == 1).astype(float)))
-rows = [g * G + np.arange(G) for g in mixed]
-fits = lambda i, hit: lengths[i] <= 34 and right[i] == hit  # noqa: E731
-pairs = [[max((i for i in r if fits(i, hit)), key=lambda i: lengths[i],
-              default=None) for hit in (True, False)] for r in rows]  # fmt: skip
-pair = max((q for q in pairs if None not in q),
-           key=lambda q: lengths[q].sum())  # fmt: skip
-for i in pair:
-    print("right:" if right[i] else "wrong:", out.texts[i])
+lengths = frozen.mask.sum(1)
 
+
+def longest(group, hit, most=34):
+    """Of a group's answers that are right (or not), the longest shown."""
+    rows = [i for i in range(group * G, group * G + G)
+            if is_right[i] == hit and lengths[i] <= most]  # fmt: skip
+    return max(rows, key=lambda i: lengths[i], default=None)
+
+
+pairs = [(longest(g, True), longest(g, False)) for g in range(short.prompts)]
+pair = max((both for both in pairs if None not in both),
+           key=lambda both: lengths[list(both)].sum())  # fmt: skip
+for i in pair:
+    print("right:" if is_right[i] else "wrong:", out.texts[i])
 
 # %%
 def painted(axis, row):
     """Every variant's weights on the tokens of one completion."""
-    count = lengths[row]
-    ids = frozen_batch.completions[row, :count]
-    words = [tokenizer.decode([i]) or "end" for i in ids]
-    w = np.stack([results["stale", n][1][row, :count] for n in names])
-    both = np.array(pair)
-    largest = [np.abs(results["stale", n][1][both]).max() for n in names]
-    w = w / np.maximum(largest, 1e-12)[:, None]
-    axis.imshow(w, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
+    words = [tokenizer.decode([i]) or "end"
+             for i in frozen.completions[row, : lengths[row]]]  # fmt: skip
+    w = np.stack([results["stale", name][1] for name in names])
+    largest = np.abs(w[:, list(pair)]).max((1, 2))[:, None]
+    shade = w[:, row, : lengths[row]] / np.maximum(largest, 1e-12)
+    image = axis.imshow(shade, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_xticks(range(count), words, fontsize=8, rotation=60, ha="left",
-                    rotation_mode="anchor")  # fmt: skip
+    axis.set_xticks(range(len(words)), words, fontsize=8, rotation=60,
+                    ha="left", rotation_mode="anchor")  # fmt: skip
     axis.xaxis.tick_top()
+    return image
 
 
 figure, axes = plt.subplots(2, 1, figsize=(11, 5.5), layout="constrained")
 for axis, row in zip(axes, pair, strict=True):
-    painted(axis, row)
-    axis.set_xlabel("right" if right[row] else "wrong", fontsize=10)
+    image = painted(axis, row)
+    axis.set_xlabel("right" if is_right[row] else "wrong", fontsize=10)
+figure.colorbar(image, ax=axes, shrink=0.7, label="share of the largest")
 plt.show()
 
 # %% [markdown]
@@ -897,19 +1100,17 @@ plt.show()
 # model *which* of its tokens was the mistake. Credit comes only from
 # averaging over many completions that share the good tokens and differ in
 # the bad ones. Pale cells are tokens that a clip has silenced, or whose ratio
-# has fallen. Look which ones went silent here: the decisions, such as how to
-# begin and what to do after `no`. They are what an update moves most, and so
-# what a clip meets first. GSPO's clip is narrow and works on whole sequences:
-# a completion is in or out as one.
+# has fallen. GSPO's clip works on whole sequences: a completion is in or out
+# as one. RLOO knows no ratio: its weights are those of the first update.
 
 # %%
-w = np.asarray(results["stale", "gspo"][1])
 for row in pair:
-    inside = w[row, : lengths[row]]
-    assert np.ptp(inside) <= 1e-4 * max(np.abs(inside).max(), 1e-9)
-for hit, sign in zip(pair, (1, -1), strict=True):
-    row = np.asarray(results["on policy", "grpo"][1])[hit, : lengths[hit]]
-    assert (sign * row > 0).all()
+    for name in ("gspo", "rloo"):
+        w = np.asarray(results["stale", name][1])[row, : lengths[row]]
+        assert np.ptp(w) <= 1e-4 * max(np.abs(w).max(), 1e-9)
+for row, sign in zip(pair, (1, -1), strict=True):
+    w = np.asarray(results["on policy", "grpo"][1])[row, : lengths[row]]
+    assert (sign * w > 0).all()
 
 # %% [markdown]
 # ## 8. Paying for length, on purpose
@@ -945,75 +1146,99 @@ assert grpo.length_reward(three, three < 0).tolist() == [[0, 0, -0.5]]
 # In Countdown length *is* search. A reward for brevity works against the aha
 # that the next notebook is about; it is here to be understood and tried.
 #
-# ## 9. Does it matter? Short runs, several seeds
+# ## 9. Does it matter? Short runs, paired seeds
 #
 # The frozen batch says how the variants differ at one moment, not where they
-# end. These are short runs of the tiny model, one line a seed, all with the
-# same learning rate and two updates a batch. They were made by
-# `python tests/benchmarks/variants.py` and are only drawn here.
+# end. These are short runs of the tiny model, all with the same learning rate
+# and two updates a batch, measured on 1,024 held-out puzzles. A seed gives
+# every variant the same puzzles and random keys. They were made by
+# `python tests/benchmarks/variants.py variants` and are only drawn here.
 
 # %%
-import json
-import pathlib
+record = stored("variants") or {"about": {}, "runs": []}
+runs = record["runs"]
+print(", ".join(f"{key} {value}" for key, value in record["about"].items()))
+cases = [name for name in names if any(r["case"] == name for r in runs)]
+seeds = [seed for seed in sorted({r["seed"] for r in runs})
+         if all(any((r["case"], r["seed"]) == (name, seed) for r in runs)
+                for name in cases)]  # fmt: skip
+at = {(r["case"], r["seed"]): r for r in runs}
+ends = np.array([[at[name, seed]["heldout"]["accuracy"][1] for name in cases]
+                 for seed in seeds])  # seeds, variants
+print(f"{len(cases)} variants, {len(seeds)} paired seeds")
 
-import aha_lib
+# %% [markdown]
+# With seven variants there are 21 pairs. Call a pair different when one is
+# ahead on all of three seeds without overlap, and chance alone gives about
+# two such pairs. So ask it the other way round: how far apart would the best
+# and the worst of these means be, if the names meant nothing? Shuffle the
+# names within each seed, many times, and take the 95th percentile of that
+# range. Only a pair that is further apart is called different (Tukey's
+# procedure, by permutation): it errs in one *set* of comparisons of twenty.
 
-folder = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
-stored = json.loads((folder / "variants.json").read_text())
-runs, about = stored["runs"], stored["about"]
-print(", ".join(f"{key} {value}" for key, value in about.items()))
-drawn = [n for n in names if any(r["variant"] == n for r in runs)]
-by_name = {n: [r for r in runs if r["variant"] == n] for n in drawn}
 
 # %%
-figure, axes = plt.subplots(2, len(drawn), figsize=(1.7 * len(drawn), 4.2),
-                            sharex=True, sharey="row", squeeze=False,
-                            layout="constrained")  # fmt: skip
-grey = {k: np.mean([r[k] for r in runs], 0) for k in ("accuracy", "length")}
-for column, name in zip(axes.T, drawn, strict=True):
-    for axis, key in zip(column, grey, strict=True):
-        curves = np.array([r[key] for r in by_name[name]])
-        x = np.arange(1, curves.shape[1] + 1)
-        axis.fill_between(x, curves.min(0), curves.max(0), alpha=0.25)
-        axis.plot(x, curves.mean(0), lw=2)
-        axis.plot(x, grey[key], color="0.6", lw=1, ls="--")
-    column[0].set(title=name)
-    column[1].set(xlabel="step")
-axes[0, 0].set(ylabel="training accuracy")
-axes[1, 0].set(ylabel="tokens")
+def least_difference(ends, level=0.95, shuffles=10_000):
+    """The range of means that shuffled names exceed in 5 % of the cases."""
+    shuffled = np.random.default_rng(0).permuted(
+        np.repeat(ends[None], shuffles, axis=0), axis=2)  # fmt: skip
+    return np.quantile(np.ptp(shuffled.mean(1), axis=1), level)
+
+
+enough = len(seeds) >= 5 and len(cases) > 1
+if enough:
+    limit = least_difference(ends)
+    mean = ends.mean(0)
+    apart = [(a, b) for i, a in enumerate(cases) for j, b in enumerate(cases)
+             if mean[i] - mean[j] > limit]  # fmt: skip
+    print(f"means differ if they are {limit:.3f} apart:",
+          ", ".join(f"{a} > {b}" for a, b in apart)
+          or "no difference is shown")  # fmt: skip
+else:
+    print("fewer than five paired seeds: nothing can be said yet")
+
+# %%
+figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+for i in range(len(cases)):
+    axis.plot(ends[:, i], np.full(len(seeds), i), "o", color="0.6", ms=4)
+    if enough:
+        axis.errorbar(mean[i], i, xerr=limit / 2, fmt="|", color="C0", ms=12,
+                      capsize=4)  # fmt: skip
+axis.set_yticks(range(len(cases)), cases)
+axis.invert_yaxis()
+axis.set(xlabel="held-out accuracy after the run",
+         title="dots: seeds. Means differ where bars do not overlap")
+axis.grid(axis="x", alpha=0.3)
 plt.show()
 
-# %% [markdown]
-# The line is the mean of the seeds, the band runs from the lowest to the
-# highest, and the dashed grey line is the mean of all variants. Held-out
-# puzzles, before and after:
-
 # %%
-print("variant   seeds   before   after: mean, lowest, highest")
-ends = {}
-for name, group in by_name.items():
-    first, last = np.array([r["heldout"] for r in group]).T
-    ends[name] = last
-    print(f"{name:8} {len(group):5} {first.mean():8.2f} {last.mean():9.2f}"
-          f" {last.min():9.2f} {last.max():8.2f}")  # fmt: skip
+print("variant   before   after: mean, sd     puzzles drawn    clipped")
+for i, name in enumerate(cases if seeds else ()):
+    of = [at[name, seed] for seed in seeds]
+    before = np.mean([r["heldout"]["accuracy"][0] for r in of])
+    drawn = np.sum([r["draws"] for r in of]) * record["about"]["prompts"]
+    clipped = np.mean([r["clip_fraction"] for r in of])
+    print(f"{name:8} {before:8.3f} {ends[:, i].mean():12.3f}"
+          f" {ends[:, i].std(ddof=1) if enough else 0:7.3f}"
+          f" {drawn / len(seeds):11.0f} a run {clipped:10.1%}")  # fmt: skip
 
 # %% [markdown]
-# ### Check: what these runs show, and what not
+# VARIANTS_TEXT Mind what is *not* equal: DAPO draws again until its groups
+# have signal, so it sees more puzzles than the others for the same number of
+# updates, and the learning rate was not tuned for any of them.
 #
-# Every variant that was run learns. Which of two is better can be said only
-# where their bands do not overlap, and of variants with three seeds at least:
-# that is the least one should ask. (The command adds the runs that are not in
-# the file yet.)
+# ### Check: the procedure itself
+#
+# On numbers of which we know that no name matters, it may find a difference
+# in about one set of twenty; and it has to find one that is there.
 
 # %%
-for group in by_name.values():
-    first, last = np.array([r["heldout"] for r in group]).T
-    assert last.mean() > first.mean() + 0.05
-enough = [n for n in ends if len({r["seed"] for r in by_name[n]}) >= 3]
-print(len(enough), "variants have three seeds or more")
-for a in enough:
-    worse = [b for b in enough if ends[a].min() > ends[b].max()]
-    print(f"{a:8} better on every seed than:", ", ".join(worse) or "none")
+fake = np.random.default_rng(1).normal(size=(200, 8, 7))
+found = [np.ptp(x.mean(0)) > least_difference(x, shuffles=400) for x in fake]
+print(f"a difference where there is none: {np.mean(found):.1%} of 200 sets")
+assert 0.005 < np.mean(found) < 0.12
+fake[0, :, 2] += 5
+assert np.ptp(fake[0].mean(0)) > least_difference(fake[0])
 
 # %% [markdown]
 # ## Exercises
@@ -1024,20 +1249,27 @@ for a in enough:
 #
 # <details><summary>Answer</summary>
 #
-# The weight is $p(1-p)/(p(1-p)) = 1$ for every puzzle that has signal, at
-# any $p$: `plain / groups.var(1, keepdims=True)`. A puzzle solved once in 16
-# tries would pull as hard as one at one half, and with it the luck of that
-# one try.
+# The weight is $p(1-p)/(p(1-p)) = 1$ for every group that has signal, at
+# any $p$. In code, the weight of a group is the sum of its positive
+# advantages over $G$: with
+# `by_variance = grpo.advantages(groups, scale_by_std=False) /
+# groups.var(1, keepdims=True)`, `by_variance.clip(0).sum(1) / G` is 1
+# fifteen times. A puzzle solved once in 16 tries would pull as hard as one at
+# one half, and with it the luck of that one try.
 #
 # </details>
 #
 # **2.** In section 4, let the model have two *right* ways, in 5 and in 40
-# tokens, and one wrong way. Which of them wins under the sequence mean?
+# tokens, and one wrong way in 10, with probabilities 0.3, 0.3 and 0.4. Which
+# of the right ways wins under the sequence mean?
 #
 # <details><summary>Answer</summary>
 #
 # The short one: its decision is divided by 5 and pulled eight times harder.
-# So the same denominator makes right answers shorter and wrong ones longer.
+# With `lengths, right = np.array([5, 40, 10]), np.array([1.0, 1, 0])` and
+# `pi = np.array([0.3, 0.3, 0.4])` in `drift`, the two end at 0.93 and 0.06
+# under the sequence mean, and at 0.49 and 0.49 under the token mean. So the
+# same denominator makes right answers shorter and wrong ones longer.
 #
 # </details>
 #
@@ -1046,4 +1278,4 @@ for a in enough:
 # A GRPO step is: a group per puzzle, its mean as the baseline, one weight
 # per token, one gradient. All of this lives in `aha_lib/grpo.py`, each
 # variant a function of a few lines with its paper; the flags are fields of
-# `presets.Settings`. **Next:** `05_train` takes a hundred of these steps.
+# `presets.Settings`. **Next:** `05_train` takes sixty of these steps.

@@ -10,7 +10,20 @@
 # # 05 · The full run: a small Gemma learns to search
 #
 # **The question:** what happens to the answers of a language model that is
-# paid for nothing but being right?
+# paid for being right, and (almost) for nothing else?
+#
+# "Almost": a right answer is paid 1, a wrong one that is well-formed 0.1, and
+# one that is malformed or cut off 0. Nobody pays for length, for a check or
+# for a "no". The effect is the one of
+# [DeepSeek-R1-Zero](https://arxiv.org/abs/2501.12948), made small by
+# [TinyZero](https://github.com/Jiayi-Pan/TinyZero).
+#
+# **Less than notebook 04 taught:** the run takes *one* update from every
+# batch and no KL term. So every ratio is 1 when it is used, no clip ever
+# acts (`clip_fraction` is 0 in every row, a check below looks), and the loss
+# is REINFORCE with advantages from the group, divided by its deviation and
+# averaged over all tokens of the batch. It is none of the seven recipes.
+# Runs with more updates, where the clip acts, are at the end.
 #
 # This notebook is also the headless main job: the same file as a script,
 # `python notebooks/05_train.py --out runs/mine --set steps=100`, trains,
@@ -27,29 +40,32 @@
 # 2. responses get longer and backtracks more frequent, though nobody pays
 #    for length or for a "no";
 # 3. traces that search, rare at first, take over;
-# 4. a run that was stopped goes on as if it had not been.
+# 4. a run that was stopped goes on as if it had not been;
+# 5. what the clip does when a batch is used more than once.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import importlib.util
+import glob
 import pathlib
-import subprocess
+import shutil
 import sys
-import tomllib
 
-here = pathlib.Path.cwd()
-checkout = [p for p in (here, here.parent) if (p / "aha_lib").is_dir()]
-sys.path[:0] = map(str, checkout)
-needs = "aha_lib", "flax", "jaxtyping", "optax", "orbax", "sentencepiece"
-if not all(importlib.util.find_spec(name) for name in needs):
-    if checkout:
-        pyproject = (checkout[0] / "pyproject.toml").read_text()
-        missing = tomllib.loads(pyproject)["project"]["dependencies"]
-    else:
-        raise SystemExit("aha_lib is not here: clone or upload its whole "
-                         "folder and open this notebook inside it.")
-    pip = [sys.executable, "-m", "pip", "install", "-q", *missing]
-    subprocess.run(pip, check=True)
+drive, data = "/content/drive/MyDrive", "/kaggle/input"
+places = [".", "..", "*", drive, f"{drive}/*"]
+places += [data + "/*" * depth for depth in range(1, 5)]
+found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
+if not found:
+    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
+    for file in zips[:1]:
+        shutil.unpack_archive(file)
+    found = glob.glob("aha*/aha_lib")
+sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+try:
+    from aha_lib import install
+except ImportError:
+    raise SystemExit("aha_lib is not here: bring its whole folder or its "
+                     "zip, as notebook 00 says, beside this one.") from None
+install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
@@ -87,8 +103,25 @@ if as_script:
 else:
     settings = dataclasses.replace(SETTINGS[preset], **overrides)
     out = pathlib.Path(folder)
-    display(show.table(["setting", "value"],
-                       dataclasses.asdict(settings).items()))  # fmt: skip
+    rarely = dataclasses.asdict(settings)
+    often = {name: rarely.pop(name) for name in (
+        "model", "puzzles", "seed", "steps", "prompts", "group",
+        "completion_len", "learning_rate", "updates", "kl")}  # fmt: skip
+    display(show.table(["setting", "value"], often.items()))
+
+# %% [markdown]
+# A **group** is the completions of one puzzle, which are compared with each
+# other. The rest of the settings, folded:
+
+# %%
+if not as_script:
+    from IPython.display import HTML
+
+    lines = "".join(f"<tr><td style='text-align:left'>{name}</td>"
+                    f"<td style='text-align:left'>{value}</td></tr>"
+                    for name, value in rarely.items())  # fmt: skip
+    display(HTML(f"<details><summary>{len(rarely)} more settings</summary>"
+                 f"<table>{lines}</table></details>"))  # fmt: skip
 
 # %% [markdown]
 # Three numbers to reach a target, each used exactly once. The held-out panel
@@ -200,6 +233,8 @@ if learnt:
     assert end["heldout_backtracks"] > base["heldout_backtracks"] + 0.5
 else:
     print(f"{settings.steps} steps: too few to expect that it learns.")
+if settings.updates == 1 and preset == "tiny":  # in float32
+    assert all(row["clip_fraction"] == 0 for row in rows if row["step"])
 
 # %% [markdown]
 # The accuracies above are the loop's own. Here they are computed once more
@@ -256,14 +291,17 @@ show.areas(measured, "styles", styles)
 
 # %% [markdown]
 # The base has all three, the search rarely: its corpus was written that way
-# (a share of the traces is printed below). GRPO has made the rare one the
-# usual one, because it is right more often, and for no other reason.
+# (the shares of the traces are printed below). GRPO has made the rare one the
+# usual one: a search is right more often, and so it earns more. (The border
+# between "check" and "search" depends on luck: a search that hits at once
+# counts as a check. Notebook 06 measures without it.)
 
 # %%
-from aha_lib import tiny
+from aha_lib.presets import PRETRAINING
 
-worked = sum(tiny.STYLES[style] for style in styles)
-corpus = [tiny.STYLES[style] / worked for style in styles]
+written = PRETRAINING["tiny"].shares
+worked = sum(written[style] for style in styles)
+corpus = [written[style] / worked for style in styles]
 show.table(
     ["", *styles],
     [["corpus of the tiny base", *corpus]]
@@ -282,27 +320,37 @@ if learnt:
 
 # %% [markdown]
 # ## The wrong answers
-# How an answer fails tells more than that it fails. *Claimed*: it says "yes"
-# to a value that is not the target. *Slipped*: a wrong sum decided it.
-# *Gave up*: no claim of success; an honest failure, or a guess. A reward for
-# right answers alone could teach a model to say "yes" whatever it has found:
-# this table is where one would see it.
+# How an answer fails tells more than that it fails. *Cut off*: the limit came
+# before an answer. *Claimed*: it says "yes" to a value that is not the
+# target. *Slipped*: a wrong sum decided it. *Gave up*: no claim of success;
+# an honest failure, or a guess. A reward for right answers could teach a
+# model to say "yes" whatever it has found: this table is where one would see
+# it. Counts, not shares: at the end they are few.
 
 # %%
-ends = "right", "slipped", "claimed", "gave up"
+fates = "right", "cut off", "slipped", "claimed", "gave up"
 show.table(
-    ["step", *ends],
-    [[r["step"], *show.shares(r["outcomes"], ends)] for r in (base, end)],
-)
+    ["step", "completions", *fates],
+    [[r["step"], sum(r["outcomes"].values()),
+      *(r["outcomes"].get(fate, 0) for fate in fates)] for r in (base, end)],
+)  # fmt: skip
 
 # %% [markdown]
 # ## Before and after
 # The same held-out puzzles, first as the base answered them, then as the
-# trained model does. Sums are green if they are true and red if not.
+# trained model does: two that it has learnt, and one that it fails. Sums are
+# green if they are true and red if not.
+
 
 # %%
-for i in [i for i, text in enumerate(history[0]["sampled"])
-          if not truly_right(text, panel[i])][:3]:  # fmt: skip
+def judged(kept):
+    return [truly_right(*x) for x in zip(kept["sampled"], panel, strict=True)]
+
+
+first, last = judged(history[0]), judged(history[-1])
+learnt_now = [i for i in range(len(panel)) if last[i] and not first[i]][:2]
+failed = [i for i in range(len(panel)) if not last[i]][:1]
+for i in learnt_now + failed:
     display(show.side_by_side(panel[i], {
         f"step {kept['step']}": kept["sampled"][i]
         for kept in (history[0], history[-1])}))  # fmt: skip
@@ -382,40 +430,97 @@ for one, other in zip(whole, parts_, strict=True):
 print("Steps", [row["step"] for row in parts_], "agree to the last digit.")
 
 # %% [markdown]
+# ## More than one update from a batch
+# Sampling is dear, so one would like to use a batch again. Then the ratios
+# leave 1 and the clip has something to do. Short runs with 1, 2, 4 and 8
+# updates, each with the clip and without it, were made by
+# `python tests/benchmarks/variants.py updates`:
+
+# %%
+import json
+
+import aha_lib
+
+benchmarks = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
+
+
+def stored(name):
+    """The runs that a benchmark has left, none if it has not run yet."""
+    path = benchmarks / f"{name}.json"
+    return json.loads(path.read_text())["runs"] if path.exists() else []
+
+
+def by_case(runs):
+    """For each case: seeds, held-out accuracies, tokens, share clipped."""
+    return {case: [r for r in runs if r["case"] == case]
+            for case in dict.fromkeys(r["case"] for r in runs)}
+
+
+# %%
+def accuracies(of):
+    return [r["heldout"]["accuracy"][1] for r in of]
+
+
+again = by_case(stored("updates"))
+show.table(
+    ["updates x clip", "seeds", "accuracy: mean", "lowest", "highest",
+     "clipped", "of the last steps"],
+    [[case, len(of), float(np.mean(accuracies(of))), min(accuracies(of)),
+      max(accuracies(of)), float(np.mean([r["clip_fraction"] for r in of])),
+      float(np.mean([r["clip_fraction"][-5:] for r in of]))]
+     for case, of in again.items()],
+)  # fmt: skip
+
+# %% [markdown]
+# UPDATES_TEXT
+#
+# ### Check
+# With one update nothing is clipped, with more something is, and without a
+# clip nothing ever.
+
+# %%
+for case, of in again.items():
+    clipped = np.mean([r["clip_fraction"] for r in of])
+    alone = case.startswith("1 ") or case.endswith("no clip")
+    assert (clipped == 0) == alone, (case, clipped)
+print(f"{sum(map(len, again.values()))} runs looked at")
+
+# %% [markdown]
 # ## What this stands for, and what it does not
 # The tiny model is a stand-in for a pre-trained base, and its pre-training
-# is rigged in the open: `aha_lib/tiny.py` writes the corpus, and about a
-# tenth of its worked traces search. A large base has such behaviours from
-# the text of the world; this one has them from us.
+# is rigged in the open: `aha_lib/corpus.py` writes the text, and a tenth of
+# its worked traces search. A large base has such behaviours from the text of
+# the world; this one has them from us.
 #
-# - **Shown:** a reward for right answers alone *amplifies* a behaviour that
-#   the base has and seldom uses, and length grows as a consequence.
-# - **Not shown:** that RL creates a behaviour from nothing. A base whose
-#   corpus never searches has nothing to amplify, and exercise 2 lets you see
-#   that. Nor does it say how a large model would come by it.
+# - **Shown:** a reward for right answers *amplifies* a behaviour that the
+#   base has and rarely uses, and length grows as a consequence.
+# - **Not shown:** that RL creates a behaviour from nothing. Nor does it say
+#   how a large model would come by it.
+# <!-- control: bases without `search`, and without `search` and `check` -->
 # - Three numbers within 1–20 are an easy world. The held-out numbers are new
 #   sets, not harder ones.
 #
 # ## Exercises
-# 1. Pay nothing for a well-formed wrong answer (the 0.1). Does the tiny model
-#    need it?
+# 1. Pay nothing for a well-formed wrong answer: `{"form_reward": 0.0}` and
+#    another folder. Does the tiny model need the 0.1?
 #
 # <details><summary>Answer</summary>
 #
-# Hardly: the base writes well-formed answers nearly always, so almost all
-# completions of a group get the 0.1 and the advantage, which subtracts the
-# group's mean, does not see it. It matters for a base that rarely closes the
-# tag.
+# FORM_TEXT
+#
 # </details>
 #
-# 2. Set `STYLES["search"]` and `STYLES["check"]` in `aha_lib/tiny.py` to 0,
-#    give their share to `jump`, rebuild the base, and run this notebook.
+# 2. Pre-train a base that only ever jumps, `python -m aha_lib.pretrain --out
+#    runs/jump --set jump=0.8 --set check=0 --set search=0`, and run this
+#    notebook with `{"model": "runs/jump"}`. What do you expect, and what
+#    would surprise you?
 #
 # <details><summary>Answer</summary>
 #
-# What to expect: it can learn to guess better, within what one jump can do,
-# but there is no search to amplify, so length and backtracks should stay
-# where they were. If they do not, you have found emergence: look closely.
+# To expect: it can learn to guess better, within what one jump can do, but
+# there is no search to amplify, so length and backtracks stay where they
+# were. If they do not, you have found emergence: look closely.
+#
 # </details>
 #
 # 3. Run with `{"kl": 0.05}` and another folder. What do you expect of the
@@ -423,8 +528,8 @@ print("Steps", [row["step"] for row in parts_], "agree to the last digit.")
 #
 # <details><summary>Answer</summary>
 #
-# What to expect: the KL term holds the model near the base, which jumps, so
-# length should rise later or less. How much is for the run to say.
+# KL_TEXT
+#
 # </details>
 #
 # ## Summary

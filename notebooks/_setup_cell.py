@@ -1,7 +1,8 @@
 """Writes the setup cell and the badges of every notebook: `python notebooks/_setup_cell.py`.
 
 The repository's address is `Repository` under [project.urls] in pyproject.toml. While it is not
-there, notebooks have no badges and their setup cell asks for a clone or an upload of the folder.
+there, notebooks have no badges and their setup cell looks for the folder or its zip; with it, it
+clones. What comes after that is `aha_lib/install.py`.
 Afterwards bring the .ipynb files up to date (jupytext --update --to ipynb) and execute them.
 Knows nothing of what the notebooks teach.
 """
@@ -14,24 +15,24 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SETUP = """\
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import importlib.util
+import glob
 import pathlib
-import subprocess
+import shutil
 import sys
-import tomllib
 
-here = pathlib.Path.cwd()
-checkout = [p for p in (here, here.parent) if (p / "aha_lib").is_dir()]
-sys.path[:0] = map(str, checkout)
-needs = "aha_lib", "flax", "jaxtyping", "optax", "orbax", "sentencepiece"
-if not all(importlib.util.find_spec(name) for name in needs):
-    if checkout:
-        pyproject = (checkout[0] / "pyproject.toml").read_text()
-        missing = tomllib.loads(pyproject)["project"]["dependencies"]
-    else:
-        {elsewhere}
-    pip = [sys.executable, "-m", "pip", "install", "-q", *missing]
-    subprocess.run(pip, check=True)
+drive, data = "/content/drive/MyDrive", "/kaggle/input"
+places = [".", "..", "*", drive, f"{drive}/*"]
+places += [data + "/*" * depth for depth in range(1, 5)]
+found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
+if not found:
+    {elsewhere}
+sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+try:
+    from aha_lib import install
+except ImportError:
+    raise SystemExit("aha_lib is not here: bring its whole folder or its "
+                     "zip, as notebook 00 says, beside this one.") from None
+install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
@@ -41,10 +42,15 @@ runtime.start_distributed()  # only where there are several hosts
 kind = runtime.devices()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 """
-ASK = """\
-raise SystemExit("aha_lib is not here: clone or upload its whole "
-                         "folder and open this notebook inside it.")"""
-FETCH = 'missing = ["aha_lib @ git+{address}"]'
+UNPACK = """\
+zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
+    for file in zips[:1]:
+        shutil.unpack_archive(file)
+    found = glob.glob("aha*/aha_lib")"""
+CLONE = """\
+address = "{address}"
+    os.system(f"git clone -q --depth=1 {{address}} aha")
+    found = glob.glob("aha/aha_lib")"""
 COLAB = "https://colab.research.google.com/assets/colab-badge.svg"
 KAGGLE = "https://kaggle.com/static/images/open-in-kaggle.svg"
 
@@ -57,7 +63,10 @@ def address() -> str:
 
 def setup_cell(address: str) -> str:
     """The code of the setup cell."""
-    return SETUP.replace("{elsewhere}", FETCH.format(address=address) if address else ASK)
+    if not address:
+        return SETUP.replace("{elsewhere}", UNPACK)
+    cell = SETUP.replace("{elsewhere}", CLONE.format(address=address))
+    return cell.replace("import glob\n", "import glob\nimport os\n").replace("import shutil\n", "")
 
 
 def badges(address: str, name: str) -> str:

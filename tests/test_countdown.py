@@ -415,3 +415,13 @@ def test_work_is_bounded(monkeypatch):
     assert max(read) <= countdown.MAX_ANSWER
     nested = "(" * 140 + "44+19+35" + ")" * 140
     assert reward(f"<answer>{nested}</answer>", PUZZLE).value == 1.0  # no recursion to overflow
+
+
+def test_what_a_well_formed_wrong_answer_is_paid_can_be_set():
+    puzzle = Puzzle((20, 16, 4), 40)
+    texts = ["20 + 16 - 4", "20 + 20", "20 / ( 16 - 16 ) * 4", "20 + 16 + 4 = 41"]
+    for text in texts:
+        assert reward(f"<answer> {text} </answer>", puzzle).value == 0.1
+        assert reward(f"<answer> {text} </answer>", puzzle, form=0.0).value == 0.0
+    assert reward("<answer> 20 + 16 + 4 </answer>", puzzle, form=0.0).value == 1.0
+    assert reward("<answer> none </answer>", puzzle, form=0.5).value == 0.0

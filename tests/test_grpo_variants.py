@@ -58,6 +58,8 @@ def plain(theta, s):
         elif s.objective == "cispo":
             weights = [bound(exp(x - y)) for x, y in zip(frozen, old, strict=True)]
             row = [w * gain * x for w, x in zip(weights, logs, strict=True)]
+        elif s.objective == "reinforce":
+            row = [gain * x for x in logs]
         else:
             whole = sum(logs_ratio)
             squared = (gain - s.tau * whole) ** 2 - gain**2
@@ -66,7 +68,7 @@ def plain(theta, s):
         extra = [s.entropy_bonus * e - s.kl * (exp(g) - g - 1)
                  for e, g in zip(entropy, gaps, strict=True)]  # fmt: skip
         terms.append([-a - b for a, b in zip(row, extra, strict=True)])
-    if s.norm == "token":
+    if s.norm == "token" or s.norm == "group":  # here all rows are one group
         return sum(map(sum, terms)) / sum(LENGTHS)
     if s.norm == "sequence":
         return sum(sum(row) / len(row) for row in terms) / len(terms)
@@ -89,7 +91,7 @@ def two_token_batch(norm):
     old = np.zeros((3, 3))
     old[mask] = sum(OLD, [])
     prompts = np.array(PROMPTS)[:, None]
-    weights = None if norm == "token" else grpo.token_weights(mask, norm).astype(np.float64)
+    weights = None if norm == "token" else grpo.token_weights(mask, norm, 3).astype(np.float64)
     return grpo.Batch(
         prompts, np.ones_like(prompts, bool), np.array(TOKENS), mask, old, np.array(GAINS), weights
     )
@@ -174,6 +176,10 @@ def test_token_weights_by_hand():
         weights = grpo.token_weights(mask, norm)
         np.testing.assert_allclose(weights[0], [short, 0, 0, 0], rtol=1e-6)
         np.testing.assert_allclose(weights[1], [long] * 3 + [0], rtol=1e-6)
+    two = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]], bool)  # groups of 3 and 6 tokens
+    weights = grpo.token_weights(two, "group", group=2)
+    assert weights[:2].sum() == pytest.approx(weights[2:].sum()) == pytest.approx(9 / 2)
+    np.testing.assert_allclose([weights[1, 0], weights[2, 0]], [1.5, 0.75], rtol=1e-6)
 
 
 def test_rewards_for_length_by_hand():

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from modules that stand before it.
-ORDER = """presets runtime tokenizer gemma lora weights countdown traces sampler grpo session
-checkpoints train show plan vocabulary corpus pretrain""".split()
+ORDER = """install presets runtime tokenizer gemma lora weights countdown traces sampler grpo
+session checkpoints train show plan vocabulary corpus pretrain""".split()
 NO_JAX = {"countdown": set(), "traces": {"countdown"}}  # and what they may have of aha_lib
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "aha_lib").glob("*.py"))}

@@ -133,7 +133,7 @@ def test_sharded_as_their_weights(base):
     adapters = nnx.state(model, nnx.LoRAParam)
     wanted = jax.tree.leaves(runtime.shardings(adapters, mesh))
     assert [x.sharding for x in jax.tree.leaves(adapters)] == wanted
-    assert model.layers.gate_b.get_metadata()["out_sharding"] == ("layers", None, "ff")
+    assert model.layers.gate_b.get_metadata()["axes"] == ("layers", None, "ff")
 
 
 @pytest.mark.parametrize("rank, targets", [(0, ("q",)), (2, ("embed",)), (2, ("q", "lm_head"))])

@@ -42,6 +42,13 @@ def test_largest_is_the_last_that_fits(monkeypatch):
     assert plan.largest("micro_batch", "tiny", "v3-8", **SMALL) == 0
 
 
+@pytest.mark.parametrize("chip", ["v5e-1", "v6e-1"])
+def test_a_single_chip(chip):
+    answer = plan.plan("tiny", chip, **SMALL)
+    assert answer.fits and len(answer.programs) == 5
+    assert all(0 < seconds < 10 for seconds in answer.times.values())  # nothing to move
+
+
 def test_what_does_not_fit_is_a_sentence_and_status_1(monkeypatch, capsys):
     small = dataclasses.replace(plan.CHIPS["v3-8"], hbm=1.0)
     monkeypatch.setitem(plan.CHIPS, "v3-8", small)

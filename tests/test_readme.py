@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from aha_lib import train
+from aha_lib import plan, train
+from aha_lib.presets import MODELS, SETTINGS
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -36,7 +38,36 @@ def test_the_table_of_what_fits(monkeypatch):
 
     rows = json.loads(fits.RESULTS.read_text())
     assert len(rows) == 3 * sum(map(len, fits.MODELS.values()))
-    assert "\n".join(fits.table(rows)) in (ROOT / "README.md").read_text()
+    import pages
+
+    for page, text in pages.pages().items():
+        assert page.read_text() == text, "run python tests/benchmarks/pages.py"
+        assert text.count("| gemma") == (4 if page.stem == "README" else len(rows) / 3)
+
+
+def test_the_least_hours_of_each_machine():
+    def hours(model, chip):
+        s = SETTINGS[model]
+        step = sum(plan.estimate(MODELS[model], s, plan.CHIPS[chip]).values())
+        return f"{s.steps * step / 3600:.1f} h"
+
+    lines = {x.split("|")[1].strip(): x for x in README.splitlines() if x.startswith("| ")}
+    three = [hours(model, "v5e-8") for model in ("gemma3-270m", "gemma3-1b", "gemma2-2b")]
+    assert "{}, {} and {}".format(*three) in lines["Kaggle, TPU v5e-8"]
+    two = [hours("gemma3-270m", chip) for chip in ("v5e-1", "v6e-1")]
+    assert "{} and {}".format(*two) in lines["Colab, one v5e or v6e chip"]
+    dollars = f"${plan.CHIPS['v5e-8'].dollars:.2f} an hour"
+    assert dollars in lines["Cloud TPU VM, v5e-8"]
+
+
+def test_the_zip_has_what_the_setup_cell_looks_for():
+    """Its one command, in a clone; an export without .git cannot make it."""
+    (command,) = re.findall("^git archive .*", README, re.M)
+    *_, tree = command.partition(" HEAD ")
+    assert set(tree.split()) >= {"aha_lib", "notebooks", "pyproject.toml"}
+    assert "--prefix=aha/ -o aha.zip" in command
+    for name in tree.split():
+        assert (ROOT / name).exists(), name
 
 
 def test_everything_the_readme_links_to_is_there():

@@ -2,6 +2,7 @@
 
 import html
 import math
+import os
 import re
 import subprocess
 import sys
@@ -148,6 +149,9 @@ def test_tree_branches_where_attempts_do():
     assert [to_hex(t.get_color()) for t in boxes].count(show.RED) == 1
     lines = [line.get_xydata().tolist() for line in figure.axes[0].lines]
     assert [[1, 0], [2, -1]] in lines and len(lines) == 5
+    twice = show.tree(traces.parse("20 - 16 = 4 , 4 + 4 = 8 no " * 2, PUZZLE)).axes[0]
+    grey = [t.get_text() for t in twice.texts if to_hex(t.get_color()) == show.GREY]
+    assert grey == ["again 20 - 16 = 4 , 4 + 4 = 8"]
     assert show.tree(traces.parse(JUMP, PUZZLE)).axes[0].texts[0].get_text() == "20 16 4 → 40"
 
 
@@ -178,11 +182,12 @@ def test_explorer(tmp_path, monkeypatch):
     assert puzzle.options == () and view.value == ""
 
 
-def headless(out, *assignments: str) -> subprocess.CompletedProcess:
+def headless(out, *assignments: str, **env: str) -> subprocess.CompletedProcess:
     job = Path(__file__).parent.parent / "notebooks" / "05_train.py"
     sets = [word for assignment in assignments for word in ("--set", assignment)]
     command = [sys.executable, job, "--out", out, *sets]
-    return subprocess.run(command, capture_output=True, text=True, cwd=job.parent.parent)
+    env = os.environ | env
+    return subprocess.run(command, capture_output=True, text=True, cwd=job.parent.parent, env=env)
 
 
 def test_main_job_draws_its_curve_and_resumes(tmp_path):
@@ -205,3 +210,20 @@ def test_main_job_says_in_a_line_what_is_wrong(tmp_path, wrong):
     done = headless(tmp_path / "run", wrong)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert wrong.partition("=")[0] in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_main_job_says_in_a_line_what_the_machine_refuses(tmp_path):
+    (tmp_path / "run").touch()
+    done = headless(tmp_path / "run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "is a file, or lies in one: a run needs a folder." in done.stderr
+
+
+def test_main_job_says_in_a_line_why_a_download_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://localhost:9")  # where nobody answers
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+    done = headless(tmp_path / "run", "model=google/gemma-3/flax/none")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].endswith(".")

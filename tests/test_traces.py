@@ -324,6 +324,15 @@ def test_outcome(text, expected):
     assert traces.outcome(traces.parse(text, P98)) == expected
 
 
+def test_cut_off_is_without_an_answer_and_without_an_end():
+    loop, answered = "44 + 19 = 63 no 44 + 19 = 63 no", "<answer> 44 + 19 </answer> 44 +"
+    assert traces.outcome(traces.parse(loop, P98), ended=False) == "cut off"
+    assert traces.outcome(traces.parse(loop, P98), ended=True) == "gave up"
+    assert traces.outcome(traces.parse(answered, P98), ended=False) == "gave up"
+    right = "<answer> 44 + 19 + 35 </answer> and"
+    assert traces.outcome(traces.parse(right, P98), ended=False) == "right"
+
+
 def test_keywords_mislead():
     """All the words and none of the deeds, and the other way round."""
     words = "First, a goal. Wait, let me check, step back and try again. Yes, correct!"

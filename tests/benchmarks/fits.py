@@ -61,7 +61,7 @@ def table(rows: list[dict]) -> list[str]:
 def _cell(r: dict) -> str:
     sample, update = (max(gib for name, gib in r["GiB"].items() if name.startswith(kind))
                       for kind in ("sample", "update"))  # fmt: skip
-    return f"{r['prompts'] or 'none: 8'} ({sample:.1f}, {update:.1f})"
+    return f"{r['prompts'] or 'not even 8'} ({sample:.1f}, {update:.1f})"
 
 
 if __name__ == "__main__":
