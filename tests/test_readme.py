@@ -37,12 +37,18 @@ def test_the_table_of_what_fits(monkeypatch):
     import fits
 
     rows = json.loads(fits.RESULTS.read_text())
-    assert len(rows) == 3 * sum(map(len, fits.MODELS.values()))
+    cases = [(model, chip, way) for model, way in fits.CASES for chip in fits.CHIPS]
+    asked = {(row["model"], row["chip"], row["way"]): row for row in rows}
+    assert len(asked) == len(rows) and asked.keys() <= set(cases)
     import pages
 
     for page, text in pages.pages().items():
         assert page.read_text() == text, "run python tests/benchmarks/pages.py"
-        assert text.count("| gemma") == (4 if page.stem == "README" else len(rows) / 3)
+        assert text.count("| gemma") == (4 if page.stem == "README" else len(fits.CASES))
+    for model, chip in (("gemma2-2b", "v3-8"),):  # what its preset is for
+        row = asked[model, chip, "all weights, KL"]
+        assert row["prompts"] >= SETTINGS[model].prompts
+        assert max(row["GiB"].values()) <= plan.CHIPS[chip].hbm
 
 
 def test_the_least_hours_of_each_machine():
