@@ -26,9 +26,10 @@ def watched_spec(shape, names, mesh):
 
 
 def lie(rows):
-    """How many rows there are, on each device too, and GiB of a device."""
+    """How many rows there are, on each device too, slots of the cache, and GiB of a device."""
     shards = [x.sharding.shard_shape(x.shape)[x.ndim == 5] for x in jax.tree.leaves(rows)]
-    return {"rows": len(rows.done), "each": sorted(set(shards)), "GiB": plan._held(rows)}
+    size = {"rows": len(rows.done), "slots": rows.cache.k.shape[3], "GiB": plan._held(rows)}
+    return size | {"each": sorted(set(shards))}
 
 
 def watched_decode(graph, params, rows, *args, **kwargs):
