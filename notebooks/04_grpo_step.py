@@ -1223,7 +1223,8 @@ for i, name in enumerate(cases if seeds else ()):
           f" {drawn / len(seeds):11.0f} a run {clipped:10.1%}")  # fmt: skip
 
 # %% [markdown]
-# VARIANTS_TEXT Mind what is *not* equal: DAPO draws again until its groups
+# A pair that is not named above is not shown to differ, whatever the order of
+# its dots. And mind what is *not* equal: DAPO draws again until its groups
 # have signal, so it sees more puzzles than the others for the same number of
 # updates, and the learning rate was not tuned for any of them.
 #
