@@ -109,7 +109,7 @@ def save(manager: ocp.CheckpointManager, step: int, tree: dict, row: dict) -> No
 
 
 def restore(
-    manager: ocp.CheckpointManager, shapes: dict, out: Path, upto: float = math.inf
+    manager: ocp.CheckpointManager, shapes: dict, out: Path, upto: int | float = math.inf
 ) -> tuple[dict | None, int]:
     """The newest checkpoint that is whole, as `shapes` says (with shardings), and its step.
 

@@ -292,7 +292,7 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
                     return
 
 
-def _resume(s: Settings, out: Path, mesh, manager, upto: float = math.inf):
+def _resume(s: Settings, out: Path, mesh, manager, upto: int | float = math.inf):
     """As `begin`, with the state of the newest checkpoint, and its step; -1 if there is none."""
     graph, state, reference, tokenizer = begin(s, mesh)
     kept, rest = _kept(state, s)
@@ -308,7 +308,7 @@ def _resume(s: Settings, out: Path, mesh, manager, upto: float = math.inf):
     return graph, state, reference, tokenizer, done
 
 
-def trained(out: str | Path, step: float = math.inf) -> tuple[Gemma, Tokenizer, Settings]:
+def trained(out: str | Path, step: int | float = math.inf) -> tuple[Gemma, Tokenizer, Settings]:
     """The model of a run's newest checkpoint, up to a step, with its tokenizer and settings.
 
     Adapters are merged. FileNotFoundError if there is no such checkpoint.

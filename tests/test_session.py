@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 from aha_lib import checkpoints, session
 
@@ -84,6 +85,28 @@ def test_two_hosts_and_one_is_killed(tmp_path):
     assert jobs[0].returncode == 1
     assert "Host 0: Another host has ended, and this one cannot go on alone." in said
     assert "Traceback" not in said
+
+
+def test_ctrl_c_in_a_cell(tmp_path):
+    """The interrupted cell has saved its step, and run again it goes on."""
+    manager, client = start_new_kernel(cwd=str(JOB.parent.parent))
+    cell = (
+        "from aha_lib import train\nfrom aha_lib.presets import Settings\n"
+        f"for row in train.train(Settings(**{SETTINGS}), {str(tmp_path)!r}):\n    pass"
+    )
+    try:
+        client.execute(cell)
+        until(tmp_path, 2)
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=300)["content"]
+        assert reply["ename"] == "KeyboardInterrupt"
+        last = steps(tmp_path)[-1]
+        assert f"step {last} of 300 is saved" in (tmp_path / "stopped.txt").read_text()
+        client.execute(cell)
+        until(tmp_path, last + 3)
+        assert steps(tmp_path)[: last + 2] == list(range(last + 2))
+    finally:
+        manager.shutdown_kernel(now=True)
 
 
 # Signals
