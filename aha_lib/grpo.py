@@ -273,10 +273,7 @@ def accumulate(graph, params, reference, grads, batch: Batch, tokens, settings: 
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
 def apply(state: TrainState, grads, settings: Settings, loss: float | Float[Array, ""] = 0.0):
-    """One optimizer step, none if the loss or the gradient is not finite: then the state stays.
-
-    Gives the new state and the gradient's norm before clipping.
-    """
+    """One optimizer step, none if loss or gradient is not finite; and the norm before clipping."""
     params, rest = learned(state.params, settings)
     updates, opt_state = optimizer(settings).update(grads, state.opt_state, params)
     norm = optax.tree.norm(grads)

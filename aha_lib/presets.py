@@ -5,7 +5,8 @@ devices.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ PUZZLES: dict[str, dict] = {
 
 # What a run's settings may be: the least and the most that make sense, or one of some words.
 _LEAST = dict.fromkeys("""clip_low decay kl entropy_bonus length_reward clip_high importance_cap
-learning_rate weight_decay seed steps refills overlong warmup
-lora form_reward""".split(), 0)  # fmt: skip
+learning_rate weight_decay seed steps refills overlong warmup lora form_reward
+checkpoint_minutes hours""".split(), 0)  # fmt: skip
 _LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch eval_every
 eval_puzzles pass_k checkpoint_every tp""".split(), 1)  # fmt: skip
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
@@ -170,13 +171,15 @@ _LEAST |= {"rows": 1, "row_len": 16}
 # JAX's keys take 32 bits of a seed.
 _MOST = {"clip_low": 1, "decay": 1, "form_reward": 0.9, "seed": 2**32 - 1}
 # Fields that say how a run is computed, measured and kept, not what it learns.
-_COMPUTED_AND_KEPT = "preset micro_batch tp gather eval_every checkpoint_every".split()
+_COMPUTED_AND_KEPT = """preset micro_batch tp gather eval_every checkpoint_every
+checkpoint_minutes hours preflight tracker""".split()
 _CHOICES = {
     "puzzles": tuple(PUZZLES),
     "template": ("tiny", "short", "base"),
     "dtype": ("auto", "float32", "bfloat16"),
     "objective": ("clip", "sequence_clip", "cispo", "reinforce", "kimi"),
     "norm": ("token", "sequence", "group", "constant"),
+    "tracker": ("none", "tensorboard", "wandb"),
 }
 
 
@@ -240,7 +243,11 @@ class Settings:
     eval_puzzles: int = 256
     pass_k: int = 16  # completions of each held-out puzzle for pass@k, at step 0
     # Keeping: nothing from here on changes what the run learns
-    checkpoint_every: int = 10
+    checkpoint_every: int = 10  # steps
+    checkpoint_minutes: float = 10.0  # also so long after the last one
+    hours: float = 0.0  # after which it saves and stops; 0: when the session ends, if that is known
+    preflight: bool = False  # sample a step's completions first, and stop if they teach nothing
+    tracker: str = "none"  # "tensorboard" or "wandb": rows go there too
 
     def __post_init__(self):
         _check(self)
@@ -314,7 +321,7 @@ def _gemma(name: str, **changes) -> Settings:
     return Settings(
         preset=name, model=name, puzzles="tinyzero", template="base", steps=400, prompts=32,
         group=8, prompt_len=256, completion_len=1024, kl=0.001, learning_rate=1e-6,
-        eval_every=25, pass_k=8, checkpoint_every=25, **changes,
+        eval_every=25, pass_k=8, checkpoint_every=25, preflight=True, **changes,
     )  # fmt: skip
 
 
@@ -350,3 +357,21 @@ PRETRAINING: dict[str, Pretraining] = {
     "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", cut=True, dtype="bfloat16"),
     "gemma3-270m-short": _COLD,
 }
+
+def changes(assignments: Sequence[str], of: type = Settings) -> dict:
+    """`name=value` assignments as keywords of Settings, or of `Pretraining`.
+
+    Raises ValueError for an unknown name or a value of another type.
+    """
+    kinds = {field.name: field.type for field in fields(of)}
+    del kinds["preset"]  # says which of SETTINGS these come from
+    values, words = {}, {"True": True, "False": False}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in kinds:
+            raise ValueError(f"No setting is called {name!r}; there are: {', '.join(kinds)}.")
+        try:
+            values[name] = words[text] if kinds[name] is bool else kinds[name](text)
+        except (ValueError, KeyError):
+            raise ValueError(f"{name} takes {kinds[name].__name__}, not {text!r}.") from None
+    return values
