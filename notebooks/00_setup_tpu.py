@@ -513,6 +513,7 @@ def read(state, tokens, positions, filled):
     return model.logits(hidden[:, -1])
 
 
+# %%
 def tokens_per_second(rows, count):
     """Of one call that takes `count` tokens in each of the rows."""
     ids = jnp.ones((rows, count), jnp.int32)
