@@ -1,4 +1,4 @@
-"""Gemma learns Countdown by GRPO, in fourteen small modules.
+"""Gemma learns Countdown by GRPO, in seventeen small modules.
 
 Axes, as every array annotation names them:
 

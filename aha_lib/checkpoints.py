@@ -5,12 +5,17 @@ checkpoints. A kill between any two writes loses nothing: what a checkpoint does
 written again. Knows nothing of models, puzzles or rewards; takes rows and pytrees of arrays.
 """
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import logging
+import math
 import operator
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -46,22 +51,54 @@ def claim(out: Path, settings: Settings | Pretraining) -> list[str]:
             "or the same settings to resume it."
         )
     write(path, json.dumps(new, indent=2) + "\n")
+    if jax.process_index() == 0:
+        for name in ("stop", "stopped.txt"):  # of the time before
+            (out / name).unlink(missing_ok=True)
     return told
 
 
-def manager(out: Path) -> ocp.CheckpointManager:
+def manager(out: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
     """Of the folder's checkpoints: written while the run goes on, the last two and the best kept.
 
-    The best has the highest held-out accuracy of those saved with one.
+    The best has the highest held-out accuracy of those saved with one. `read_only` for a folder
+    whose run may be going on elsewhere.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
     accuracy = operator.itemgetter("heldout_accuracy")
     best = BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(KEPT - 1), best]),
-        cleanup_tmp_directories=True,  # of a save that was killed
+        cleanup_tmp_directories=not read_only,  # of a save that was killed
+        read_only=read_only,
     )
     return ocp.CheckpointManager((out / "checkpoints").resolve(), options=options)
+
+
+def check_room(out: Path, tree) -> None:
+    """Raise OSError if the disk has no room for all checkpoints of `tree` that a run holds."""
+    need = (KEPT + 1) * sum(x.nbytes for x in jax.tree.leaves(tree))  # one is being written
+    there = sum(x.stat().st_size for x in (out / "checkpoints").rglob("*") if x.is_file())
+    free = shutil.disk_usage(out).free + there
+    if free < need:
+        raise OSError(
+            f"{out} has {free / 2**30:.3g} GiB of disk, and the checkpoints may take "
+            f"{need / 2**30:.3g} ({KEPT} are kept, one is written): choose another folder, or set "
+            "lora=16."
+        )
+
+
+@contextlib.contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """The error of a full disk, whoever met it, as an OSError with a sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not re.search(r"No space left|ENOSPC|Disk quota", f"{error} {error.__cause__}"):
+            raise
+        raise OSError(
+            f"The disk is full: make room in {out}, and the same command goes on from the last "
+            "checkpoint, which is whole."
+        ) from error
 
 
 def save(manager: ocp.CheckpointManager, step: int, tree: dict, row: dict) -> None:
@@ -71,13 +108,16 @@ def save(manager: ocp.CheckpointManager, step: int, tree: dict, row: dict) -> No
     manager.save(step, args=kept, metrics=metrics or None)
 
 
-def restore(manager: ocp.CheckpointManager, shapes: dict, out: Path) -> tuple[dict | None, int]:
+def restore(
+    manager: ocp.CheckpointManager, shapes: dict, out: Path, upto: int | float = math.inf
+) -> tuple[dict | None, int]:
     """The newest checkpoint that is whole, as `shapes` says (with shardings), and its step.
 
-    None and -1 if there is none. One that is damaged is told, and moved to `damaged`.
+    Of those up to a step; None and -1 if there is none. A damaged one is told, and moved to
+    `damaged`.
     """
     shapes = ocp.args.StandardRestore(shapes | {"checksum": jax.ShapeDtypeStruct((), jnp.uint32)})
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in sorted((n for n in manager.all_steps() if n <= upto), reverse=True):
         try:
             tree = manager.restore(step, args=shapes)
             bad = int(tree.pop("checksum")) != int(checksum(tree)) and "its checksum is another"
@@ -144,3 +184,28 @@ def say(out: Path, line: str) -> None:
         tqdm.write(line)
         with (out / "log.txt").open("a") as file:
             file.write(line + "\n")
+
+
+def stopped(out: Path, line: str) -> None:
+    """Say that the run has stopped, and leave it in `stopped.txt`."""
+    say(out, line)
+    write(out / "stopped.txt", line + "\n")
+
+
+def tracker(settings: Settings, out: Path) -> Callable[[str, float, int], None] | None:
+    """What takes a name, a value and a step to TensorBoard's or Weights & Biases' own writer.
+
+    None if the settings ask for neither. Raises ValueError where the writer's package is missing.
+    """
+    name, said = settings.tracker, dataclasses.asdict(settings)
+    if name == "none" or jax.process_index() > 0:
+        return None
+    try:
+        if name == "tensorboard":
+            return importlib.import_module("tensorboard.summary").Writer(str(out / name)).add_scalar
+        run = importlib.import_module(name).init(
+            project="aha", dir=out, id=out.resolve().name, resume="allow", config=said
+        )
+        return lambda key, value, step: run.log({key: value}, step=step)
+    except ImportError:
+        raise ValueError(f"tracker={name} needs its package: pip install {name}") from None

@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from aha_lib import objectives
 from aha_lib.presets import Settings
 from aha_lib.runtime import shard_batch, to_host, whole_shares
 
@@ -54,8 +55,8 @@ def shaped(
 
 
 def overlong_penalty(lengths: Int[np.ndarray, "P G"], longest: int, buffer: int):
-    """DAPO's soft overlong punishment (2503.14476, eq. 13), linear over the last `buffer` tokens:
-    0 up to longest - buffer, -1 at `longest`, where completions are cut."""
+    """DAPO's soft overlong punishment (2503.14476, eq. 13): linear over the last `buffer` tokens,
+    from 0 to -1 at `longest`, where completions are cut."""
     return np.clip((longest - buffer - lengths) / buffer, -1.0, 0.0)
 
 
@@ -106,36 +107,6 @@ def refill(batch: Batch, rewards: Float[np.ndarray, "P G"], more: Batch, more_re
     return joined, np.concatenate([rewards, more_rewards])[pick]
 
 
-def token_weights(mask: Bool[np.ndarray, "B T"], norm: str, group: int = 1):
-    """What a token counts, so that the mean over the batch's tokens becomes another mean.
-
-    "token": 1. "sequence": the mean of the completions' means (GRPO, 2402.03300, eq. 3): a token of
-    a long one counts less. "group": the mean of the means of groups of `group` rows (DAPO,
-    2503.14476, eq. 8). "constant": the sum over B · T, T the longest that is allowed (Dr. GRPO,
-    2503.20783). Any other raises ValueError.
-    """
-    lengths = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-    if norm == "token":
-        weights = 1.0
-    elif norm == "sequence":
-        weights = mask.sum() / (len(mask) * lengths)
-    elif norm == "group":
-        of_group = lengths.reshape(-1, group).sum(axis=1).repeat(group)
-        weights = mask.sum() * group / (len(mask) * of_group[:, None])
-    elif norm == "constant":
-        weights = mask.sum() / mask.size
-    else:
-        raise ValueError(f'norm is "token", "sequence", "group" or "constant", not {norm!r}.')
-    return (weights * mask).astype(np.float32)
-
-
-def truncated_weights(trainer: Float[np.ndarray, "B T"], sampler, cap: float):
-    """min(trainer / sampler probability, cap), from nats: for a trainer and a sampler that compute
-    one policy a little differently (Yao et al. 2025, "Your efficient RL framework secretly brings
-    you off-policy RL training")."""
-    return np.minimum(np.exp(trainer - sampler), cap)
-
-
 def optimizer(settings: Settings) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm. Step k (from 1) of a warm-up of n has k / n of the
     learning rate, so that the first learns too; a cosine to `decay` of it follows."""
@@ -161,40 +132,6 @@ def completion_logprobs(model, batch: Batch, temperature: float):
     return model.logprobs(hidden, batch.completions, temperature=temperature)
 
 
-def clipped(log_ratio, gain, low: float, high: float):
-    """PPO's min(r A, clip(r, 1 - low, 1 + high) A) of the ratio r to the sampling policy, [B, T]
-    (1707.06347, eq. 7), and where the clip holds, so that the gradient is 0. DAPO's clip-higher
-    (2503.14476, eq. 8) is high > low."""
-    ratio = jnp.exp(log_ratio)
-    inside = jnp.clip(ratio, 1 - low, 1 + high)
-    return jnp.minimum(ratio * gain, inside * gain), inside * gain < ratio * gain
-
-
-def sequence_mean(log_ratio, mask):
-    """The completion's mean of `log_ratio`, at each of its tokens: log of GSPO's sequence ratio
-    (π(y|x) / π_old(y|x)) ** (1 / |y|) (2507.18071, eq. 7), to be clipped like PPO's (eq. 5)."""
-    return log_ratio.sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1) * mask
-
-
-def cispo(logprobs, log_ratio, gain, low: float, high: float):
-    """CISPO (MiniMax-M1, 2506.13585, eq. 4-5): stop_gradient(clip(r)) A log π, [B, T], and where it
-    is clipped. The clip bounds a token's weight and never drops the token."""
-    ratio = jnp.exp(log_ratio)
-    inside = jax.lax.stop_gradient(jnp.clip(ratio, 1 - low, 1 + high))
-    return inside * gain * logprobs, inside != ratio
-
-
-def mirror_descent(log_ratio, gain, mask, tau: float):
-    """Kimi k1.5's objective (2501.12599, eq. 3), spread evenly over the completion's tokens.
-
-    A L - tau/2 L² with L the completion's log-ratio: up to a constant -(A - tau L)² / (2 tau), the
-    squared distance to mirror descent's optimum. Nothing is clipped.
-    """
-    whole = log_ratio.sum(1, keepdims=True)
-    value = (gain - tau / 2 * whole) * whole / jnp.maximum(mask.sum(1, keepdims=True), 1)
-    return value * mask, jnp.zeros_like(mask)
-
-
 def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
     """Sum over tokens of the objective, negated, and sums of what is worth watching.
 
@@ -206,16 +143,16 @@ def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
     s, mask, gain = settings, batch.mask, batch.advantages[:, None]
     log_ratio = jnp.where(mask, logprobs - batch.logprobs, 0.0)
     if s.objective == "clip":
-        objective, outside = clipped(log_ratio, gain, s.clip_low, s.clip_high)
+        objective, outside = objectives.clipped(log_ratio, gain, s.clip_low, s.clip_high)
     elif s.objective == "sequence_clip":
-        shared = sequence_mean(log_ratio, mask)
-        objective, outside = clipped(shared, gain, s.clip_low, s.clip_high)
+        shared = objectives.sequence_mean(log_ratio, mask)
+        objective, outside = objectives.clipped(shared, gain, s.clip_low, s.clip_high)
     elif s.objective == "cispo":
-        objective, outside = cispo(logprobs, log_ratio, gain, s.clip_low, s.clip_high)
+        objective, outside = objectives.cispo(logprobs, log_ratio, gain, s.clip_low, s.clip_high)
     elif s.objective == "reinforce":  # RLOO's (2402.14740, eq. 7): no ratio, so no clip
         objective, outside = gain * logprobs, jnp.zeros_like(mask)
     elif s.objective == "kimi":
-        objective, outside = mirror_descent(log_ratio, gain, mask, s.tau)
+        objective, outside = objectives.mirror_descent(log_ratio, gain, mask, s.tau)
     else:
         raise ValueError(f"No objective is called {s.objective!r}: see presets.Settings.")
     kl = jnp.zeros_like(logprobs)
@@ -273,10 +210,7 @@ def accumulate(graph, params, reference, grads, batch: Batch, tokens, settings: 
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
 def apply(state: TrainState, grads, settings: Settings, loss: float | Float[Array, ""] = 0.0):
-    """One optimizer step, none if the loss or the gradient is not finite: then the state stays.
-
-    Gives the new state and the gradient's norm before clipping.
-    """
+    """One optimizer step, none if loss or gradient is not finite; and the norm before clipping."""
     params, rest = learned(state.params, settings)
     updates, opt_state = optimizer(settings).update(grads, state.opt_state, params)
     norm = optax.tree.norm(grads)
@@ -289,10 +223,10 @@ def apply(state: TrainState, grads, settings: Settings, loss: float | Float[Arra
 def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
     """Cut a batch on the host into micro-batches of `rows` rows of like length.
 
-    Rows are sorted by length and each micro-batch is cut to the shortest bucket that holds it, so
-    that the update does not pay for padding. Rows with no advantage add nothing to the gradient
-    and are left out unless `all_rows` (a KL term learns from them too). `rows` is rounded up to
-    what the mesh spreads evenly; the last micro-batch is filled with rows that train nothing.
+    Each is cut to the shortest bucket that holds it, so that the update does not pay for padding.
+    Rows with no advantage add nothing to the gradient and are left out unless `all_rows` (a KL
+    term learns from them too). `rows` is rounded up to what the mesh spreads evenly; the last
+    micro-batch is filled with rows that train nothing.
     """
     lengths = batch.mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
@@ -322,8 +256,9 @@ def rescored(graph, params, batch: Batch, settings: Settings) -> Batch:
         micro = jax.tree.map(lambda x: x[index], batch)  # noqa: B023
         parts.append(to_host(_logprobs(graph, params, micro, settings.temperature)))
     ours = np.where(batch.mask, np.concatenate(parts)[:count], 0.0).astype(np.float32)
-    weights = truncated_weights(ours, batch.logprobs, settings.importance_cap)
-    weights = weights * (1 if batch.weights is None else batch.weights)
+    weights = objectives.truncated_weights(ours, batch.logprobs, settings.importance_cap)
+    if batch.weights is not None:
+        weights = weights * batch.weights
     return batch._replace(logprobs=ours, weights=weights.astype(np.float32))
 
 
@@ -331,13 +266,12 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
     """One GRPO step on a whole batch (host arrays); gives the new state and the metrics.
 
     `settings.updates` optimizer steps (GRPO's μ), the log-probabilities of the batch staying
-    those of the old policy. Gradients are those of the whole batch. `state` is donated. Metrics
-    are means over the tokens trained, `entropy`, `kl`, `clip_fraction`; `grad_norm` of the last
-    update; and the number of `skipped_updates`, those that were not finite.
+    those of the old policy. `state` is donated. Metrics: means over the tokens trained, `entropy`,
+    `kl`, `clip_fraction`; the last `grad_norm`; `skipped_updates`, those that were not finite.
     """
     s, sums, skipped = settings, [], 0
     if s.norm != "token":
-        batch = batch._replace(weights=token_weights(batch.mask, s.norm, s.group))
+        batch = batch._replace(weights=objectives.token_weights(batch.mask, s.norm, s.group))
     if s.importance_cap:
         batch = rescored(graph, state.params, batch, s)
     tokens = float(max(batch.mask.sum(), 1))
@@ -351,7 +285,7 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
         value = sum((x["loss"] for x in sums[before:]), jnp.float32(0))
         state, grad_norm = apply(state, grads, s, value)
         skipped += not np.isfinite(float(grad_norm + value))
-    totals = {k: float(sum(x[k] for x in sums)) for k in ("entropy", "kl", "clip_fraction")}
     trained = max(sum(float(x["tokens"]) for x in sums), 1)
-    means = {k: v / trained for k, v in totals.items()}
+    watch = "entropy", "kl", "clip_fraction"
+    means = {k: float(sum(x[k] for x in sums)) / trained for k in watch}
     return state, means | {"grad_norm": float(grad_norm), "skipped_updates": skipped}

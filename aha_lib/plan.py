@@ -1,8 +1,8 @@
 """What fits on which chip, asked of the compiler; and the time and price that its peaks allow.
 
-Compiles the programs of a run for a TPU that need not be there, with XLA's own TPU compiler
-(libtpu), and adds up what a core must hold. `python -m aha_lib.plan --model gemma2-2b
---chip v3-8` prints it. Runs none of them, loads no weights and does not know the task.
+Compiles the programs of a run for a TPU that need not be there, with XLA's own compiler (libtpu),
+and adds up what a core must hold: `python -m aha_lib.plan --model gemma2-2b --chip v3-8`. Runs
+none of them, loads no weights and does not know the task.
 """
 
 import argparse
@@ -137,9 +137,7 @@ def plan(model: str, chip: str, **changes) -> Plan:
 
 def largest(name: str, model: str, chip: str, *, start: int | None = None, **changes) -> int:
     """The largest power of two times the cores that setting `name` may have; 0 if none fits.
-
-    `start` is where the search begins: by default at one a core.
-    """
+    The search begins at `start`, by default one a core."""
 
     def fits(size):
         todo = _todo(model, chip, changes | {name: size})[1]
@@ -200,9 +198,8 @@ def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
 def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable]]:
     """All that a run executes on the mesh, but for what handles one array at a time.
 
-    Names, GiB of a core that wait meanwhile, and functions that lower each, with `mesh` in use. All
-    are as large as they get: the sampler reads as many prompts and writes as many rows as in any
-    call, to train or to evaluate. A restored state takes the place of the one before it.
+    Names, GiB of a core that wait meanwhile, and functions that lower each, with `mesh` in use.
+    Each is as large as any call makes it, to train or to evaluate.
     """
     dtype, param_dtype = runtime.dtypes(s.dtype, mesh.devices.flat[0].platform)
 

@@ -1,11 +1,11 @@
 """Model shapes, run settings and the named presets that join them.
 
-Frozen dataclasses, tables, and what `config.json` calls the shapes. Knows nothing of JAX, files or
-devices.
+Frozen dataclasses and tables. Knows nothing of JAX, files or devices.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -92,66 +92,6 @@ MODELS: dict[str, ModelConfig] = {
     # fmt: on
 }
 
-
-# fmt: off
-# What a config.json of transformers calls the fields of ModelConfig
-_JSON = {
-    "num_hidden_layers": "layers", "hidden_size": "width", "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads", "head_dim": "head_dim", "intermediate_size": "ff",
-    "sliding_window": "window", "_sliding_window_pattern": "global_every",
-    "sliding_window_pattern": "global_every", "rope_theta": "rope_base",
-    "rope_local_base_freq": "rope_base_local", "query_pre_attn_scalar": "query_scalar",
-    "attn_logit_softcapping": "attn_softcap", "final_logit_softcapping": "final_softcap",
-    "rms_norm_eps": "norm_eps",
-}
-# fmt: on
-
-
-def from_config_json(said: dict, base: ModelConfig) -> ModelConfig:
-    """The shape that a `config.json` of transformers 4 or 5 describes; `base` where it is silent.
-
-    Of a multimodal model it is the text part. Raises ValueError for another kind of model than
-    `base`, another vocabulary, or layers in an order that no Gemma has.
-    """
-    said = dict(said.get("text_config", said))
-    rope = said.get("rope_parameters") or {}  # of transformers 5; 4 has a key for each
-    far, near = rope.get("full_attention", rope), rope.get("sliding_attention", rope)
-    types = said.get("layer_types") or []
-    if "sliding_attention" in types:
-        said["sliding_window_pattern"] = [*types, "full_attention"].index("full_attention") + 1
-    fields = {field: type(getattr(base, field))(said[key])
-              for key, field in _JSON.items() if said.get(key) is not None}  # fmt: skip
-    if far:
-        fields["rope_base"], fields["rope_base_local"] = far["rope_theta"], near["rope_theta"]
-        fields["rope_scale"] = far.get("factor", 1.0)
-    if fields.get("query_scalar") == fields.get("head_dim", base.head_dim):
-        fields["query_scalar"] = 0.0
-    config = replace(base, **fields)
-    for key in ("model_type", "vocab_size", "layer_types"):
-        if said.get(key, known := to_config_json(config)[key]) != known:
-            raise ValueError(f"config.json says {key} is {said[key]}: supported are Gemma 1, 2 and "
-                             f"3, and here {known}.")  # fmt: skip
-    return config
-
-
-def to_config_json(c: ModelConfig) -> dict:
-    """The `config.json` of `c`, in the words of transformers 5."""
-    types = ["sliding" if (i + 1) % c.global_every else "full" for i in range(c.layers)]
-    far = {"rope_type": "default", "rope_theta": c.rope_base}
-    if c.rope_scale != 1:
-        far |= {"rope_type": "linear", "factor": c.rope_scale}
-    near = {"rope_type": "default", "rope_theta": c.rope_base_local}
-    return {key: getattr(c, field) or None for key, field in _JSON.items()} | {
-        "architectures": [("Gemma", "Gemma2", "Gemma3")[c.generation - 1] + "ForCausalLM"],
-        "model_type": ("gemma", "gemma2", "gemma3_text")[c.generation - 1],
-        "layer_types": [f"{t}_attention" for t in types], "vocab_size": c.vocab,
-        "query_pre_attn_scalar": int(c.query_scalar) or c.head_dim,
-        "rope_parameters": {"full_attention": far, "sliding_attention": near} if c.qk_norm else far,
-        "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
-        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
-    }  # fmt: skip
-
-
 # Keywords of countdown.generate.
 PUZZLES: dict[str, dict] = {
     "tiny": dict(numbers=3, low=1, high=20, target_low=10, target_high=99, bound=100),
@@ -160,8 +100,8 @@ PUZZLES: dict[str, dict] = {
 
 # What a run's settings may be: the least and the most that make sense, or one of some words.
 _LEAST = dict.fromkeys("""clip_low decay kl entropy_bonus length_reward clip_high importance_cap
-learning_rate weight_decay seed steps refills overlong warmup
-lora form_reward""".split(), 0)  # fmt: skip
+learning_rate weight_decay seed steps refills overlong warmup lora form_reward
+checkpoint_minutes hours""".split(), 0)  # fmt: skip
 _LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch eval_every
 eval_puzzles pass_k checkpoint_every tp""".split(), 1)  # fmt: skip
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
@@ -170,13 +110,15 @@ _LEAST |= {"rows": 1, "row_len": 16}
 # JAX's keys take 32 bits of a seed.
 _MOST = {"clip_low": 1, "decay": 1, "form_reward": 0.9, "seed": 2**32 - 1}
 # Fields that say how a run is computed, measured and kept, not what it learns.
-_COMPUTED_AND_KEPT = "preset micro_batch tp gather eval_every checkpoint_every".split()
+_COMPUTED_AND_KEPT = """preset micro_batch tp gather eval_every checkpoint_every
+checkpoint_minutes hours preflight tracker""".split()
 _CHOICES = {
     "puzzles": tuple(PUZZLES),
     "template": ("tiny", "short", "base"),
     "dtype": ("auto", "float32", "bfloat16"),
     "objective": ("clip", "sequence_clip", "cispo", "reinforce", "kimi"),
     "norm": ("token", "sequence", "group", "constant"),
+    "tracker": ("none", "tensorboard", "wandb"),
 }
 
 
@@ -240,7 +182,11 @@ class Settings:
     eval_puzzles: int = 256
     pass_k: int = 16  # completions of each held-out puzzle for pass@k, at step 0
     # Keeping: nothing from here on changes what the run learns
-    checkpoint_every: int = 10
+    checkpoint_every: int = 10  # steps
+    checkpoint_minutes: float = 10.0  # also so long after the last one
+    hours: float = 0.0  # after which it saves and stops; 0: when the session ends, if that is known
+    preflight: bool = False  # sample a step's completions first, and stop if they teach nothing
+    tracker: str = "none"  # "tensorboard" or "wandb": rows go there too
 
     def __post_init__(self):
         _check(self)
@@ -314,7 +260,7 @@ def _gemma(name: str, **changes) -> Settings:
     return Settings(
         preset=name, model=name, puzzles="tinyzero", template="base", steps=400, prompts=32,
         group=8, prompt_len=256, completion_len=1024, kl=0.001, learning_rate=1e-6,
-        eval_every=25, pass_k=8, checkpoint_every=25, **changes,
+        eval_every=25, pass_k=8, checkpoint_every=25, preflight=True, **changes,
     )  # fmt: skip
 
 
@@ -350,3 +296,21 @@ PRETRAINING: dict[str, Pretraining] = {
     "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", cut=True, dtype="bfloat16"),
     "gemma3-270m-short": _COLD,
 }
+
+def changes(assignments: Sequence[str], of: type = Settings) -> dict:
+    """`name=value` assignments as keywords of Settings, or of `Pretraining`.
+
+    Raises ValueError for an unknown name or a value of another type.
+    """
+    kinds = {field.name: field.type for field in fields(of)}
+    del kinds["preset"]  # says which of SETTINGS these come from
+    values, words = {}, {"True": True, "False": False}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in kinds:
+            raise ValueError(f"No setting is called {name!r}; there are: {', '.join(kinds)}.")
+        try:
+            values[name] = words[text] if kinds[name] is bool else kinds[name](text)
+        except (ValueError, KeyError):
+            raise ValueError(f"{name} takes {kinds[name].__name__}, not {text!r}.") from None
+    return values

@@ -26,9 +26,8 @@ from tqdm.auto import tqdm
 
 from aha_lib import checkpoints, corpus, lora, runtime, vocabulary, weights
 from aha_lib.gemma import Gemma
-from aha_lib.presets import MODELS, PRETRAINING, Pretraining
+from aha_lib.presets import MODELS, PRETRAINING, Pretraining, changes
 from aha_lib.tokenizer import Tokenizer, tiny_model
-from aha_lib.train import changes
 
 
 def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:

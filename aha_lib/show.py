@@ -37,6 +37,12 @@ PANELS = (
     ("Backtracks in a response",
      ("heldout_backtracks", "held-out", BLUE), ("backtracks", "training", GREY)),
     ("Entropy of the next token, nats", ("entropy", "training", GREY)),
+    ("Mean reward", ("reward", "training", GREY)),
+    ("Groups without signal", ("zero_variance_groups", "training", GREY)),
+    ("KL divergence from the base, nats", ("kl", "training", GREY)),
+    ("Clipped tokens, share", ("clip_fraction", "training", GREY)),
+    ("Tokens per second", ("sample_tokens_per_second", "sampling", BLUE),
+     ("update_tokens_per_second", "update", ORANGE)),
 )  # fmt: skip
 
 
@@ -46,9 +52,13 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
     Args:
       runs: rows of metrics as `train.train` yields them. Of several runs each has a thin line and
         their mean a thick one; the dotted line is what the base does (step 0, held-out puzzles).
-      panels: 4 adds the entropy.
+      panels: 4 adds the entropy, 9 reward, groups without signal, KL, clipping and speed, in
+        rows of three.
     """
-    figure, axes = plt.subplots(1, panels, figsize=(3.7 * panels, 3.7), layout="constrained")
+    wide = 3 if panels > 4 else panels
+    high = -(-panels // wide)
+    figure = Figure(figsize=(3.7 * wide, 3.1 * high), layout="constrained")
+    axes = figure.subplots(high, wide, squeeze=False).flat  # no pyplot: it is not for threads
     for axis, (title, *lines) in zip(axes, PANELS, strict=False):
         for name, label, colour in reversed(lines):
             drawn = [_line(rows, name) for rows in runs]
@@ -76,7 +86,6 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))
-    plt.close(figure)  # shown by whoever asked for it, not once more at the end of the cell
     return figure
 
 

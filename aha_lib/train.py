@@ -8,6 +8,8 @@ traces) to the array side (sampler, grpo); knows nothing of plots.
 import argparse
 import dataclasses
 import functools
+import json
+import math
 import signal
 import time
 from collections import Counter
@@ -21,11 +23,11 @@ from tqdm.auto import tqdm
 
 from aha_lib import checkpoints, countdown, grpo, lora, runtime, sampler, session, traces, weights
 from aha_lib.checkpoints import read_rows as read_rows  # for those who look at a run
-from aha_lib.presets import PUZZLES, SETTINGS, Settings
+from aha_lib.gemma import Gemma
+from aha_lib.presets import PUZZLES, SETTINGS, Settings, changes
 from aha_lib.tokenizer import Tokenizer
 
 ROOM = "sampling, lower prompts or set gather=False; updating, lower micro_batch; or set lora=16"
-BAD_STEPS = 3  # in a row, whose gradients are not finite: then the run stops
 PANEL_SEED = 0  # the held-out panel is the same for every run, whatever its seed
 
 
@@ -214,92 +216,121 @@ def train(settings: Settings, out: str | Path) -> Iterator[dict]:
     """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
 
     Uses all devices, those of other hosts too (`runtime.start_distributed`), which then have to
-    share the folder.
-    Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl` (a row a step),
-    `rollouts.jsonl` (the held-out panel's completions at each evaluation), `log.txt` and
-    `checkpoints/`, of what is trained: with adapters these alone.
+    share the folder. Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl`
+    (a row a step), `rollouts.jsonl` (the held-out panel's completions at each evaluation),
+    `log.txt` and `checkpoints/`, of what is trained: with adapters these alone.
     A run that was killed goes on from its last checkpoint and gives the rows it would have given.
-    Ctrl-C (KeyboardInterrupt) and SIGTERM (SystemExit) come after the step is saved.
+    It saves a step and stops early, and says so in `stopped.txt`, when the session ends, when the
+    folder has a file `stop`, at Ctrl-C (KeyboardInterrupt) and at SIGTERM (SystemExit).
 
-    Raises ValueError if the folder holds a run with other settings, MemoryError if a device's
-    memory is too small for these, FloatingPointError after three steps in a row whose gradients
-    were not finite. Of several hosts each ends where one does, see `session.together`.
+    Raises ValueError if the folder holds a run with other settings, or preflight finds nothing to
+    learn from; MemoryError or OSError if a device's memory or the disk is too small;
+    FloatingPointError after three steps in a row whose gradients were not finite. Of several hosts
+    each ends where one does, see `session.together`.
     """
-    s, out = settings, Path(out)
+    s, out, ends = settings, Path(out), session.deadline(settings.hours)
+    say, stop = functools.partial(checkpoints.say, out), out / "stop"
     for change in checkpoints.claim(out, s):
-        checkpoints.say(out, f"Taken over: {change}")
-    mesh = runtime.make_mesh(tp=s.tp)
-    with checkpoints.manager(out) as manager, session.together(), session.signals() as seen:
+        say(f"Taken over: {change}")
+    track, mesh = checkpoints.tracker(s, out), runtime.make_mesh(tp=s.tp)
+    train_key, eval_key = jax.random.split(jax.random.key(s.seed))
+    with checkpoints.disk_errors(out), checkpoints.manager(out) as manager, session.together():
         with runtime.use(mesh):
             graph, state, reference, tokenizer, done = _resume(s, out, mesh, manager)
+            checkpoints.check_room(out, _kept(state, s)[0])
+            if s.preflight and done < 0:
+                base = nnx.merge(graph, state.params)
+                tried = rollout(base, tokenizer, puzzles(s, 1), train_key, s, group=s.group,
+                                temperature=s.temperature)  # fmt: skip
+                say(session.verdict(scored(tried, s)[1], tried.seconds))
         rows = checkpoints.cut(out / "metrics.jsonl", done)
         checkpoints.cut(out / "rollouts.jsonl", done)
-        train_key, eval_key = jax.random.split(jax.random.key(s.seed))
         bar = tqdm(range(done + 1, s.steps + 1), initial=done + 1, total=s.steps + 1, unit="step",
                    disable=jax.process_index() > 0)  # fmt: skip
-        for number in bar:
-            row = {"step": number}
-            with runtime.use(mesh):  # and off while the row is looked at
-                if number:
-                    state, row = step(graph, state, reference, tokenizer, s, number, train_key)
-                if number % s.eval_every == 0 or number == s.steps:
-                    now = nnx.merge(graph, state.params)
-                    measured, texts = evaluate(
-                        now, tokenizer, s, jax.random.fold_in(eval_key, number), number
-                    )
-                    row |= measured
-                    bar.set_postfix_str(f"held-out accuracy {measured['heldout_accuracy']:.2f}")
-                    checkpoints.append(out / "rollouts.jsonl", texts)
-            checkpoints.append(out / "metrics.jsonl", row)
-            rows.append(row)
-            _check_finite(rows)
-            interrupted, terminated = session.any_host(
-                signal.SIGINT in seen, signal.SIGTERM in seen or session.preempted(number)
-            )
-            last = interrupted or terminated or number == s.steps
-            if last or number % s.checkpoint_every == 0:
-                checkpoints.save(manager, number, _kept(state, s)[0], row)
-            if last and number < s.steps:
-                manager.wait_until_finished()
-                checkpoints.say(out, f"Stopped: step {number} of {s.steps} is saved. The same "
-                                "command, or cell, goes on from there.")  # fmt: skip
-            yield row
-            if interrupted:
-                raise KeyboardInterrupt
-            if terminated:
-                raise SystemExit(128 + signal.SIGTERM)
+        saved, longest = time.monotonic(), 0.0
+        with session.signals() as seen:
+            for number in bar:
+                began, row = time.monotonic(), {"step": number}
+                with runtime.use(mesh):  # and off while the row is looked at
+                    if number:
+                        state, row = step(graph, state, reference, tokenizer, s, number, train_key)
+                    if number % s.eval_every == 0 or number == s.steps:
+                        now, draw = nnx.merge(graph, state.params), jax.random.fold_in
+                        got, texts = evaluate(now, tokenizer, s, draw(eval_key, number), number)
+                        row |= got
+                        bar.set_postfix_str(f"held-out accuracy {row['heldout_accuracy']:.2f}")
+                        checkpoints.append(out / "rollouts.jsonl", texts)
+                checkpoints.append(out / "metrics.jsonl", row)
+                for name, value in row.items():
+                    if track and isinstance(value, int | float):
+                        track(name, value, number)
+                rows.append(row)
+                session.check_finite(rows)
+                for sign in sorted(session.signs(rows) - session.signs(rows[:-1])):
+                    say(f"Step {number}: {sign}")
+                if number == done + 4:  # the first ones compile
+                    say(f"Step {number}: {session.outlook(rows, s.steps)}, without evaluations.")
+                longest = max(longest, time.monotonic() - began) if number else 0.0
+                left = ends - time.monotonic()
+                interrupted, terminated, asked, late, due = session.any_host(
+                    signal.SIGINT in seen, signal.SIGTERM in seen or session.preempted(number),
+                    stop.exists(), left < 60 + 2 * longest,
+                    time.monotonic() - saved > 60 * s.checkpoint_minutes,
+                )  # fmt: skip
+                last = interrupted or terminated or asked or late or number == s.steps
+                if last or due or number % s.checkpoint_every == 0:
+                    checkpoints.save(manager, number, _kept(state, s)[0], row)
+                    saved = time.monotonic()
+                if last and number < s.steps:
+                    manager.wait_until_finished()
+                    why = f"{max(left, 0) / 60:.0f} minutes left" if late else "Stopped"
+                    checkpoints.stopped(out, f"{why}: step {number} of {s.steps} is saved. The "
+                                        "same command, or cell, goes on from there.")  # fmt: skip
+                yield row
+                if interrupted:
+                    raise KeyboardInterrupt
+                if terminated:
+                    raise SystemExit(128 + signal.SIGTERM)
+                if last:
+                    return
 
 
-def _resume(s: Settings, out: Path, mesh, manager):
+def _resume(s: Settings, out: Path, mesh, manager, upto: int | float = math.inf):
     """As `begin`, with the state of the newest checkpoint, and its step; -1 if there is none."""
     graph, state, reference, tokenizer = begin(s, mesh)
+    kept, rest = _kept(state, s)
     if manager.latest_step() is None:
         return graph, state, reference, tokenizer, -1
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
-    kept, rest = _kept(state, s)
     shapes = jax.tree.map(like, kept)
     del state, kept  # what is restored takes their place in memory
-    tree, done = checkpoints.restore(manager, shapes, out)
+    tree, done = checkpoints.restore(manager, shapes, out, upto)
     if tree is None:
         return *begin(s, mesh), done
     state = grpo.TrainState(nnx.merge_state(tree["params"], rest), tree["opt_state"])
     return graph, state, reference, tokenizer, done
 
 
+def trained(out: str | Path, step: int | float = math.inf) -> tuple[Gemma, Tokenizer, Settings]:
+    """The model of a run's newest checkpoint, up to a step, with its tokenizer and settings.
+
+    Adapters are merged. FileNotFoundError if there is no such checkpoint.
+    """
+    said = json.loads((Path(out) / "settings.json").read_text())
+    s = dataclasses.replace(Settings(**said), kl=0.0)  # without a reference
+    mesh = runtime.make_mesh(tp=s.tp)
+    with runtime.use(mesh), checkpoints.manager(Path(out), read_only=True) as manager:
+        graph, state, _, tokenizer, done = _resume(s, Path(out), mesh, manager, step)
+    if done < 0:
+        raise FileNotFoundError(f"{out} has no checkpoint up to step {step}.")
+    model = nnx.merge(graph, state.params)
+    return lora.merge(model) if s.lora else model, tokenizer, s
+
+
 def _kept(state: grpo.TrainState, settings: Settings) -> tuple[dict, nnx.State]:
     """What a checkpoint holds, and the parameters it can do without: the base under adapters."""
     params, rest = grpo.learned(state.params, settings)
     return state._replace(params=params)._asdict(), rest
-
-
-def _check_finite(rows: Sequence[dict]) -> None:
-    if len(rows) >= BAD_STEPS and all(row.get("skipped_updates") for row in rows[-BAD_STEPS:]):
-        raise FloatingPointError(
-            f"Step {rows[-1]['step']}: gradients were not finite in {BAD_STEPS} steps in a row. "
-            "None was applied; the last checkpoint is good. Start again in another folder with a "
-            "lower learning_rate or max_grad_norm; where the model computes in bfloat16, look "
-            "there for an overflow."
-        )
 
 
 def arguments(argv: Sequence[str]) -> tuple[Settings, Path]:
@@ -314,22 +345,3 @@ def arguments(argv: Sequence[str]) -> tuple[Settings, Path]:
         return dataclasses.replace(SETTINGS[args.preset], **changes(args.set)), args.out
     except ValueError as error:
         parser.exit(2, f"{error}\n")
-
-
-def changes(assignments: Sequence[str], of: type = Settings) -> dict:
-    """`name=value` assignments as keywords of Settings, or of other settings.
-
-    Raises ValueError for an unknown name or a value of another type.
-    """
-    kinds = {field.name: field.type for field in dataclasses.fields(of)}
-    del kinds["preset"]  # says which of SETTINGS these come from
-    values, words = {}, {"True": True, "False": False}
-    for assignment in assignments:
-        name, _, text = assignment.partition("=")
-        if name not in kinds:
-            raise ValueError(f"No setting is called {name!r}; there are: {', '.join(kinds)}.")
-        try:
-            values[name] = words[text] if kinds[name] is bool else kinds[name](text)
-        except (ValueError, KeyError):
-            raise ValueError(f"{name} takes {kinds[name].__name__}, not {text!r}.") from None
-    return values

@@ -25,13 +25,13 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from aha_lib import runtime
+from aha_lib.config_json import from_config_json, to_config_json
 from aha_lib.gemma import Gemma, abstract
-from aha_lib.presets import MODELS, ModelConfig, from_config_json, to_config_json
+from aha_lib.presets import MODELS, ModelConfig
 from aha_lib.tokenizer import TINY_PATH, Tokenizer
 
-# Preset -> Kaggle handle of its Flax weights; append "-it" for the instruct variant. DeepMind
-# has the same at gs://gemma-data/checkpoints/gemma3-1b-pt (gemma2-2b-pt, gemma3-270m-it, …) and
-# the tokenizers at gs://gemma-data/tokenizers/tokenizer_gemma3.model (tokenizer_gemma2.model).
+# Preset -> Kaggle handle of its Flax weights ("-it": instruct). DeepMind has the same, such as
+# gs://gemma-data/checkpoints/gemma3-1b-pt and gs://gemma-data/tokenizers/tokenizer_gemma3.model.
 HANDLES = {
     "gemma-2b": "google/gemma/flax/2b",
     "gemma-7b": "google/gemma/flax/7b",
@@ -66,8 +66,7 @@ _LAYER = re.compile(r"(?:layers?[._](\d+)|stacked_layers/attention_type_(\d+))[.
                     r"(.+?)(?:[./](?:weight|w|scale))?")
 # fmt: on
 _AGAIN = "not a whole Gemma checkpoint; if it was downloaded, delete it and download it again."
-# `tensors` are shapes and dtypes by name, `read` takes {name: sharding}; `layers` are pairs of
-# the layers' indices and the names of their tensors by leaf.
+# `tensors`: shapes and dtypes by name; `layers`: indices, and names by leaf; `read`: {name: where}.
 _Checkpoint = namedtuple("_Checkpoint", "path tensors read embed final_norm layers")
 
 
@@ -81,7 +80,7 @@ def load(
     `source` is a preset's name ("tiny" comes with the package, the others from Kaggle), a Kaggle
     handle, or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
     activations, `param_dtype` that of parameters. `tokenizer` is the path of a `tokenizer.model`
-    that lies elsewhere; `config` is for a checkpoint that has no `config.json` and is no preset.
+    that lies elsewhere; `config` is for a checkpoint without a `config.json` that is no preset.
     Raises ValueError or FileNotFoundError if it is no whole Gemma, and what `download` raises.
     """
     source = {"tiny": str(TINY), **HANDLES}.get(str(source), str(source))

@@ -79,7 +79,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from aha_lib import grpo
+from aha_lib import grpo, objectives
 from aha_lib.presets import SETTINGS, VARIANTS
 
 settings = SETTINGS[preset]
@@ -273,12 +273,12 @@ LOW, HIGH = settings.clip_low, settings.clip_high
 
 def ppo(x, gain):
     """PPO's objective of a token, as the sum that jax.grad wants."""
-    return grpo.clipped(x, gain, LOW, HIGH)[0].sum()
+    return objectives.clipped(x, gain, LOW, HIGH)[0].sum()
 
 
 def cispo(x, gain):
     """CISPO's, bounded above only; here, to be seen, at PPO's place."""
-    return grpo.cispo(x, x, gain, 1.0, HIGH)[0].sum()
+    return objectives.cispo(x, x, gain, 1.0, HIGH)[0].sum()
 
 
 slopes = {gain: (jax.grad(ppo)(log_ratio, gain)[0],
@@ -289,7 +289,7 @@ slopes = {gain: (jax.grad(ppo)(log_ratio, gain)[0],
 ratio = np.exp(log_ratio[0])
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for gain, color in ((1.0, "tab:green"), (-1.0, "tab:red")):
-    value = grpo.clipped(log_ratio, gain, LOW, HIGH)[0][0]
+    value = objectives.clipped(log_ratio, gain, LOW, HIGH)[0][0]
     axes[0].plot(ratio, value, color=color, label=f"A = {gain:+.0f}")
     name = f"A = {gain:+.0f}"
     axes[1].plot(ratio, slopes[gain][0], color=color, label=f"clip, {name}")
@@ -417,13 +417,13 @@ np.testing.assert_allclose(grads["k3"], both[1], **close)
 #
 # A batch's loss is a mean, and three are common. (A fourth, DAPO's, is the
 # token mean of each group.) With the mean over tokens as the unit,
-# `grpo.token_weights` says what a token counts in each.
+# `objectives.token_weights` says what a token counts in each.
 # Two completions, of 4 and of 12 tokens:
 
 # %%
 mask = np.arange(12) < np.array([[4], [12]])
 for norm in ("token", "sequence", "constant"):
-    each = grpo.token_weights(mask, norm)[:, 0]
+    each = objectives.token_weights(mask, norm)[:, 0]
     print("{:9} short one's token {:.2f}, long one's {:.2f}".format(
         norm, *each))  # fmt: skip
 
@@ -473,7 +473,7 @@ plt.show()
 # %%
 assert tracks["sequence"][-1, 1] > 30
 assert np.allclose(tracks["token"][:, 1], 22.5)
-counts_as = grpo.token_weights(mask, "sequence")
+counts_as = objectives.token_weights(mask, "sequence")
 loss = rng.normal(size=mask.shape)
 by_rows = np.mean([loss[0, :4].mean(), loss[1].mean()])
 assert np.isclose((counts_as * loss).sum() / mask.sum(), by_rows)
@@ -818,7 +818,7 @@ def variant(name, **changes):
     """The frozen batch as a variant sees it, and its settings."""
     s = dataclasses.replace(short, **VARIANTS[name] | changes)
     batch, _, _ = train.scored(out, s)
-    counts_as = grpo.token_weights(batch.mask, s.norm, s.group)
+    counts_as = objectives.token_weights(batch.mask, s.norm, s.group)
     return batch._replace(weights=counts_as), s
 
 
@@ -1223,7 +1223,8 @@ for i, name in enumerate(cases if seeds else ()):
           f" {drawn / len(seeds):11.0f} a run {clipped:10.1%}")  # fmt: skip
 
 # %% [markdown]
-# VARIANTS_TEXT Mind what is *not* equal: DAPO draws again until its groups
+# A pair that is not named above is not shown to differ, whatever the order of
+# its dots. And mind what is *not* equal: DAPO draws again until its groups
 # have signal, so it sees more puzzles than the others for the same number of
 # updates, and the learning rate was not tuned for any of them.
 #

@@ -157,19 +157,26 @@ def headless(settings, out) -> None:
         print(f"To go on: the same command, with --out {out}")
         sys.exit(130)
     except FAULTS as error:
-        print(error, file=sys.stderr, flush=True)
-        if jax.process_count() > 1:
-            os._exit(2)  # without waiting for the other hosts: they end too
-        sys.exit(2)
+        leave(error)
     draw(out)  # also of a run that was finished before
     print(f"The run is in {out}: metrics.jsonl, rollouts.jsonl, curve.png")
     sys.exit()
 
 
+# %%
 # What the reader can put right. OSError: downloads, disks, folders.
 FAULTS = ValueError, OSError, MemoryError, FloatingPointError
 
 
+def leave(error) -> None:
+    """End the program; of several hosts at once, so that the others end."""
+    print(error, file=sys.stderr, flush=True)
+    if jax.process_count() > 1:
+        os._exit(2)
+    sys.exit(2)
+
+
+# %%
 def told(row: dict) -> str:
     return (f"step {row['step']:4}  held-out accuracy "
             f"{row['heldout_accuracy']:.3f} (greedy "
@@ -200,7 +207,8 @@ if as_script:
 # `prompts` puzzles, pays them, and updates the weights once (notebook 04 has
 # it in slow motion). Watch accuracy, length and backtracks leave their dotted
 # base lines together. If the folder already has a run, it goes on where that
-# stopped.
+# stopped. Interrupt the kernel and the step is finished and saved; run the
+# cell again and it goes on.
 
 # %%
 before = train.read_rows(out / "metrics.jsonl")
@@ -472,7 +480,9 @@ show.table(
 )  # fmt: skip
 
 # %% [markdown]
-# UPDATES_TEXT
+# What to look for: does the clip act (*clipped*, of all tokens trained), and
+# does accuracy without it fall behind as a batch is used more often? With so
+# few seeds a difference within the reach from lowest to highest is none.
 #
 # ### Check
 # With one update nothing is clipped, with more something is, and without a
@@ -484,6 +494,87 @@ for case, of in again.items():
     alone = case.startswith("1 ") or case.endswith("no clip")
     assert (clipped == 0) == alone, (case, clipped)
 print(f"{sum(map(len, again.values()))} runs looked at")
+
+# %% [markdown]
+# Two more runs, for the exercises below: the settings of this notebook with
+# one change each (`python tests/benchmarks/variants.py exercises`), and the
+# record of three unchanged ones for comparison.
+
+# %%
+shipped = sorted((pathlib.Path(aha_lib.__file__).parent / "data/run").glob(
+    "seed*/metrics.jsonl"))  # fmt: skip
+unchanged = [train.read_rows(path) for path in shipped]
+show.table(
+    ["run", "seed", "accuracy", "tokens", "backtracks"],
+    [[path.parent.name, "", *(rows[-1][f"heldout_{n}"]
+                              for n in ("accuracy", "length", "backtracks"))]
+     for path, rows in zip(shipped, unchanged, strict=True)]
+    + [[r["case"], r["seed"], *(r["heldout"][n][1]
+                                for n in ("accuracy", "length", "backtracks"))]
+       for r in stored("exercises")],
+)  # fmt: skip
+
+# ## A run to leave alone
+# A long run is better off as a script: it outlives this page. Whatever ends
+# it (the session's last minutes, Ctrl-C, a machine that is taken away) costs
+# at most the steps since its last checkpoint. From any notebook,
+# `dashboard.watch(folder)` draws it while it goes on, with the newest answers
+# and a button that stops it at the next step. In a terminal,
+# `python -m aha_lib.dashboard runs/tiny` says in a line how far it is. The
+# run above is over, so here the picture stands still.
+
+# %%
+from aha_lib import dashboard
+
+print(dashboard.state(out)[0])
+dashboard.watch(out)
+
+# %% [markdown]
+# ## Take it with you
+# The trained model, adapters merged, as a folder in Hugging Face's layout;
+# `weights.save_kaggle` writes Kaggle's. Either can be loaded here again, by
+# giving the folder as `model`.
+
+# %%
+from aha_lib import weights
+
+model, tokenizer, trained_with = train.trained(out)
+weights.save_hf(model, out / "model", tokenizer)
+sorted(path.name for path in (out / "model").iterdir())
+
+# %% [markdown]
+# To publish it, with your own name in the handle and a Kaggle token (Gemma's
+# terms go with a model that was made from Gemma):
+#
+# ```python
+# import kagglehub
+#
+# kagglehub.model_upload("you/aha/flax/tiny", str(out / "model"))
+# ```
+#
+# Now a puzzle of your own. The tiny model knows three numbers from 1 to 20
+# and targets from 10 to 99; outside of that, see what it makes of it.
+
+# %%
+dashboard.answer(model, tokenizer, trained_with, "20 16 4 = 40")
+
+# %%
+import ipywidgets
+
+ipywidgets.interact_manual(
+    lambda puzzle: dashboard.answer(model, tokenizer, trained_with, puzzle),
+    puzzle="19 7 3 = 36",
+)
+
+# %% [markdown]
+# ### Check
+# What was exported is what was trained: both write the same answer.
+
+# %%
+again, words, _ = weights.load(out / "model")
+texts = [dashboard.answer(m, words, trained_with, "20 16 4 = 40").data
+         for m in (model, again)]  # fmt: skip
+assert texts[0] == texts[1]
 
 # %% [markdown]
 # ## What this stands for, and what it does not
@@ -506,7 +597,11 @@ print(f"{sum(map(len, again.values()))} runs looked at")
 #
 # <details><summary>Answer</summary>
 #
-# FORM_TEXT
+# The run "form 0" in the table above is that one; compare it with the three
+# unchanged ones. To think about: the base writes well-formed answers nearly
+# always, so almost all completions of a group get the 0.1, and the advantage,
+# which subtracts the group's mean, does not see it. What it does see is the
+# rare malformed or cut-off answer among wrong ones (notebook 04, section 5).
 #
 # </details>
 #
@@ -528,10 +623,13 @@ print(f"{sum(map(len, again.values()))} runs looked at")
 #
 # <details><summary>Answer</summary>
 #
-# KL_TEXT
+# The KL term holds the model near the base, which jumps. The run "kl 0.05" in
+# the table above says how much of the length and of the accuracy that costs.
 #
 # </details>
 #
 # ## Summary
-# The loop lives in `aha_lib/train.py`, the figures in `aha_lib/show.py`.
+# The loop lives in `aha_lib/train.py`, what stops it in
+# `aha_lib/session.py`, the run's folder in `aha_lib/checkpoints.py`, the
+# figures in `aha_lib/show.py` and `aha_lib/dashboard.py`.
 # Next: **06_aha_traces** takes the answers apart, puzzle by puzzle.

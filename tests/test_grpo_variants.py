@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aha_lib import grpo, train
+from aha_lib import grpo, objectives, train
 from aha_lib.countdown import Puzzle
 from aha_lib.gemma import Gemma
 from aha_lib.presets import VARIANTS, ModelConfig, Settings
@@ -91,7 +91,9 @@ def two_token_batch(norm):
     old = np.zeros((3, 3))
     old[mask] = sum(OLD, [])
     prompts = np.array(PROMPTS)[:, None]
-    weights = None if norm == "token" else grpo.token_weights(mask, norm, 3).astype(np.float64)
+    weights = None
+    if norm != "token":
+        weights = objectives.token_weights(mask, norm, 3).astype(np.float64)
     return grpo.Batch(
         prompts, np.ones_like(prompts, bool), np.array(TOKENS), mask, old, np.array(GAINS), weights
     )
@@ -126,35 +128,36 @@ def test_loss_and_gradient(name):
 def test_clip_by_hand():
     ratio = np.array([[1.5, 0.5, 1.5, 0.5, 1.25]])
     gain = np.array([[2.0, 2.0, -1.0, -1.0, 2.0]])
-    value, outside = grpo.clipped(jnp.log(ratio), gain, 0.2, 0.28)
+    value, outside = objectives.clipped(jnp.log(ratio), gain, 0.2, 0.28)
     np.testing.assert_allclose(value, [[2.56, 1.0, -1.5, -0.8, 2.5]], rtol=1e-6)
     assert outside.tolist() == [[True, False, False, True, False]]
-    _, outside = grpo.clipped(jnp.log(ratio), gain, 0.2, 0.2)
+    _, outside = objectives.clipped(jnp.log(ratio), gain, 0.2, 0.2)
     assert outside.tolist() == [[True, False, False, True, True]], "clip-higher lets 1.25 pass"
 
 
 def test_sequence_ratio_by_hand():
     log_ratio = np.log([[2.0, 0.5, 8.0, 1.0], [3.0, 1.0, 1.0, 1.0]])
     mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
-    shared = np.exp(grpo.sequence_mean(log_ratio, mask))
+    shared = np.exp(objectives.sequence_mean(log_ratio, mask))
     np.testing.assert_allclose(shared, [[2, 2, 2, 1], [3, 1, 1, 1]], rtol=1e-6)  # 8 ** (1/3) = 2
 
 
 def test_cispo_by_hand():
-    value, outside = grpo.cispo(np.array([[-2.0, -1.0]]), np.log([[1.5, 0.1]]), 0.5, 1.0, 0.28)
+    logprobs, log_ratio = np.array([[-2.0, -1.0]]), np.log([[1.5, 0.1]])
+    value, outside = objectives.cispo(logprobs, log_ratio, 0.5, 1.0, 0.28)
     np.testing.assert_allclose(value, [[1.28 * 0.5 * -2, 0.1 * 0.5 * -1]], rtol=1e-6)
     assert outside.tolist() == [[True, False]]
 
 
 def test_mirror_descent_by_hand():
     mask = np.array([[True, True, False]])
-    value, _ = grpo.mirror_descent(np.array([[0.2, 0.3, 0.0]]), np.ones((1, 1)), mask, 0.1)
+    value, _ = objectives.mirror_descent(np.array([[0.2, 0.3, 0.0]]), np.ones((1, 1)), mask, 0.1)
     np.testing.assert_allclose(value.sum(), (1 - (1 - 0.1 * 0.5) ** 2) / 0.2, rtol=1e-6)  # 0.4875
 
 
 def test_unknown_names():
     with pytest.raises(ValueError, match="token"):
-        grpo.token_weights(np.ones((1, 1), bool), "row")
+        objectives.token_weights(np.ones((1, 1), bool), "row")
     s = dataclasses.replace(Settings(), objective="clip")
     object.__setattr__(s, "objective", "ppo")
     with pytest.raises(ValueError, match="ppo"):
@@ -173,11 +176,11 @@ def test_token_weights_by_hand():
     mask = np.array([[1, 0, 0, 0], [1, 1, 1, 0]], bool)
     expected = {"token": (1, 1), "sequence": (2, 2 / 3), "constant": (0.5, 0.5)}
     for norm, (short, long) in expected.items():
-        weights = grpo.token_weights(mask, norm)
+        weights = objectives.token_weights(mask, norm)
         np.testing.assert_allclose(weights[0], [short, 0, 0, 0], rtol=1e-6)
         np.testing.assert_allclose(weights[1], [long] * 3 + [0], rtol=1e-6)
     two = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]], bool)  # groups of 3 and 6 tokens
-    weights = grpo.token_weights(two, "group", group=2)
+    weights = objectives.token_weights(two, "group", group=2)
     assert weights[:2].sum() == pytest.approx(weights[2:].sum()) == pytest.approx(9 / 2)
     np.testing.assert_allclose([weights[1, 0], weights[2, 0]], [1.5, 0.75], rtol=1e-6)
 

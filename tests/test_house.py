@@ -11,8 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from modules that stand before it.
-ORDER = """install presets runtime tokenizer gemma lora weights countdown traces sampler grpo
-session checkpoints train show plan vocabulary corpus pretrain""".split()
+ORDER = """install presets config_json runtime tokenizer gemma lora weights countdown traces
+sampler objectives grpo session checkpoints train show dashboard plan vocabulary corpus
+pretrain""".split()
 NO_JAX = {"countdown": set(), "traces": {"countdown"}}  # and what they may have of aha_lib
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "aha_lib").glob("*.py"))}
@@ -47,7 +48,7 @@ def test_package_is_the_list():
     assert len(SOURCES) == len([*(ROOT / "aha_lib").rglob("*.py")]), "aha_lib has no subpackages"
     assert set(MODULES) <= set(ORDER), "a module that the layout does not have"
     assert not imports(SOURCES["__init__"]), "aha_lib/__init__.py imports nothing"
-    assert sum(map(code_lines, SOURCES.values())) <= 3000
+    assert sum(map(code_lines, SOURCES.values())) <= 3300
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -55,7 +56,7 @@ def test_module(name):
     used = imports(SOURCES[name])
     later = set(ORDER[ORDER.index(name) :])
     assert not used & later, f"{name} imports what stands below it"
-    assert "show" not in used, "show is for notebooks alone"
+    assert name == "dashboard" or not used & {"show", "dashboard"}, "these are for notebooks alone"
     if name in NO_JAX:
         assert not used & JAX and used & set(ORDER) <= NO_JAX[name]
     assert len(SOURCES[name].splitlines()) <= 350

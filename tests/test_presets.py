@@ -51,6 +51,7 @@ def test_impossible_shapes():
         ("temperature", -1.0), ("learning_rate", -1e-3), ("learning_rate", float("nan")),
         ("kl", float("inf")), ("clip_low", 1.5), ("decay", -0.1), ("warmup", -1), ("updates", 0),
         ("puzzles", "sudoku"), ("template", "chat"), ("objective", "ppo"), ("norm", "batch"),
+        ("hours", -1.0), ("checkpoint_minutes", float("nan")), ("tracker", "paper"),
         ("seed", -1), ("seed", 2**32), ("overlong", 1000),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How a run ends before its time: signals, and hosts that vanish. Jobs as their user starts them.
+"""What stops a run: signals, hosts that vanish, numbers. Some are jobs as their user starts them.
 
 CPU devices stand in for TPU cores, processes for hosts.
 """
@@ -13,11 +13,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from jupyter_client.manager import start_new_kernel
 
-from aha_lib import session
+from aha_lib import checkpoints, session
 
 JOB = Path(__file__).parent.parent / "notebooks" / "05_train.py"
+DATA = JOB.parent.parent / "aha_lib" / "data"
 SETTINGS = dict(
     steps=300, prompts=2, group=4, completion_len=16, micro_batch=8, eval_every=1, eval_puzzles=2,
     pass_k=1, checkpoint_every=100,
@@ -84,16 +87,38 @@ def test_two_hosts_and_one_is_killed(tmp_path):
     assert "Traceback" not in said
 
 
+def test_ctrl_c_in_a_cell(tmp_path):
+    """The interrupted cell has saved its step, and run again it goes on."""
+    manager, client = start_new_kernel(cwd=str(JOB.parent.parent))
+    cell = (
+        "from aha_lib import train\nfrom aha_lib.presets import Settings\n"
+        f"for row in train.train(Settings(**{SETTINGS}), {str(tmp_path)!r}):\n    pass"
+    )
+    try:
+        client.execute(cell)
+        until(tmp_path, 2)
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=300)["content"]
+        assert reply["ename"] == "KeyboardInterrupt"
+        last = steps(tmp_path)[-1]
+        assert f"step {last} of 300 is saved" in (tmp_path / "stopped.txt").read_text()
+        client.execute(cell)
+        until(tmp_path, last + 3)
+        assert steps(tmp_path)[: last + 2] == list(range(last + 2))
+    finally:
+        manager.shutdown_kernel(now=True)
+
+
 # Signals
 
 
 def test_the_second_signal_does_what_signals_do():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), session.signals() as seen:
         signal.raise_signal(signal.SIGINT)
         assert seen == {signal.SIGINT}
         signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_other_threads_get_no_signals():
@@ -115,3 +140,53 @@ def test_other_threads_get_no_signals():
 
 def test_one_host_asks_itself():
     assert session.any_host(True, "", 3) == [True, False, True]
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_healthy_run_gives_no_signs(seed):
+    rows = checkpoints.read_rows(DATA / f"run/seed{seed}/metrics.jsonl")
+    assert not set().union(*(session.signs(rows[:n]) for n in range(len(rows) + 1)))
+
+
+def test_signs_of_collapse():
+    entropy = [0.5] * 10 + [0.01] * 10
+    fallen = [{"reward": r, "entropy": 0.5} for r in [0.1] * 5 + [0.6] * 5 + [0.05] * 5]
+    assert [bool(session.signs(fallen[:n])) for n in (9, 10, 12, 15)] == [False, False, False, True]
+    assert any("reward has collapsed" in sign for sign in session.signs(fallen))
+    stiff = [{"reward": 0.3, "entropy": e} for e in entropy]
+    assert any("entropy has collapsed" in sign for sign in session.signs(stiff))
+    right = [{"reward": 0.9, "entropy": e} for e in entropy]
+    assert not session.signs(right), "a model that is right may be sure of it"
+
+
+def test_verdict():
+    rewards = np.full((4, 8), 0.1)
+    with pytest.raises(ValueError, match="0.0% are right and 100.0% have the format.* No go."):
+        session.verdict(rewards, 3.0)
+    with pytest.raises(ValueError, match="All are right: there is nothing to learn"):
+        session.verdict(np.ones((4, 8)), 3.0)
+    rewards[1, 2] = 1
+    told = session.verdict(rewards, 3.0)
+    assert "of 32 answers 3.1% are right" in told and "; 25% of the groups" in told
+    assert told.endswith("Go.")
+
+
+def test_outlook():
+    rows = [{"step": 0}] + [
+        {"step": n, "sample_seconds": 1.0, "update_seconds": 3.0, "sample_tokens_per_second": 9.0}
+        for n in range(1, 11)
+    ]
+    assert session.outlook(rows, 910) == "4 s a step, 1 h to go"
+    assert session.outlook(rows, 910, dollars=8.8) == "4 s a step, 1 h and $8.80 to go"
+    assert session.outlook([], 10) == "0 s a step, 0 h to go"
+
+
+def test_deadline(monkeypatch):
+    monkeypatch.setattr(session.runtime, "time_left", lambda: None)
+    assert session.deadline() == float("inf")
+    assert session.deadline(1.0) - time.monotonic() == pytest.approx(3600, abs=60)
+    monkeypatch.setattr(session.runtime, "time_left", lambda: 100.0)
+    assert session.deadline(1.0) - time.monotonic() < 101

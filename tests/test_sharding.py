@@ -23,12 +23,15 @@ PROGRAM = """
 import sys
 from contextlib import closing
 
+import jax
+
 from aha_lib import runtime, train
 
 runtime.start_distributed()
 last = int(sys.argv[1])
 with closing(train.train(*train.arguments(sys.argv[2:]))) as run:
     for row in run:
+        assert jax.sharding.get_abstract_mesh().empty, "the mesh is set for the run alone"
         if row["step"] == last:
             break
 """
@@ -95,7 +98,7 @@ def test_two_hosts_and_then_one(one, tmp_path):
     hosts = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
     out = tmp_path / "run"
     finish(*(start(out, 4, last=1, environ=hosts | {"JAX_PROCESS_ID": i}) for i in "01"))
-    assert len(list((out / "checkpoints").iterdir())) == 1
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["0", "1"]
     same(rows(one)[:2], rows(out))
     finish(start(out, 8))
     same(rows(one), rows(out))
@@ -159,3 +162,20 @@ def test_the_plan_knows_what_the_rows_take(odd):
         keys = c.layers * lie["rows"] // cores * c.kv_heads * lie["slots"] * c.head_dim
         assert lie["GiB"] < 1.1 * 2 * keys * 4 / 2**30, "and a tenth for what is no key or value"
         assert lie["GiB"] < decode
+
+
+def test_one_device_then_eight_then_one(one, tmp_path):
+    """A checkpoint is of no number of devices: each takes a step of the same run."""
+    out = tmp_path / "run"
+    for last, devices in enumerate((1, 8, 1)):
+        finish(start(out, devices, last=last))
+    same(rows(one), rows(out))
+    assert rows(one, "rollouts") == rows(out, "rollouts")
+
+
+def test_sizes_that_eight_does_not_divide(tmp_path):
+    odd = dict(steps=1, prompts=3, group=5, micro_batch=7, eval_puzzles=5, temperature=0.7,
+               refills=2, kl=0.0)  # fmt: skip
+    for devices in (1, 8):
+        finish(start(tmp_path / str(devices), devices, last=1, **odd))
+    same(rows(tmp_path / "1"), rows(tmp_path / "8"))

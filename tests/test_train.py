@@ -6,8 +6,12 @@ import itertools
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import time
 import weakref
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,7 +20,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from aha_lib import countdown, grpo, lora, sampler, train, weights
+from aha_lib import countdown, grpo, lora, sampler, session, train, weights
 from aha_lib.countdown import Reward
 from aha_lib.gemma import Gemma
 from aha_lib.presets import MODELS, PUZZLES, Settings
@@ -396,6 +400,130 @@ def test_ctrl_c_saves_the_step(settings, rewarded, tmp_path, capsys):
     assert "Stopped: step 3 of 5 is saved." in capsys.readouterr().out
     rows += run(settings, tmp_path / "stopped")
     assert untimed(rows) == untimed(whole)
+
+
+def test_sigterm_saves_the_step(settings, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        for row in train.train(settings, tmp_path):
+            if row["step"] == 0:
+                signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+    assert "step 1 of 5 is saved" in (tmp_path / "stopped.txt").read_text()
+
+
+def test_the_clock_and_the_stop_file(settings, rewarded, monkeypatch, tmp_path):
+    """The run stops with a saved step and a sentence, and goes on as if it had not stopped."""
+    settings, out = dataclasses.replace(settings, checkpoint_every=100), tmp_path / "stopped"
+    whole = run(settings, tmp_path / "whole")
+    rows = run(dataclasses.replace(settings, hours=1e-6), out)
+    assert [row["step"] for row in rows] == [0]
+    told = "0 minutes left: step 0 of 5 is saved. The same command, or cell, goes on from there.\n"
+    assert (out / "stopped.txt").read_text() == told and told in (out / "log.txt").read_text()
+    for row in train.train(settings, out):
+        assert (out / "stopped.txt").exists() == (row["step"] == 3)
+        rows.append(row)
+        if row["step"] == 2:
+            (out / "stop").touch()
+    assert (out / "stopped.txt").read_text().startswith("Stopped: step 3 of 5 is saved.")
+    assert "Taken over: hours: 1e-06 -> 0.0" in (out / "log.txt").read_text()
+    monkeypatch.setattr(session, "deadline", lambda hours: time.monotonic() + 1e6)
+    rows += run(settings, out)
+    assert untimed(rows) == untimed(whole) and not (out / "stop").exists()
+
+
+def test_a_checkpoint_after_so_many_minutes(settings, tmp_path):
+    settings = dataclasses.replace(settings, checkpoint_every=100, checkpoint_minutes=0.0)
+    with closing(train.train(settings, tmp_path)) as going:
+        assert [next(going)["step"] for _ in range(3)] == [0, 1, 2]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_preflight(settings, monkeypatch, tmp_path):
+    """Of a model that is never right: no go, with the reason; else the run begins."""
+    settings = dataclasses.replace(settings, preflight=True, steps=0)
+    with pytest.raises(ValueError, match="of 8 answers 0.0% are right .* No go. No group has both"):
+        run(settings, tmp_path)
+    assert not train.read_rows(tmp_path / "metrics.jsonl")
+    one_right = itertools.cycle([1.0] + 7 * [0.0])
+    monkeypatch.setattr(countdown, "reward", lambda *_: Reward(next(one_right), "", ""))
+    run(settings, tmp_path)
+    told = (tmp_path / "log.txt").read_text()
+    assert "12.5% are right and 12.5% have the format; " in told and told.endswith(" Go.\n")
+
+
+def test_a_full_disk_is_survived(settings, rewarded, tmp_path):
+    """On a disk of its own: the run ends in a sentence, its older checkpoint is whole, and with
+    room again it goes on as if nothing had been."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        settings, out = dataclasses.replace(settings, checkpoint_every=1), disk / "run"
+        whole, rows = run(settings, tmp_path / "whole"), []
+        with pytest.raises(OSError, match="The disk is full: make room in .*, and the same"):
+            for row in train.train(settings, out):
+                rows.append(row)
+                if row["step"] == 2:
+                    free = shutil.disk_usage(disk).free
+                    (disk / "filler").write_bytes(bytes(free - 100_000))
+        (disk / "filler").unlink()
+        rows = train.read_rows(out / "metrics.jsonl")
+        again = run(settings, out)
+        assert again[0]["step"] in (2, 3)
+        assert untimed(rows[: again[0]["step"]] + again) == untimed(whole)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_disk_too_small_is_found_before_the_hours_are_spent(settings, monkeypatch, tmp_path):
+    small = SimpleNamespace(free=500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: small)
+    sampled = spied(monkeypatch, sampler, "sample")
+    with pytest.raises(OSError, match="GiB of disk, and the checkpoints may take .* choose anothe"):
+        run(settings, tmp_path)
+    assert not sampled
+
+
+def test_rows_go_to_a_tracker_too(settings, monkeypatch, tmp_path):
+    """A module in the place of the writer's; where the package is missing a sentence says so."""
+    put, settings = [], dataclasses.replace(settings, tracker="tensorboard", steps=1)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ValueError, match="needs its package: pip install tensorboard"):
+        run(settings, tmp_path / "none")
+    writer = lambda folder: SimpleNamespace(add_scalar=lambda *row: put.append((folder, *row)))  # noqa: E731
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", SimpleNamespace(Writer=writer))
+    monkeypatch.setitem(sys.modules, "tensorboard", SimpleNamespace())
+    rows = run(settings, tmp_path)
+    folder = str(tmp_path / "tensorboard")
+    assert (folder, "reward", rows[1]["reward"], 1) in put
+    assert (folder, "heldout_accuracy", rows[0]["heldout_accuracy"], 0) in put
+
+
+def test_the_trained_model(settings, rewarded, tmp_path):
+    """That of the newest checkpoint, or of an earlier one; adapters are merged into it."""
+    settings = dataclasses.replace(settings, lora=2, eval_every=100)
+    run(settings, tmp_path)
+    model, tokenizer, said = train.trained(tmp_path)
+    assert said == dataclasses.replace(settings, kl=0.0) and tokenizer.vocab_size == 118
+    assert not nnx.state(model, nnx.LoRAParam)
+    base, *_ = weights.load(settings.model)
+    moved = lambda m: (np.asarray(m.layers.q[...]) != np.asarray(base.layers.q[...])).any()  # noqa: E731
+    assert moved(model)
+    older, *_ = train.trained(tmp_path, step=4)
+    assert (np.asarray(older.layers.q[...]) != np.asarray(model.layers.q[...])).any()
+    with pytest.raises(FileNotFoundError, match="has no checkpoint up to step 1."):
+        train.trained(tmp_path, step=1)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
+
+
+def test_kills_change_nothing(monkeypatch, tmp_path):
+    """Twenty kills: before each of the writes of some steps, at random, and during saving."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+    import kills
+
+    assert kills.kills(20, tmp_path) > 0, "some were during saving"
 
 
 def test_a_prompt_too_long_is_found_before_anything_is_sampled(settings, monkeypatch, tmp_path):

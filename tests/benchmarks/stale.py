@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aha_lib import grpo, train, weights
+from aha_lib import grpo, objectives, train, weights
 from aha_lib.presets import SETTINGS, VARIANTS
 
 FILE = Path(__file__).with_suffix(".json")
@@ -45,7 +45,7 @@ def gradients(graph, params, batches: dict, base):
     now = logprobs_of(graph, params, frozen)
     slopes, clipped = [], []
     for batch, s in batches.values():
-        batch = batch._replace(weights=grpo.token_weights(batch.mask, s.norm, s.group))
+        batch = batch._replace(weights=objectives.token_weights(batch.mask, s.norm, s.group))
 
         def loss(logprobs, batch=batch, s=s):
             value, sums = grpo.surrogate(logprobs, 0 * logprobs, base, batch, s)

@@ -1,0 +1,107 @@
+"""A run watched by its folder, wherever it goes on; its end asked for; its model put to the test.
+
+For notebooks, and for a terminal: `python -m aha_lib.dashboard runs/tiny`. Knows nothing of how
+a run is trained; reads the files that it leaves, and leaves it the file `stop`.
+"""
+
+import argparse
+import io
+import json
+import re
+import threading
+import time
+from pathlib import Path
+
+import ipywidgets as widgets
+import jax
+from IPython.display import HTML
+
+from aha_lib import countdown, session, show, train
+from aha_lib.presets import Settings
+
+
+def state(out: Path, dollars: float = 0.0) -> tuple[str, bool]:
+    """How far the run in a folder is, in a line, and whether it is over: finished or stopped.
+
+    `dollars` is the machine's price an hour.
+    """
+    rows, steps = train.read_rows(out / "metrics.jsonl"), _settings(out).steps
+    if (out / "stopped.txt").exists():
+        return (out / "stopped.txt").read_text().strip(), True
+    accuracy = [row["heldout_accuracy"] for row in rows if "heldout_accuracy" in row]
+    line = f"step {len(rows) - 1} of {steps}, {session.outlook(rows, steps, dollars)}"
+    return line + "".join(f"; held-out accuracy {x:.3f}" for x in accuracy[-1:]), len(rows) > steps
+
+
+def newest(out: Path, count: int = 3) -> str:
+    """HTML of the last evaluation's first completions beside those of the base, sums coloured."""
+    history = train.read_rows(out / "rollouts.jsonl")
+    panel, ends = train.puzzles(_settings(out), 0), history[:1] + history[-1:]
+    views = [show.side_by_side(panel[i], {f"step {row['step']}": row["sampled"][i] for row in ends})
+             for i in range(count * bool(history))]  # fmt: skip
+    return "<br>".join(view.data for view in views)
+
+
+def watch(out: str | Path, *, seconds: float = 5.0, dollars: float = 0.0) -> widgets.Widget:
+    """Figures, newest completions and a stop button of a run, redrawn until the run is over.
+
+    From a thread: the cell is done at once, so that the button answers. The run saves the step
+    that it is at, and stops; the same command goes on from there.
+    """
+    out, picture, completions = Path(out), widgets.Image(format="png"), widgets.HTML()
+    line, button = widgets.Label(), widgets.Button(description="Stop", icon="stop")
+
+    def ask(_) -> None:
+        (out / "stop").touch()
+        button.description = "Stopping …"
+
+    def redraw() -> bool:
+        line.value, over = state(out, dollars)
+        drawn = io.BytesIO()
+        show.curve(train.read_rows(out / "metrics.jsonl"), panels=9).savefig(drawn, format="png")
+        picture.value, completions.value = drawn.getvalue(), newest(out)
+        return over
+
+    def follow() -> None:
+        while not redraw():
+            time.sleep(seconds)
+        button.disabled = True
+
+    button.on_click(ask)
+    threading.Thread(target=follow, daemon=True).start()
+    return widgets.VBox([widgets.HBox([button, line]), picture, completions])
+
+
+def answer(model, tokenizer, settings: Settings, text: str) -> HTML:
+    """What a model writes for the puzzle `20 16 4 = 40`, greedily, its sums coloured.
+
+    ValueError for a text that is no puzzle, or too long a one.
+    """
+    *numbers, target = map(int, re.findall(r"\d+", text) or [0])
+    if len(numbers) < 2:
+        raise ValueError("A puzzle is some numbers and a target: 20 16 4 = 40")
+    puzzle = countdown.Puzzle(tuple(numbers), target)
+    out = train.rollout(model, tokenizer, [puzzle], jax.random.key(0), settings, group=1,
+                        temperature=0.0)  # fmt: skip
+    return show.side_by_side(puzzle, {"answer": out.texts[0]})
+
+
+def _settings(out: Path) -> Settings:
+    return Settings(**json.loads((out / "settings.json").read_text()))
+
+
+def main() -> None:
+    """Print how far a run is, or ask it to stop."""
+    parser = argparse.ArgumentParser(description="How far is a run?")
+    parser.add_argument("out", type=Path, help="the run's folder")
+    parser.add_argument("--stop", action="store_true", help="after the step, which is saved")
+    args = parser.parse_args()
+    if not (args.out / "settings.json").exists():
+        parser.exit(2, f"{args.out} holds no run.\n")
+    if args.stop:
+        (args.out / "stop").touch()
+    print(state(args.out)[0])
+
+
+if __name__ == "__main__":
+    main()
