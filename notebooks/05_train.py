@@ -561,7 +561,7 @@ dashboard.answer(model, tokenizer, trained_with, "20 16 4 = 40")
 # %%
 import ipywidgets
 
-ipywidgets.interact_manual(
+box = ipywidgets.interact_manual(
     lambda puzzle: dashboard.answer(model, tokenizer, trained_with, puzzle),
     puzzle="19 7 3 = 36",
 )
