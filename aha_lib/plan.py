@@ -25,7 +25,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
-from aha_lib import grpo, lora, runtime, sampler
+from aha_lib import grpo, install, lora, runtime, sampler
 from aha_lib.gemma import Cache, Gemma
 from aha_lib.presets import MODELS, SETTINGS, Settings
 from aha_lib.train import changes
@@ -310,6 +310,13 @@ def _mesh(chip: Chip, tp: int) -> Mesh:
     """A mesh of a TPU that need not be there."""
     if not importlib.util.find_spec("libtpu"):
         raise RuntimeError('The TPU compiler is missing: run pip install "aha_lib[tpu]".')
+    wanted = re.search(r"libtpu==(\d+\.\d+\.\d+)", str(importlib.metadata.requires("jax")))
+    have = importlib.metadata.version("libtpu")
+    if wanted and install.numbers(have)[:3] < install.numbers(wanted[1]):  # it would crash
+        raise RuntimeError(
+            f"The TPU compiler here, libtpu {have}, is older than the {wanted[1]} that goes with "
+            f'JAX {jax.__version__}: plan on another machine, after pip install "jax[tpu]".'
+        )
     names = "TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost ALLOW_MULTIPLE_LIBTPU_LOAD=1"
     for name in (names + " TPU_ACCELERATOR_TYPE=v5litepod-8 TPU_MIN_LOG_LEVEL=3").split():
         os.environ.setdefault(*name.split("="))
