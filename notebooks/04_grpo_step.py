@@ -77,6 +77,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
+# %%
 from aha_lib import grpo
 from aha_lib.presets import SETTINGS, VARIANTS
 
@@ -133,6 +134,7 @@ def against_others(rewards):
     return grpo.advantages(rewards, scale_by_std=False, leave_one_out=True)
 
 
+# %%
 KINDS = {
     "no baseline": lambda rewards: rewards,
     "no baseline, rewards + 10": lambda rewards: rewards + 10,
@@ -213,6 +215,7 @@ def ascend(kind, steps=60, rate=1.0, group=4, runs=400):
     return np.array(path).T
 
 
+# %%
 paths = {name: ascend(kind) for name, kind in KINDS.items()}
 
 # %%
@@ -274,6 +277,7 @@ def ppo(x, gain):
     return grpo.clipped(x, gain, LOW, HIGH)[0].sum()
 
 
+# %%
 def cispo(x, gain):
     """CISPO's, bounded above only; here, to be seen, at PPO's place."""
     return grpo.cispo(x, x, gain, 1.0, HIGH)[0].sum()
@@ -391,6 +395,7 @@ def divergence(theta, reverse):
     return jnp.array(pi_ref) @ (ref_logs - logs) if reverse else forward
 
 
+# %%
 theta = jnp.log(pi)
 grads = {name: jax.grad(held_fixed)(theta, f) for name, f in FORMS.items()}
 for name, g in grads.items():
@@ -588,6 +593,7 @@ def total_loss(logprobs, batch):
     return grpo.surrogate(logprobs, zero, None, batch, on_policy)[0]
 
 
+# %%
 for k in solved:
     batch = SimpleNamespace(mask=zero == 0, logprobs=zero - 2, weights=None,
                             advantages=scaled[k - 1])  # fmt: skip
@@ -626,6 +632,7 @@ def next_p(p, p_ref, beta):
     return 1 / (1 + (1 - p_ref) / p_ref * np.exp(-gap))
 
 
+# %%
 def iterate(p_0, beta, steps=12, mirror=False):
     """The success rates from p_0 on; the leash ends there, or moves along.
 
@@ -702,6 +709,7 @@ def held_back(theta, start, ref, beta):
     return jnp.exp(logs) @ (gain - beta * (logs - jnp.log(ref)))
 
 
+# %%
 climb = jax.jit(jax.grad(held_back))
 for beta in (2.0, 4.0):
     pi = ref = jnp.array(policy)
@@ -820,6 +828,7 @@ def variant(name, **changes):
     return batch._replace(weights=counts_as), s
 
 
+# %%
 def token_slopes(name, logprobs, **changes):
     """Loss, the weights w [B, T], and the share of clipped tokens."""
     batch, s = variant(name, **changes)
@@ -855,6 +864,7 @@ def to_gradient(params, w):
     return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
 
 
+# %%
 base_logs = logprobs_of(params)  # for the KL term of GRPO
 
 # %% [markdown]
@@ -917,6 +927,7 @@ def cosines(when):
     return rows @ rows.T
 
 
+# %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
 ticks = dict(xticks=range(7), yticks=range(7), xticklabels=names,
              yticklabels=names)  # fmt: skip
@@ -953,6 +964,7 @@ def first(name, **changes):
     return np.asarray(to_gradient(params, w))
 
 
+# %%
 assert same(first("grpo"), first("gspo"))
 assert same(first("dapo", overlong=0), first("cispo"))
 assert same(first("dr_grpo") * G / (G - 1), first("rloo"))
@@ -987,6 +999,7 @@ def stored(name):
     return json.loads(path.read_text()) if path.exists() else None
 
 
+# %%
 turned = stored("stale") or []
 by_start = {start: [row for row in turned if row["start"] == start]
             for start in (0, 10)}  # fmt: skip
@@ -1035,6 +1048,7 @@ ours = np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 length = np.linalg.norm(ours)
 assert np.linalg.norm(ours + first("grpo")) < 1e-3 * length
 
+# %%
 leaves, shape = jax.tree.flatten(params)
 cuts = np.cumsum([x.size for x in leaves])[:-1]
 parts = np.split(ours / length * 0.02, cuts)
@@ -1064,6 +1078,7 @@ def longest(group, hit, most=34):
     return max(rows, key=lambda i: lengths[i], default=None)
 
 
+# %%
 pairs = [(longest(g, True), longest(g, False)) for g in range(short.prompts)]
 pair = max((both for both in pairs if None not in both),
            key=lambda both: lengths[list(both)].sum())  # fmt: skip
@@ -1086,6 +1101,7 @@ def painted(axis, row):
     return image
 
 
+# %%
 figure, axes = plt.subplots(2, 1, figsize=(11, 5.5), layout="constrained")
 for axis, row in zip(axes, pair, strict=True):
     image = painted(axis, row)
@@ -1183,6 +1199,7 @@ def least_difference(ends, level=0.95, shuffles=10_000):
     return np.quantile(np.ptp(shuffled.mean(1), axis=1), level)
 
 
+# %%
 enough = len(seeds) >= 5 and len(cases) > 1
 if enough:
     limit = least_difference(ends)

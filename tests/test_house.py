@@ -47,7 +47,7 @@ def test_package_is_the_list():
     assert len(SOURCES) == len([*(ROOT / "aha_lib").rglob("*.py")]), "aha_lib has no subpackages"
     assert set(MODULES) <= set(ORDER), "a module that the layout does not have"
     assert not imports(SOURCES["__init__"]), "aha_lib/__init__.py imports nothing"
-    assert sum(map(code_lines, SOURCES.values())) <= 2500
+    assert sum(map(code_lines, SOURCES.values())) <= 3000
 
 
 @pytest.mark.parametrize("name", MODULES)
