@@ -567,8 +567,8 @@ curves = {who: pass_curve(player) for who, player in players.items()
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
-for who, (cost, passed) in curves.items():
-    axis.semilogx(cost, passed, ".-", ms=4, lw=1, label=who)
+for (who, (cost, passed)), mark in zip(curves.items(), ".x+", strict=False):
+    axis.semilogx(cost, passed, mark, ms=6, label=who)
 axis.set(xlabel="tokens for a puzzle (k draws)", ylim=(0, 1.03),
          ylabel="pass@k", title="each dot is one more draw")  # fmt: skip
 axis.grid(alpha=0.25)
