@@ -133,7 +133,7 @@ def restore(
             shutil.rmtree(out / "damaged" / str(step), ignore_errors=True)
             (out / "checkpoints" / str(step)).rename(out / "damaged" / str(step))
         sync_global_devices("set aside")
-    manager.reload()
+        manager.reload()
     return None, -1
 
 

@@ -1,9 +1,9 @@
 """Rewards to advantages, to the loss, to the update: group-relative policy optimisation.
 
-GRPO as in DeepSeekMath (2402.03300, eq. 3-4), with DAPO's token-level normalisation and higher
-upper clip (2503.14476, eq. 8) by default. Each variant is a pure function of arrays and a flag in
-`Settings`; `presets.VARIANTS` puts the flags together as published. Knows nothing of Countdown or
-of text; takes token ids, rewards and the log-probabilities that the sampler returned.
+GRPO as in DeepSeekMath (2402.03300, eq. 3-4), by default with a mean over all tokens of the batch
+and DAPO's higher upper clip (2503.14476, eq. 8). Each variant is a pure function of arrays and a
+flag in `Settings`; `presets.VARIANTS` puts the flags together. Knows nothing of Countdown or of
+text; takes token ids, rewards and the log-probabilities that the sampler returned.
 """
 
 import functools

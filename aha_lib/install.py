@@ -25,6 +25,12 @@ def versions() -> dict[str, str]:
     return {_plain(d.metadata["Name"]): d.version for d in found if d.metadata["Name"]}
 
 
+def numbers(version: str) -> list[int]:
+    """The release of a version, to be compared: "0.8.0.dev1+abc" is [0, 8, 0]."""
+    release = re.match(r"[\d.]*", version)[0]
+    return [int(part) for part in release.split(".") if part]
+
+
 def lacking(project: dict, installed: dict[str, str], tpu: bool) -> list[str]:
     """Requirements of a pyproject's `project` that the installed versions do not meet.
 
@@ -77,12 +83,7 @@ def _met(need: str, installed: dict[str, str]) -> bool:
     """Whether "name[extra]>=1.2.3" holds."""
     name, least = need.split(">=")
     version = installed.get(_plain(name.split("[")[0]))
-    return version is not None and _numbers(version) >= _numbers(least)
-
-
-def _numbers(version: str) -> list[int]:
-    release = re.match(r"[\d.]*", version)[0]
-    return [int(part) for part in release.split(".") if part]
+    return version is not None and numbers(version) >= numbers(least)
 
 
 def _plain(name: str) -> str:

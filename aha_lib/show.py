@@ -57,9 +57,9 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
     """
     wide = 3 if panels > 4 else panels
     high = -(-panels // wide)
-    figure = Figure(figsize=(3.7 * wide, 3.1 * high), layout="constrained")
-    axes = figure.subplots(high, wide, squeeze=False).flat  # no pyplot: it is not for threads
-    for axis, (title, *lines) in zip(axes, PANELS, strict=False):
+    figure, axes = plt.subplots(high, wide, figsize=(3.7 * wide, 3.1 * high), squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for axis, (title, *lines) in zip(axes.flat, PANELS, strict=False):
         for name, label, colour in reversed(lines):
             drawn = [_line(rows, name) for rows in runs]
             if not any(len(steps) for steps, _ in drawn):
@@ -86,6 +86,7 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))
+    plt.close(figure)  # shown by whoever asked for it, not once more at the end of the cell
     return figure
 
 

@@ -284,6 +284,7 @@ cpu = jax.default_backend() == "cpu"
 dtype, _ = runtime.dtypes()
 
 
+# %%
 def seconds(f, *args, runs=7):
     def once():
         start = time.perf_counter()
@@ -322,6 +323,7 @@ def again():
     return v
 
 
+# %%
 bandwidth = 2 * v.nbytes / seconds(again)
 print(f"{bandwidth / 1e9:.1f} GB/s")
 
@@ -411,6 +413,7 @@ def batches(s, devices):
     return {name: count / devices for name, count in rows.items()}
 
 
+# %%
 def intensities(s, devices, b):
     """Operations per byte of each phase, on each of the devices."""
     N, count = MODELS[s.model].parameters, batches(s, devices)
@@ -451,6 +454,7 @@ def roofline(ax, peak, bandwidth, phases, title):
     ax.legend(fontsize=8, frameon=False, loc="lower right")
 
 
+# %%
 local = (sheet.flops, sheet.bandwidth) if sheet else (flops, bandwidth)
 there = "gemma2-2b" if preset == "tiny" else preset
 phases = {"here": intensities(settings, mesh.size, dtype.itemsize),
@@ -521,6 +525,7 @@ def tokens_per_second(rows, count):
     return rows * count / seconds(read, state, ids, places, 0, runs=21)
 
 
+# %%
 speeds = {"prefill, 1 row x 128 tokens": tokens_per_second(1, length),
           "decode, 1 row": tokens_per_second(1, 1),
           "decode, 128 rows": tokens_per_second(length, 1)}  # fmt: skip

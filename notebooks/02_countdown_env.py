@@ -138,6 +138,7 @@ def join(left, sign, right):
     return (sign, *sides), SIGNS[sign](left[1], right[1])
 
 
+# %%
 def brute_force(puzzle):
     """All different expressions of three numbers that hit the target."""
     found = set()
@@ -188,6 +189,7 @@ panel = [generate(0, i, **ranges, held_out=True) for i in range(1000)]
 counts = [len(solve(p, ranges.get("bound"))) for p in panel[:500]]
 values, frequencies = np.unique(counts, return_counts=True)
 
+# %%
 fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 a.hist([p.target for p in panel], bins=range(10, 105, 5), rwidth=0.9)
 a.set(xlabel="target", ylabel="puzzles", title="1,000 puzzles' targets")
@@ -287,6 +289,7 @@ def multisets(**kind):
     }  # fmt: skip
 
 
+# %%
 in_train, in_test = multisets(held_out=False), multisets(held_out=True)
 assert in_train and in_test and not in_train & in_test
 print(f"{len(in_train)} and {len(in_test)} multisets, none in common")
@@ -306,6 +309,7 @@ from IPython.display import HTML, display
 
 from aha_lib.countdown import prompt
 
+# %%
 cells = "".join(
     f"<td style='vertical-align:top;text-align:left'><b>{name}</b>"
     "<pre style='white-space:pre-wrap;max-width:30em'>"
@@ -385,6 +389,7 @@ def shunting_yard(text):
         print(f"{token:>4} | {' '.join(output):12} | {' '.join(waiting)}")
 
 
+# %%
 print("read | output       | waiting")
 shunting_yard("20 - ( 16 / 4 )")
 
@@ -417,6 +422,7 @@ def exact(text):
     return walk(ast.parse(" ".join(text.split()), mode="eval").body)
 
 
+# %%
 def independent(text, puzzle):
     """1.0, or 0.1: the reward of an expression that is well-formed."""
     try:
@@ -463,6 +469,7 @@ OPERATORS = {
 }  # fmt: skip
 
 
+# %%
 def python_value(node):
     """What Python makes of an arithmetic expression, without running it."""
     value = getattr(node, "value", None)
@@ -595,6 +602,7 @@ ours = [
     np.mean([reward(c[n], p).value for p, c in shoppers]) for n in names
 ]
 
+# %%
 fig, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
 y = np.arange(len(names))
 for shift, pay, label in ((-0.2, theirs, "TinyZero"), (0.2, ours, "ours")):
@@ -650,6 +658,7 @@ def noise(rng):
     return answer(text) if rng.random() < 0.5 else text
 
 
+# %%
 def mutated(text, rng):
     """A text with one character replaced, dropped or inserted."""
     i = rng.randrange(len(text))
@@ -725,6 +734,7 @@ def easy(p):
     return any(solve(Puzzle(c, p.target)) for c in some)
 
 
+# %%
 easier = [p for p in panel[:500] if easy(p)]
 print(f"{len(easier) / 500:.1%} of the puzzles")
 
@@ -742,6 +752,7 @@ def expressions(numbers):
         yield from (f"{x} {sign} {y}" for sign in SIGNS)
 
 
+# %%
 def lax_pays(p):
     return any(reward(answer(text), p, forgiving=True).value == 1
                for text in expressions(p.numbers))  # fmt: skip

@@ -111,6 +111,7 @@ def forward(model, tokens):
     return model.hidden(tokens, positions, jnp.ones_like(tokens))
 
 
+# %%
 hidden = forward(model, jnp.array(prompts[:1]))
 logits = model.logits(hidden[0, -1])
 print("hidden", hidden.shape, "-> logits", logits.shape)
@@ -161,6 +162,7 @@ def naive(ids, length):
     return row[0, len(ids) : n + 1].tolist()
 
 
+# %%
 length = min(settings.completion_len, 64)
 written = naive(prompts[0], length)
 print(texts[0], tokenizer.decode(written))
@@ -191,6 +193,7 @@ without = np.tril(np.ones((steps, total)), n - 1)
 cached = np.eye(steps, total, n - 1)
 cached[0, :n] = 1
 
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for ax, work, name in zip(axes, (without, cached), ("without a cache",
                           "with a cache"), strict=True):  # fmt: skip
@@ -213,6 +216,7 @@ def read(model, tokens, positions, valid, cache, slot):
     return model.logits(hidden[:, -1]), cache
 
 
+# %%
 def cached_greedy(ids, length):
     """Greedy completion; one prefill, then one token at a time."""
     cache = model.empty_cache(1, len(ids) + length)
@@ -382,6 +386,7 @@ probs /= probs.sum()
 sums = np.cumsum(probs)
 darts = np.array([0.08, 0.36, 0.62, 0.91])
 
+# %%
 fig, ax = plt.subplots(figsize=(8, 1.9), layout="constrained")
 ax.barh(0, 1, left=0, fc="#9cc3e0")  # all the thin ones
 for i in np.flatnonzero(probs > 0.04):
@@ -453,6 +458,7 @@ def training_logprobs(padded, valid, out, temperature=1.0):
     return np.where(out.mask, logprobs[:, padded.shape[1] - 1 :], 0)
 
 
+# %%
 again = training_logprobs(toy_tokens, toy_valid, out)
 print("sampled: ", out.logprobs[0, :6].round(4))
 print("training:", again[0, :6].round(4))
@@ -535,6 +541,7 @@ def rollout(stages, length=length, stop=True):
     )  # fmt: skip
 
 
+# %%
 STAGES = 8
 once, staged = rollout(1), rollout(STAGES)
 lengths = once.mask.sum(1)
@@ -557,6 +564,7 @@ for start in bounds[:-1]:
         size //= 2
     kept.append(size if alive[start] else 0)
 
+# %%
 plt.figure(figsize=(8, 2.8), layout="constrained")
 plt.fill_between([0, last], P * G, color="#ddd", label="one stage")
 plt.stairs(kept, np.minimum(bounds, last), fill=True, color="C0", alpha=0.5,
@@ -592,6 +600,7 @@ def seconds(function, repeats):
     return min(times)
 
 
+# %%
 assert (once.tokens == staged.tokens).all()
 np.testing.assert_allclose(once.logprobs, staged.logprobs, atol=1e-3)
 work = P * G * last, np.diff(np.minimum(bounds, last)) @ kept
@@ -621,6 +630,7 @@ def decode_work(config, rows, slots, bytes_per_number=4):
     return flops, bytes_per_number * (c.parameters + cache)
 
 
+# %%
 for rows in (1, 16, 256):
     flops, moved = decode_work(config, rows, 64)
     print(f"{rows:3} rows: {flops / 1e6:6.1f} MFLOP {moved / 1e6:5.1f} MB,"
@@ -661,6 +671,7 @@ def one_step(state, tokens, cache):
     return model.logits(hidden), cache
 
 
+# %%
 ints = jax.ShapeDtypeStruct((64, 1), jnp.int32)
 cache = jax.eval_shape(lambda: one_layer().empty_cache(64, 64))
 counted = jax.jit(one_step).lower(state, ints, cache).compile()
@@ -691,6 +702,7 @@ def bandwidth(megabytes):
     return data.nbytes / seconds(lambda: total(data), 50)
 
 
+# %%
 near = bandwidth(max(1, round(4 * config.parameters / 1e6)))
 far = bandwidth(256)
 print(f"{peak / 1e9:.0f} GFLOP/s, {near / 1e9:.0f} GB/s for as much as the",
@@ -774,6 +786,7 @@ def slots_seen(c, slots):
     return (local * near + (c.layers - local) * slots) / c.layers
 
 
+# %%
 def roof_of(c, rows, slots):
     """Tokens per second that one v5e chip's roofline allows."""
     flops, moved = decode_work(c, rows, slots, 2)
@@ -835,10 +848,10 @@ assert [name for name, c in gemmas.items()
 # (bad.tokens == out.tokens).all(axis=1)
 # ```
 #
-# Both change, as both have padding; the second prompt is shorter and has
-# more of it. The model now reads `<pad>`, which it never saw in training,
-# as the beginning of the text. Nothing fails and nothing warns: what it
-# writes still looks like an answer.
+# `[False False False False False False]`: both groups change, as both have
+# padding; the second prompt is shorter and has more of it. The model now
+# reads `<pad>`, which it never saw in training, as the beginning of the text.
+# Nothing fails and nothing warns: what it writes still looks like an answer.
 #
 # </details>
 #

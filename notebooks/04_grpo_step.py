@@ -79,6 +79,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
+# %%
 from aha_lib import grpo, objectives
 from aha_lib.presets import SETTINGS, VARIANTS
 
@@ -135,6 +136,7 @@ def against_others(rewards):
     return grpo.advantages(rewards, scale_by_std=False, leave_one_out=True)
 
 
+# %%
 KINDS = {
     "no baseline": lambda rewards: rewards,
     "no baseline, rewards + 10": lambda rewards: rewards + 10,
@@ -215,6 +217,7 @@ def ascend(kind, steps=60, rate=1.0, group=4, runs=400):
     return np.array(path).T
 
 
+# %%
 paths = {name: ascend(kind) for name, kind in KINDS.items()}
 
 # %%
@@ -276,6 +279,7 @@ def ppo(x, gain):
     return objectives.clipped(x, gain, LOW, HIGH)[0].sum()
 
 
+# %%
 def cispo(x, gain):
     """CISPO's, bounded above only; here, to be seen, at PPO's place."""
     return objectives.cispo(x, x, gain, 1.0, HIGH)[0].sum()
@@ -393,6 +397,7 @@ def divergence(theta, reverse):
     return jnp.array(pi_ref) @ (ref_logs - logs) if reverse else forward
 
 
+# %%
 theta = jnp.log(pi)
 grads = {name: jax.grad(held_fixed)(theta, f) for name, f in FORMS.items()}
 for name, g in grads.items():
@@ -590,6 +595,7 @@ def total_loss(logprobs, batch):
     return grpo.surrogate(logprobs, zero, None, batch, on_policy)[0]
 
 
+# %%
 for k in solved:
     batch = SimpleNamespace(mask=zero == 0, logprobs=zero - 2, weights=None,
                             advantages=scaled[k - 1])  # fmt: skip
@@ -628,6 +634,7 @@ def next_p(p, p_ref, beta):
     return 1 / (1 + (1 - p_ref) / p_ref * np.exp(-gap))
 
 
+# %%
 def iterate(p_0, beta, steps=12, mirror=False):
     """The success rates from p_0 on; the leash ends there, or moves along.
 
@@ -704,6 +711,7 @@ def held_back(theta, start, ref, beta):
     return jnp.exp(logs) @ (gain - beta * (logs - jnp.log(ref)))
 
 
+# %%
 climb = jax.jit(jax.grad(held_back))
 for beta in (2.0, 4.0):
     pi = ref = jnp.array(policy)
@@ -822,6 +830,7 @@ def variant(name, **changes):
     return batch._replace(weights=counts_as), s
 
 
+# %%
 def token_slopes(name, logprobs, **changes):
     """Loss, the weights w [B, T], and the share of clipped tokens."""
     batch, s = variant(name, **changes)
@@ -857,6 +866,7 @@ def to_gradient(params, w):
     return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
 
 
+# %%
 base_logs = logprobs_of(params)  # for the KL term of GRPO
 
 # %% [markdown]
@@ -919,6 +929,7 @@ def cosines(when):
     return rows @ rows.T
 
 
+# %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
 ticks = dict(xticks=range(7), yticks=range(7), xticklabels=names,
              yticklabels=names)  # fmt: skip
@@ -955,6 +966,7 @@ def first(name, **changes):
     return np.asarray(to_gradient(params, w))
 
 
+# %%
 assert same(first("grpo"), first("gspo"))
 assert same(first("dapo", overlong=0), first("cispo"))
 assert same(first("dr_grpo") * G / (G - 1), first("rloo"))
@@ -989,6 +1001,7 @@ def stored(name):
     return json.loads(path.read_text()) if path.exists() else None
 
 
+# %%
 turned = stored("stale") or []
 by_start = {start: [row for row in turned if row["start"] == start]
             for start in (0, 10)}  # fmt: skip
@@ -1021,8 +1034,27 @@ for start, rows in by_start.items():
               *(f"{share:8.1%}" for share in shares))
 
 # %% [markdown]
-# STALE_TEXT
+# At the base, where Adam starts from nothing and takes its largest steps, two
+# families part. The losses with PPO's clip on each token (GRPO, Dr. GRPO,
+# DAPO) lose their first direction within a few updates and turn against it:
+# tokens that went far the way they were pushed are silent, and what is left
+# is mostly tokens that went the other way and are being pulled back. The
+# clip is a brake. RLOO, CISPO and Kimi silence nobody and go on. How soon the
+# brake acts depends on how far a step goes: compare the two panels, and the
+# clipped shares below them.
 #
+# ### Check: two families
+# On every batch at the base, after four updates: each loss with the clip on
+# tokens is further from where it began than each one that silences nobody.
+
+# %%
+for row in by_start[0]:
+    after_four = dict(zip(row["variants"], row["cosine"][2], strict=True))
+    with_clip = [after_four[n] for n in ("grpo", "dr_grpo", "dapo")]
+    without = [after_four[n] for n in ("rloo", "cispo", "kimi")]
+    assert max(with_clip) < min(without), row["seed"]
+
+# %% [markdown]
 # ### Check: the training step's own gradient
 #
 # The same gradient once more from the training step's own code, and its
@@ -1037,6 +1069,7 @@ ours = np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 length = np.linalg.norm(ours)
 assert np.linalg.norm(ours + first("grpo")) < 1e-3 * length
 
+# %%
 leaves, shape = jax.tree.flatten(params)
 cuts = np.cumsum([x.size for x in leaves])[:-1]
 parts = np.split(ours / length * 0.02, cuts)
@@ -1066,6 +1099,7 @@ def longest(group, hit, most=34):
     return max(rows, key=lambda i: lengths[i], default=None)
 
 
+# %%
 pairs = [(longest(g, True), longest(g, False)) for g in range(short.prompts)]
 pair = max((both for both in pairs if None not in both),
            key=lambda both: lengths[list(both)].sum())  # fmt: skip
@@ -1088,6 +1122,7 @@ def painted(axis, row):
     return image
 
 
+# %%
 figure, axes = plt.subplots(2, 1, figsize=(11, 5.5), layout="constrained")
 for axis, row in zip(axes, pair, strict=True):
     image = painted(axis, row)
@@ -1185,6 +1220,7 @@ def least_difference(ends, level=0.95, shuffles=10_000):
     return np.quantile(np.ptp(shuffled.mean(1), axis=1), level)
 
 
+# %%
 enough = len(seeds) >= 5 and len(cases) > 1
 if enough:
     limit = least_difference(ends)

@@ -96,6 +96,7 @@ from tqdm.auto import tqdm
 from aha_lib import countdown, runtime, show, train
 from aha_lib.presets import PUZZLES, SETTINGS
 
+# %%
 runtime.compilation_cache()  # a second run does not compile anew
 as_script = "get_ipython" not in globals()
 if as_script:
@@ -266,6 +267,7 @@ def value(node):
     return SIGNS[type(node.op)](value(node.left), value(node.right))
 
 
+# %%
 def truly_right(text, puzzle) -> bool:
     answer = re.findall(r"<answer>([\d+*/() -]*)</answer>", text)
     given = sorted(map(str, puzzle.numbers))
@@ -458,6 +460,7 @@ def stored(name):
     return json.loads(path.read_text())["runs"] if path.exists() else []
 
 
+# %%
 def by_case(runs):
     """For each case: seeds, held-out accuracies, tokens, share clipped."""
     return {case: [r for r in runs if r["case"] == case]
@@ -561,7 +564,7 @@ dashboard.answer(model, tokenizer, trained_with, "20 16 4 = 40")
 # %%
 import ipywidgets
 
-ipywidgets.interact_manual(
+box = ipywidgets.interact_manual(
     lambda puzzle: dashboard.answer(model, tokenizer, trained_with, puzzle),
     puzzle="19 7 3 = 36",
 )

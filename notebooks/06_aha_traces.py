@@ -87,6 +87,7 @@ import aha_lib
 from aha_lib import countdown, show, traces, train
 from aha_lib.presets import PUZZLES, Settings
 
+# %%
 shipped = pathlib.Path(aha_lib.__file__).parent / "data" / "run"
 mine = pathlib.Path(folder)
 own = (mine / "rollouts.jsonl").exists()
@@ -107,6 +108,7 @@ def rows_of(path: pathlib.Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
+# %%
 def read(place: pathlib.Path) -> SimpleNamespace:
     """A run: settings, metrics, texts by checkpoint, and these parsed."""
     s = Settings(**json.loads((place / "settings.json").read_text()))
@@ -217,6 +219,7 @@ def mean_of(count, sides) -> list[float]:
             for side in sides]  # fmt: skip
 
 
+# %%
 ruled = np.array([mean_of(traces.behaviours, run.sampled) for run in runs])
 worded = np.array([
     mean_of(traces.keyword_counts, [row["sampled"] for row in run.kept])
@@ -317,6 +320,7 @@ def will_and_skill(side: list) -> list[tuple[int, int]]:
             (sum(a.reached for a in attempts), len(attempts))]  # fmt: skip
 
 
+# %%
 measures = "any attempt", "goes on after a no", "hits per attempt"
 found = {(run.name, when): will_and_skill(run.sampled[i])
          for run in runs for when, i in (("before", 0), ("after", -1))}
@@ -395,29 +399,28 @@ def chance_by_rule(puzzle) -> float:
         for value, rest, _ in firsts]))  # fmt: skip
 
 
+# %%
 by_rule = {p: chance_by_rule(p) for p in panel} if preset == "tiny" else {}
 if by_rule:
     print(f"first attempts by the rule hit: {np.mean([*by_rule.values()]):.3f}")
 
 # %% [markdown]
 # ### Check
-# Base and trained model make a first attempt that hits as often as the rule's
-# to within a few points: about one in four.
+# The first attempts of each of them hit as often as the rule's, to within a
+# few points: about one in four.
 
 # %%
-for who in ("base", "trained") if by_rule else ():
-    n = deep.get(who, {"attempt 1": 0})
-    if n["attempt 1"]:
-        rate = n["hits at 1"] / n["attempt 1"]
-        error = np.sqrt(rate * (1 - rate) / n["attempt 1"])
-        print(f"{who:8} {rate:.3f}, standard error {error:.3f}")
-        assert abs(rate - np.mean([*by_rule.values()])) < 0.03
+for who, n in deep.items() if by_rule else ():
+    rate = n["hits at 1"] / n["attempt 1"]
+    error = np.sqrt(rate * (1 - rate) / n["attempt 1"])
+    print(f"{who:28} {rate:.3f}, standard error {error:.3f}")
+    assert abs(rate - np.mean([*by_rule.values()])) < 0.03
 
 # %% [markdown]
-# So reward has not taught it to *choose* better; it has taught it to choose
-# at all, and again. Not everything about that is good. Look at the last two
-# columns: a longer search repeats itself more, and its sums are no truer than
-# the base's.
+# So reward has hardly taught it to *choose* better; it has taught it to choose
+# at all, and again. (The third player is explained below.) Look at the last
+# two columns as well: a longer search repeats itself more, and its sums are
+# no truer than the base's.
 #
 # ## The styles over the steps
 # One run. The border between "check" and "search" says how often the first
@@ -442,6 +445,7 @@ def tokens(texts: list[str]) -> np.ndarray:
     return np.minimum([len(text.split()) + 1 for text in texts], limit)
 
 
+# %%
 lengths = np.array([[tokens(row["sampled"]) for row in run.kept]
                     for run in runs])  # runs, checkpoints, puzzles
 right = np.array([[[t.right for t in side] for side in run.sampled]
@@ -559,13 +563,14 @@ def pass_curve(player: dict) -> tuple[np.ndarray, np.ndarray]:
     return mean * ks, np.array([train.pass_at_k(draws, k) for k in ks])
 
 
+# %%
 curves = {who: pass_curve(player) for who, player in players.items()
           if player.get("n")}  # fmt: skip
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
-for who, (cost, passed) in curves.items():
-    axis.semilogx(cost, passed, ".-", ms=4, lw=1, label=who)
+for (who, (cost, passed)), mark in zip(curves.items(), ".x+", strict=False):
+    axis.semilogx(cost, passed, mark, ms=6, label=who)
 axis.set(xlabel="tokens for a puzzle (k draws)", ylim=(0, 1.03),
          ylabel="pass@k", title="each dot is one more draw")  # fmt: skip
 axis.grid(alpha=0.25)
@@ -587,9 +592,10 @@ show.table(
 # base at the same cost: the base's next k that costs at least as much is in
 # the check below. With *many* draws the base comes close: it was within its
 # reach; RL has made it likely, not possible. And the base that had to search,
-# without any training, is at one draw where the trained model is, or close to
-# it, at about the same length. What GRPO has taught here is, to that extent,
-# one thing: not to answer before the "yes".
+# without any training, is at one draw where the trained model is, at the same
+# length. What GRPO has taught this model is one thing: not to answer before
+# the "yes". (On text of the world no such bar exists to put up: one token
+# tells neither that a search is needed nor that it has ended well.)
 #
 # ### Check
 # Between two k there is nothing: no line is drawn through them, and the
@@ -605,7 +611,8 @@ if {"base", "trained"} <= set(curves) and learnt:
     assert cost[enough] >= price[0] and once[0] > passed[enough]
     assert passed[-1] > 0.85  # within its reach
     made = curves.get("base, no answer before a yes")
-    assert made is None or abs(made[1][0] - once[0]) < 0.1
+    assert made is None or abs(made[1][0] - once[0]) < 0.03
+    assert made is None or abs(made[0][0] / price[0] - 1) < 0.1
 
 # %% [markdown]
 # ## Puzzle by puzzle
@@ -682,6 +689,7 @@ def faults(side: list) -> list:
             sum(t.found_then_abandoned for t in side)]  # fmt: skip
 
 
+# %%
 show.table(
     ["step", *kinds, "sums", "false", "attempts", "repeated",
      "found, then abandoned"],
@@ -715,6 +723,7 @@ aside = [row for row in labelled if not row["tuned"]]
 print(len(labelled), "labelled, of which", len(aside), "set aside")
 
 
+# %%
 def ruled_of(row):
     puzzle = countdown.Puzzle(tuple(row["numbers"]), row["target"])
     return traces.behaviours(traces.parse(row["completion"], puzzle))
@@ -732,6 +741,7 @@ def score(find, name: str, labels: list) -> tuple[int, int, int]:
     return int((seen & there).sum()), int(seen.sum()), int(there.sum())
 
 
+# %%
 four = "verification", "backtracking", "subgoals", "backward"
 scores = {(name, how): score(find, name, aside) for name in four
           for how, find in (("rules", ruled_of), ("words", worded_of))
@@ -771,6 +781,7 @@ def view(i: int):
         f"step {steps[0]}": texts[0][i], f"step {steps[-1]}": texts[1][i]})
 
 
+# %%
 gained = show.select(panel, *texts, "solved after but not before")
 missed = [i for i, t in enumerate(runs[0].sampled[-1]) if not t.right]
 display(*map(view, gained[:2] + missed[-1:]))

@@ -184,10 +184,11 @@ def test_impossible_settings_are_one_clear_sentence(wrong):
 def test_prompts():
     puzzle = Puzzle((4, 20, 16), 40)
     assert prompt(puzzle) == "20 16 4 = 40 :"
+    assert prompt(puzzle, "short") == "Make 40 from 4, 20, 16.\n"
     base = prompt(puzzle, "base")
     assert "[4, 20, 16]" in base and "equals 40" in base and "exactly once" in base
     assert base.startswith("A conversation") and base.endswith("\n<think>")
-    with pytest.raises(ValueError, match='"tiny" or "base"'):
+    with pytest.raises(ValueError, match='"tiny", "short" or "base"'):
         prompt(puzzle, "chat")
 
 

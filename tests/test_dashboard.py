@@ -8,7 +8,7 @@ import time
 import ipywidgets as widgets
 import pytest
 
-from aha_lib import dashboard, train, weights
+from aha_lib import dashboard, weights
 from aha_lib.presets import Settings
 
 SETTINGS = Settings(steps=3, eval_puzzles=4)
@@ -106,11 +106,3 @@ def test_a_puzzle_of_ones_own():
     for text, told in wrong.items():
         with pytest.raises(ValueError, match=told):
             dashboard.answer(model, tokenizer, SETTINGS, text)
-
-
-def test_the_thread_needs_no_pyplot(out):
-    from matplotlib import pyplot as plt
-
-    before = plt.get_fignums()
-    dashboard.show.curve(train.read_rows(out / "metrics.jsonl"), panels=9)
-    assert plt.get_fignums() == before

@@ -12,16 +12,16 @@ from flax import nnx
 from aha_lib import weights
 from aha_lib.gemma import Gemma
 from aha_lib.presets import MODELS
-from aha_lib.tokenizer import TINY_PATH
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
+WORDS = GOLDEN.parent / "golden_tokenizer.model"  # the tiny vocabulary, and words up to 160
 each = pytest.mark.parametrize("name", ["hf_gemma1", "hf_gemma2", "hf_gemma3"])
 
 
 @functools.cache
 def case(name):
     """A model and its golden and greedy data."""
-    model, _, _ = weights.load(GOLDEN / name, tokenizer=TINY_PATH)
+    model, _, _ = weights.load(GOLDEN / name, tokenizer=WORDS)
     return model, *(dict(np.load(GOLDEN / name / f"{data}.npz")) for data in ("golden", "greedy"))
 
 

@@ -102,9 +102,9 @@ def gradient(monkeypatch, model, batch, settings, reference=None):
     state = grpo.TrainState(params, grpo.optimizer(settings).init(params))
     seen, apply = [], grpo.apply
 
-    def spy(state, grads, settings):
+    def spy(state, grads, *rest):
         seen.append(jax.tree.map(np.asarray, grads))
-        return apply(state, grads, settings)
+        return apply(state, grads, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(grpo, "apply", spy)

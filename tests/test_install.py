@@ -117,9 +117,13 @@ def test_an_old_python_is_one_sentence(monkeypatch):
 SEARCH = setup.setup_cell("").split("install.complete()")[0] + "print(install.__file__)\n"
 
 
-def run_in(folder, cell=SEARCH):
+def run_in(folder):
+    """Run the cell's beginning in folder / "here"; Kaggle's and Drive's folders lie beside it."""
+    (folder / "here").mkdir(exist_ok=True)
+    cell = SEARCH.replace("/kaggle/input", f"{folder}/input")
+    cell = cell.replace("/content/drive/MyDrive", f"{folder}/drive")
     alone = [sys.executable, "-I", "-S", "-c", cell]
-    return subprocess.run(alone, cwd=folder, capture_output=True, text=True)
+    return subprocess.run(alone, cwd=folder / "here", capture_output=True, text=True)
 
 
 def put(folder):
@@ -135,22 +139,18 @@ def put(folder):
 )  # fmt: skip
 def test_the_package_is_found(tmp_path, where):
     """Kaggle unpacks a dataset's zip below /kaggle/input, at a depth of its own choice."""
-    cell = SEARCH.replace("/kaggle/input", f"{tmp_path}/input")
-    cell = cell.replace("/content/drive/MyDrive", f"{tmp_path}/drive")
-    (tmp_path / "here").mkdir()
-    put((tmp_path / "here" / where).resolve())
-    done = run_in(tmp_path / "here", cell)
-    found = (tmp_path / "here" / where).resolve() / "aha_lib/install.py"
-    assert done.stdout.strip() == str(found), done.stderr
+    place = (tmp_path / "here" / where).resolve()
+    put(place)
+    done = run_in(tmp_path)
+    assert done.stdout.strip() == str(place / "aha_lib/install.py"), done.stderr
 
 
-@pytest.mark.parametrize("where", [".", "../drive"])
+@pytest.mark.parametrize("where", ["here", "drive"])
 def test_its_zip_is_unpacked(tmp_path, where):
-    (tmp_path / "here").mkdir()
     put(tmp_path / "packed/aha")
-    file = tmp_path / "here" / where / "aha (1)"  # as a browser names a second download
-    shutil.make_archive(file.resolve(), "zip", tmp_path / "packed")
-    done = run_in(tmp_path / "here", SEARCH.replace("/content/drive/MyDrive", f"{tmp_path}/drive"))
+    file = tmp_path / where / "aha (1)"  # as a browser names a second download
+    shutil.make_archive(file, "zip", tmp_path / "packed")
+    done = run_in(tmp_path)
     assert done.stdout.strip() == str(tmp_path / "here/aha/aha_lib/install.py"), done.stderr
 
 

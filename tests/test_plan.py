@@ -49,6 +49,16 @@ def test_a_single_chip(chip):
     assert all(0 < seconds < 10 for seconds in answer.times.values())  # nothing to move
 
 
+def test_an_older_compiler_is_a_sentence(monkeypatch, capsys):
+    """As in Colab's list of August 2026: with JAX 0.7.2 a libtpu that crashes where it compiles."""
+    version = plan.importlib.metadata.version
+    old = lambda name: "0.0.1" if name == "libtpu" else version(name)  # noqa: E731
+    monkeypatch.setattr(plan.importlib.metadata, "version", old)
+    with pytest.raises(SystemExit) as stopped:
+        plan.main(["--model", "tiny", "--chip", "v5e-8"])
+    assert stopped.value.code == 2 and "libtpu 0.0.1, is older" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_a_sentence_and_status_1(monkeypatch, capsys):
     small = dataclasses.replace(plan.CHIPS["v3-8"], hbm=1.0)
     monkeypatch.setitem(plan.CHIPS, "v3-8", small)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from aha_lib import grpo, presets
 from aha_lib.gemma import Gemma
-from aha_lib.presets import MODELS, ModelConfig, Settings
+from aha_lib.presets import MODELS, ModelConfig, Pretraining, Settings
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -63,10 +63,11 @@ def test_nonsense_is_named_in_one_sentence(name, value):
 
 
 def test_every_number_and_every_word_is_looked_at():
-    """A new field of Settings has to say what it may be."""
+    """A new field of the settings has to say what it may be."""
     free = {"model", "preset"}  # what weights.load takes, and where the settings come from
     checked = {*presets._LEAST, *presets._CHOICES}
-    kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
+    fields = [*dataclasses.fields(Settings), *dataclasses.fields(Pretraining)]
+    kinds = {field.name: field.type for field in fields}
     assert {name for name, kind in kinds.items() if kind is not bool} == checked | free
 
 

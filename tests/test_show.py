@@ -61,6 +61,9 @@ def test_curve_of_one_run():
     assert backtracks["held-out"][-1] == [4, 0.8]
     assert entropy["training"][0] == [1, 1] and "base, step 0" not in entropy
     assert len(show.curve(run(0.2)).axes) == 3
+    axes = show.curve(run(0.2, 0.5), panels=9).axes
+    nine = {axis.get_title("left"): lines_of(axis) for axis in axes}
+    assert len(nine) == 9 and nine["Mean reward"] == {}
 
 
 def test_curve_of_seeds_has_their_mean():

@@ -286,6 +286,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert untimed(train.read_rows(tmp_path / "killed" / "metrics.jsonl")) == untimed(rows)
 
 
+def test_a_damaged_checkpoint_costs_its_steps_and_no_more(settings, rewarded, tmp_path, capsys):
+    whole = run(settings, tmp_path / "whole")
+    with closing(train.train(settings, tmp_path / "harmed")) as going:
+        rows = [next(going) for _ in range(5)]
+    files = [path for path in (tmp_path / "harmed/checkpoints/4").rglob("*") if path.is_file()]
+    max(files, key=lambda path: path.stat().st_size).write_bytes(b"")
+    again = run(settings, tmp_path / "harmed")
+    assert "The checkpoint of step 4 is damaged" in capsys.readouterr().out
+    assert [row["step"] for row in again] == [3, 4, 5]
+    assert untimed(rows[:3] + again) == untimed(whole)
+    kept = sorted(path.name for path in (tmp_path / "harmed/checkpoints").iterdir())
+    assert kept == ["4", "5"], "that of step 4 is written anew"
+
+
 def restored(out):
     return checkpoint(out, 5)
 

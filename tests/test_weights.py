@@ -26,6 +26,7 @@ from aha_lib.tokenizer import TINY_PATH, Tokenizer
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
+WORDS = DATA / "golden_tokenizer.model"  # the tiny vocabulary, and words up to 160
 SIZES = dict(vocab=160, width=48, heads=4, head_dim=16, ff=96, window=8, post_norms=True)
 # What the makers of golden's Flax checkpoints were given; their shapes are no preset's.
 FLAX = {
@@ -74,7 +75,7 @@ def hf(tmp_path):
     """A folder with golden's Gemma 3 and a tokenizer, to be tampered with."""
     folder = tmp_path / "hf"
     shutil.copytree(GOLDEN / "hf_gemma3", folder)
-    shutil.copy(TINY_PATH, folder / "tokenizer.model")
+    shutil.copy(WORDS, folder / "tokenizer.model")
     return folder
 
 
@@ -89,7 +90,7 @@ def edit(folder, **changes):
 @pytest.mark.parametrize("generation", [2, 3])
 def test_flax_checkpoints(generation, layout):
     folder, config = GOLDEN / f"flax_gemma{generation}", FLAX[generation]
-    model, _, found = weights.load(folder / layout, tokenizer=TINY_PATH, config=config)
+    model, _, found = weights.load(folder / layout, tokenizer=WORDS, config=config)
     assert found == config
     assert_golden(model, folder)
 
@@ -111,7 +112,7 @@ def test_stacked_checkpoint(tmp_path):
     stacked = {k: {e: np.stack(x) if isinstance(x, list) else x for e, x in v.items()}
                for k, v in stacked.items()}  # fmt: skip
     ocp.PyTreeCheckpointer().save(tmp_path / "ckpt", stacked)
-    model, _, _ = weights.load(tmp_path, tokenizer=TINY_PATH, config=FLAX[3])
+    model, _, _ = weights.load(tmp_path, tokenizer=WORDS, config=FLAX[3])
     assert_golden(model, GOLDEN / "flax_gemma3")
 
 
@@ -147,7 +148,7 @@ def test_text_part_of_a_multimodal_checkpoint(hf, prefix):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("source", ["hf_gemma1", "hf_gemma2", "hf_gemma3", "multi-head"])
 def test_round_trips_are_exact(source, dtype, tmp_path):
-    how = dict(tokenizer=TINY_PATH, param_dtype=dtype)
+    how = dict(tokenizer=WORDS, param_dtype=dtype)
     if source == "multi-head":
         model = random_model(MULTI_HEAD, dtype)
     else:
@@ -166,7 +167,7 @@ def test_kaggle_layout_is_the_published_one(tmp_path):
     """Names, shapes and numbers of golden's flat checkpoint come out as they went in."""
     for generation, config in FLAX.items():
         source = GOLDEN / f"flax_gemma{generation}" / "flat_pytree"
-        model, _, _ = weights.load(source, tokenizer=TINY_PATH, config=config)
+        model, _, _ = weights.load(source, tokenizer=WORDS, config=config)
         weights.save_kaggle(model, tmp_path / str(generation))
         before, after = (
             traverse_util.flatten_dict(ocp.PyTreeCheckpointer().restore(path))
@@ -194,12 +195,12 @@ from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from aha_lib import runtime, weights
-from aha_lib.tokenizer import TINY_PATH
 golden, kaggle = map(Path, sys.argv[1:])
+words = golden.parent / "golden_tokenizer.model"
 mesh = runtime.make_mesh(tp=2)
 config = None
 for folder in (golden / "hf_gemma2", kaggle):
-    how = dict(tokenizer=TINY_PATH, mesh=mesh, config=config)
+    how = dict(tokenizer=words, mesh=mesh, config=config)
     model, _, config = weights.load(folder, **how)
     want = jax.tree.leaves(runtime.shardings(model, mesh))
     have = jax.tree.leaves(nnx.state(model))
@@ -216,7 +217,7 @@ for folder in (golden / "hf_gemma2", kaggle):
 
 
 def test_shardings_on_eight_devices(tmp_path):
-    model, _, _ = weights.load(GOLDEN / "hf_gemma2", tokenizer=TINY_PATH)
+    model, _, _ = weights.load(GOLDEN / "hf_gemma2", tokenizer=WORDS)
     weights.save_kaggle(model, tmp_path)
     command = [sys.executable, "-c", SHARDED, str(GOLDEN), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent.parent)
@@ -321,7 +322,7 @@ def orbax_without_metadata(folder):
         (llama, ValueError, "model_type is llama: supported are Gemma 1, 2 and 3"),
         (sizes, ValueError, r"_proj.weight in .* is \(.*\), not \(.*\) as configured"),
         (pattern, ValueError, "layer_types"),
-        (other_tokenizer, ValueError, "118 pieces, the embedding 320 rows"),
+        (other_tokenizer, ValueError, "160 pieces, the embedding 320 rows"),
         (no_tokenizer, FileNotFoundError, "no tokenizer.model"),
         (undescribed, ValueError, "Gemma 3 of 8 layers and width 48: none of tiny, gemma-2b"),
         (orbax_without_metadata, FileNotFoundError, "with its _METADATA, not 0"),
@@ -376,7 +377,7 @@ def test_downloads_that_fail(error, known, message, monkeypatch):
 def test_half_a_download(tmp_path, monkeypatch):
     """An archive's layout (weights in a folder, the tokenizer beside it), whole and not."""
     shutil.copytree(GOLDEN / "flax_gemma3" / "flat_pytree", tmp_path / "gemma3-1b")
-    shutil.copy(TINY_PATH, tmp_path / "tokenizer.model")
+    shutil.copy(WORDS, tmp_path / "tokenizer.model")
     monkeypatch.setattr(kagglehub, "model_download", lambda handle: str(tmp_path))
     model, _, _ = weights.load(HANDLE, config=FLAX[3])
     assert_golden(model, GOLDEN / "flax_gemma3")
@@ -389,7 +390,7 @@ def test_half_a_download(tmp_path, monkeypatch):
 def test_transformers_opens_what_is_saved(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    model, _, _ = weights.load(GOLDEN / name, tokenizer=TINY_PATH)
+    model, _, _ = weights.load(GOLDEN / name, tokenizer=WORDS)
     weights.save_hf(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, attn_implementation="eager"

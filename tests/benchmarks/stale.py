@@ -87,7 +87,8 @@ def measure(seed: int, start: int) -> dict:
         if update in UPDATES:
             later, clipped = gradients(graph, state.params, batches, reference)
             norms = np.linalg.norm(first, axis=1) * np.linalg.norm(later, axis=1)
-            row["cosine"].append(((first * later).sum(1) / norms).round(4).tolist())
+            cosines = (first * later).sum(1) / norms
+            row["cosine"].append([round(float(x), 4) for x in cosines])
             row["clipped"].append([round(share, 4) for share in clipped])
     return row
 
