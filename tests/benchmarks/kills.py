@@ -78,8 +78,9 @@ def go_on(model: Path, out: Path, deadly: int = -1) -> None:
         pass
 
 
-def saving(out: Path) -> bool:
-    return any("tmp" in path.name for path in (out / "checkpoints").glob("*"))
+def unfinished(out: Path) -> set[str]:
+    """Checkpoints that are being written, or were when the run was killed."""
+    return {path.name for path in (out / "checkpoints").glob("*tmp*")}
 
 
 def end(out: Path):
@@ -119,14 +120,16 @@ def kills(count: int, where: Path, seed: int = 0) -> int:
     for run in itertools.count():
         out = where / f"run{run}"
         while done < count:
+            left = unfinished(out)  # by the kill before
             job = process(out, done if done < WRITES else -1)
             moment = time.monotonic() + dice.uniform(0.2, 1) * usual
-            while done >= WRITES and job.is_alive() and time.monotonic() < moment:
-                if done % 2 and saving(out):
+            timed, wait = done >= WRITES, done % 2 == 1  # for a moment, or until it is saving
+            while timed and job.is_alive() and (wait or time.monotonic() < moment):
+                if wait and unfinished(out) - left:
                     break
                 time.sleep(0.001)
-            if done >= WRITES:
-                struck += saving(out)
+            if timed:
+                struck += bool(unfinished(out) - left)
                 job.kill()
             job.join()
             if job.exitcode == 0:
