@@ -68,8 +68,8 @@
 # ## Colab
 # 1. *File → Upload notebook*, an `.ipynb` from the folder `notebooks`.
 # 2. *Runtime → Change runtime type → v5e-1 TPU* (or v6e-1, where your
-#    plan has it). One chip is good for the tiny model and for Gemma 3 270M. A CPU
-#    runtime is enough for the tiny model.
+#    plan has it). One chip is good for the tiny model and for Gemma 3
+#    270M. A CPU runtime is enough for the tiny model.
 # 3. Drop `aha.zip` into the pane *Files* on the left; the setup cell unpacks
 #    it. Or keep it in your Drive: put it into *My Drive* and mount that,
 #    `from google.colab import drive; drive.mount("/content/drive")`.
