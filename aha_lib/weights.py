@@ -105,9 +105,8 @@ def load(
 def download(handle: str) -> Path:
     """The local folder of a Kaggle model, downloaded with a progress bar unless it is there.
 
-    Credentials are kagglehub's: a Kaggle session's own, Colab's secret KAGGLE_API_TOKEN, the
-    environment, or `~/.kaggle`. In Colab it asks for the token first, and takes its absence for
-    that of all: a secret KAGGLE_USERNAME with KAGGLE_KEY is not found alone (kagglehub 1.0).
+    Credentials are kagglehub's: a Kaggle session's own, the environment, `~/.kaggle`, or Colab's
+    secret KAGGLE_API_TOKEN (without that one it finds no KAGGLE_USERNAME and KAGGLE_KEY there).
     Raises OSError with one sentence that says what to do.
     """
     import kagglehub

@@ -57,9 +57,13 @@
 #    `/kaggle/input`, read-only; runs are written to `/kaggle/working`.
 # 5. *Settings → Accelerator → TPU v5e-8* (or v3-8, where it is still
 #    offered), *Settings → Internet → on*.
-# 6. *Run All*. The setup cell names what it installs (with Kaggle's image
-#    of August 2026 `jaxtyping`, perhaps more: its list has no versions) and
-#    ends with the chips: eight of them.
+# 6. *Run All*. The setup cell names what it installs (nothing, with the
+#    list of Kaggle's TPU image of August 2026 as it resolved in November)
+#    and ends with the chips: eight of them.
+#
+# That image puts an older libtpu beside JAX, 0.0.17, for torch's sake. If
+# JAX cannot start the TPU with it, the setup cell says so: run
+# `%pip install "jax[tpu]"` in a cell of its own, and restart.
 #
 # Models whose licence you accepted need no token there. A TPU session ends
 # after 9 hours, and there is a weekly allowance; the page shows what is
@@ -69,8 +73,8 @@
 # ## Colab
 # 1. *File → Upload notebook*, an `.ipynb` from the folder `notebooks`.
 # 2. *Runtime → Change runtime type → v5e-1 TPU* (or v6e-1, where your
-#    plan has it). One chip is good for the tiny model and for Gemma 3 270M. A CPU
-#    runtime is enough for the tiny model.
+#    plan has it). One chip is good for the tiny model and for Gemma 3
+#    270M. A CPU runtime is enough for the tiny model.
 # 3. Drop `aha.zip` into the pane *Files* on the left; the setup cell unpacks
 #    it. Or keep it in your Drive: put it into *My Drive* and mount that,
 #    `from google.colab import drive; drive.mount("/content/drive")`.
