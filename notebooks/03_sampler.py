@@ -847,7 +847,8 @@ assert [name for name, c in gemmas.items()
 # ```
 #
 # `[False False False False False False]`: both groups change, as both have
-# padding; the second prompt is shorter and has more of it. The model now reads `<pad>`, which it never saw in training,
+# padding; the second prompt is shorter and has more of it. The model now
+# reads `<pad>`, which it never saw in training,
 # as the beginning of the text. Nothing fails and nothing warns: what it
 # writes still looks like an answer.
 #
