@@ -1034,25 +1034,25 @@ for start, rows in by_start.items():
               *(f"{share:8.1%}" for share in shares))
 
 # %% [markdown]
-# At the base, where Adam starts from nothing and takes its largest steps, two
-# families part. The losses with PPO's clip on each token (GRPO, Dr. GRPO,
-# DAPO) lose their first direction within a few updates and turn against it:
-# tokens that went far the way they were pushed are silent, and what is left
-# is mostly tokens that went the other way and are being pulled back. The
-# clip is a brake. RLOO, CISPO and Kimi silence nobody and go on. How soon the
-# brake acts depends on how far a step goes: compare the two panels, and the
-# clipped shares below them.
+# Two families part, at the base and, a little later, in the course of
+# training too. The losses with PPO's clip on each token (GRPO, Dr. GRPO,
+# DAPO) lose their first direction within a few updates: tokens that went far
+# the way they were pushed are silent, and of the rest many went the other way
+# and are being pulled back. The clip is a brake. RLOO and CISPO silence
+# nobody and go on; Kimi's squared term turns it more slowly, GSPO's clip acts
+# on whole answers. The number printed above says on how many batches this
+# rests, all of this one model.
 #
 # ### Check: two families
-# On every batch at the base, after four updates: each loss with the clip on
-# tokens is further from where it began than each one that silences nobody.
+# On every batch, after four updates: each loss with the clip on tokens is
+# further from where it began than each one that silences nobody.
 
 # %%
-for row in by_start[0]:
+for row in turned:
     after_four = dict(zip(row["variants"], row["cosine"][2], strict=True))
     with_clip = [after_four[n] for n in ("grpo", "dr_grpo", "dapo")]
     without = [after_four[n] for n in ("rloo", "cispo", "kimi")]
-    assert max(with_clip) < min(without), row["seed"]
+    assert max(with_clip) < min(without), (row["seed"], row["start"])
 
 # %% [markdown]
 # ### Check: the training step's own gradient

@@ -32,6 +32,19 @@ def test_the_table_of_runs(seed):
     )  # fmt: skip
 
 
+def test_shares_in_the_text():
+    """How often the base searches, and what it solves where it may not answer early."""
+    text, found = " ".join((ROOT / "README.md").read_text().split()), []
+    for seed in range(3):
+        styles = train.read_rows(ROOT / f"aha_lib/data/run/seed{seed}/metrics.jsonl")[0]["styles"]
+        found.append(styles["search"] / sum(styles.values()))
+    assert f"in {sum(found) / 3:.0%} of its answers, searches".replace("%", " %") in text
+    players = json.loads((ROOT / "tests/benchmarks/reach.json").read_text())
+    (made,) = [row for row in players if row["who"] == "base, no answer before a yes"]
+    solved = sum(made["right"]) / made["n"] / len(made["right"])
+    assert f"solves as many ({solved:.2f}; notebook 06)" in text
+
+
 def test_the_table_of_what_fits(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
     import fits
