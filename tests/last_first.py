@@ -1,6 +1,6 @@
 """A task of your own: generator, prompt and reward in one file, and the loop that learns it.
 
-`python examples/last_first.py`. The task: of three numbers, write the last one first. The tiny base
+`python tests/last_first.py`. The task: of three numbers, write the last one first. The tiny base
 model was never asked for that, and hardly ever does it. Change the three functions, and it is your
 task. Knows nothing of Countdown.
 """
