@@ -104,7 +104,8 @@ def disk_errors(out: Path) -> Iterator[None]:
 def save(manager: ocp.CheckpointManager, step: int, tree: dict, row: dict) -> None:
     """Begin to write `tree`, with its checksum, as the checkpoint of a step with these metrics."""
     metrics = {name: row[name] for name in ("heldout_accuracy",) if name in row}
-    kept = ocp.args.StandardSave(tree | {"checksum": checksum(tree)})
+    # Waited for: on several hosts its collectives must not run beside those of the save.
+    kept = ocp.args.StandardSave(tree | {"checksum": jax.block_until_ready(checksum(tree))})
     manager.save(step, args=kept, metrics=metrics or None)
 
 
