@@ -165,7 +165,7 @@ def test_explorer(tmp_path, monkeypatch):
         {"step": 0, "sampled": [JUMP, JUMP], "greedy": [SLIP, JUMP]},
         {"step": 10, "sampled": [SEARCH, JUMP], "greedy": [SEARCH, SEARCH]},
     ]
-    (kind, first, second), (chosen, puzzle, export, note), view = (
+    (kind, first, second), (chosen, puzzle), (export, note), view = (
         getattr(box, "children", box)
         for box in show.explorer([PUZZLE, other], history).children
     )  # fmt: skip
