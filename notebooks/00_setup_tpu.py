@@ -33,8 +33,9 @@
 # ## What was run, what was compiled, what never was
 # - **Run**, on CPUs: every notebook, the tests, the tiny model's training,
 #   and a forward pass of the real Gemma 3 270M. Eight simulated CPU devices
-#   stand in for eight TPU cores, two processes for two hosts. The same with
-#   the package versions of Colab's images of August 2026.
+#   stand in for eight TPU cores, two processes for two hosts. Notebooks 00
+#   to 03, 05 and 06 also with the package versions of Colab's TPU image of
+#   August 2026.
 # - **Compiled** for TPUs by XLA's own compiler, not run: the programs of a
 #   training step of every model in the last part of this notebook.
 # - **Never run:** anything on a TPU, anything on the pages of Kaggle, Colab

@@ -83,7 +83,7 @@ def test_the_zip_has_what_the_setup_cell_looks_for():
     """Its one command, in a clone; an export without .git cannot make it."""
     (command,) = re.findall("^git archive .*", README, re.M)
     *_, tree = command.partition(" HEAD ")
-    assert set(tree.split()) >= {"aha_lib", "notebooks", "pyproject.toml"}
+    assert set(tree.split()) >= {"aha_lib", "notebooks", "tests/benchmarks", "pyproject.toml"}
     assert "--prefix=aha/ -o aha.zip" in command
     for name in tree.split():
         assert (ROOT / name).exists(), name
