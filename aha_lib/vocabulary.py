@@ -39,5 +39,5 @@ def _with_embedding(model: Gemma, table: jnp.ndarray, padding: int) -> Gemma:
     config = dataclasses.replace(model.config, vocab=len(table), padding=padding)
     other = abstract(config, dtype=model.dtype)
     nnx.update(other, nnx.state(model))
-    other.embed.set_value(table)
+    nnx.update(other, {"embed": table})
     return other
