@@ -28,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding
 from aha_lib import checkpoints, grpo, install, lora, runtime, sampler
 from aha_lib.chips import CHIPS, Chip, estimate
 from aha_lib.gemma import Cache, Gemma
-from aha_lib.presets import MODELS, SETTINGS, Settings
+from aha_lib.presets import MODELS, SETTINGS, Settings, shape
 from aha_lib.train import changes
 
 GiB = 2**30
@@ -105,7 +105,7 @@ def plan(model: str, chip: str, **changes) -> Plan:
     are kept by content. Raises ValueError for unknown names, RuntimeError without libtpu.
     """
     settings, todo = _todo(model, chip, changes)
-    times = estimate(MODELS[model], settings, CHIPS[chip])
+    times = estimate(shape(model), settings, CHIPS[chip])
     return Plan(model, chip, settings, [run() for run in todo], times)
 
 
@@ -128,13 +128,13 @@ def largest(name: str, model: str, chip: str, *, start: int | None = None, **cha
 
 def _todo(model, chip, changes) -> tuple[Settings, list[Callable[[], Program]]]:
     """The settings, and for each program what compiles it."""
-    if model not in MODELS or chip not in CHIPS:
-        names = f"models {', '.join(MODELS)}; chips {', '.join(CHIPS)}"
+    if model not in {*MODELS, *SETTINGS} or chip not in CHIPS:
+        names = f"models {', '.join({**MODELS, **SETTINGS})}; chips {', '.join(CHIPS)}"
         raise ValueError(f"{model} on {chip} is not in the tables: there are {names}.")
     base = SETTINGS.get(model) or dataclasses.replace(SETTINGS["gemma2-2b"], model=model)
     settings = dataclasses.replace(base, **changes)
     how = dict(mesh=_mesh(CHIPS[chip], settings.tp), chip=CHIPS[chip])
-    found = programs(MODELS[model], settings, how["mesh"])
+    found = programs(shape(model), settings, how["mesh"])
     return settings, [functools.partial(_compile, *x, **how) for x in found]
 
 
@@ -277,7 +277,7 @@ def _held(tree) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 if the plan fits, 1 if not, 2 for bad input or without libtpu."""
     parser = argparse.ArgumentParser(prog="python -m aha_lib.plan", description=plan.__doc__)
-    parser.add_argument("--model", required=True, choices=list(MODELS))
+    parser.add_argument("--model", required=True, choices=list({**MODELS, **SETTINGS}))
     parser.add_argument("--chip", required=True, choices=list(CHIPS))
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--largest", choices=["micro_batch", "prompts"])

@@ -297,6 +297,12 @@ PRETRAINING: dict[str, Pretraining] = {
     "gemma3-270m-short": _COLD,
 }
 
+def shape(name: str) -> ModelConfig:
+    """The shape that a preset's model has, or a name in MODELS; KeyError for others."""
+    cold = PRETRAINING.get(name)
+    return MODELS[cold.model if cold and cold.model else name]
+
+
 def changes(assignments: Sequence[str], of: type = Settings) -> dict:
     """`name=value` assignments as keywords of Settings, or of `Pretraining`.
 

@@ -258,7 +258,7 @@ print("no limit here" if left is None else f"{left / 3600:.1f} h left")
 # unless you ask. One device is a mesh too, and nothing else changes.
 
 # %%
-from aha_lib.presets import MODELS, SETTINGS
+from aha_lib.presets import MODELS, SETTINGS, shape
 
 settings = SETTINGS[preset]
 mesh = runtime.make_mesh(tp=settings.tp)
@@ -406,7 +406,7 @@ print("XLA counts the same")
 # %%
 def cache(s, b):
     """Bytes of a row's KV cache, half of the completion written."""
-    c, held = MODELS[s.model], s.prompt_len + s.completion_len / 2
+    c, held = shape(s.preset), s.prompt_len + s.completion_len / 2
     return 2 * c.layers * c.kv_heads * c.head_dim * b * held
 
 
@@ -421,7 +421,7 @@ def batches(s, devices):
 # %%
 def intensities(s, devices, b):
     """Operations per byte of each phase, on each of the devices."""
-    N, count = MODELS[s.model].parameters, batches(s, devices)
+    N, count = shape(s.preset).parameters, batches(s, devices)
     read = N * b + count["decode"] * cache(s, b)
     return {"prefill": 2 * N * count["prefill"] / (N * b),
             "decode": 2 * N * count["decode"] / read,
@@ -430,13 +430,14 @@ def intensities(s, devices, b):
 
 # %%
 tpu = plan.CHIPS["v5e-8"]
-print("preset       tokens in a call: prefill, decode, training;",
+print("preset             tokens in a call: prefill, decode, training;",
       "operations per byte")  # fmt: skip
-for name, s in SETTINGS.items():
+on_tpus = {k: s for k, s in SETTINGS.items() if not k.endswith("-cpu")}
+for name, s in on_tpus.items():
     devices, b = (mesh.size, dtype.itemsize) if name == "tiny" else (8, 2)
     counts = [f"{v:,.0f}" for v in batches(s, devices).values()]
     each = [f"{v:,.0f}" for v in intensities(s, devices, b).values()]
-    print(f"{name:<12} {', '.join(counts):28} {', '.join(each)}")
+    print(f"{name:<18} {', '.join(counts):28} {', '.join(each)}")
 
 # %% [markdown]
 # Two roofs: on the left this machine with the preset, on the right one core
@@ -485,7 +486,7 @@ plt.show()
 # are all that is read:
 
 # %%
-N, K = MODELS[settings.model].parameters, cache(settings, dtype.itemsize)
+N, K = shape(settings.preset).parameters, cache(settings, dtype.itemsize)
 more = [2 * N * r / (N * dtype.itemsize + r * K) for r in (1, 8, 64, 512)]
 print([f"{i:.1f}" for i in more], f"limit {2 * N / K:.1f}")
 
