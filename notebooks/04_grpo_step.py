@@ -1187,7 +1187,8 @@ assert grpo.length_reward(three, three < 0).tolist() == [[0, 0, -0.5]]
 # end. These are short runs of the tiny model, all with the same learning rate
 # and two updates a batch, measured on 1,024 held-out puzzles. A seed gives
 # every variant the same puzzles and random keys. They were made by
-# `python tests/benchmarks/variants.py variants` and are only drawn here.
+# `python tests/benchmarks/variants.py variants` and are only drawn here,
+# where it has been run.
 
 # %%
 record = stored("variants") or {"about": {}, "runs": []}
@@ -1234,18 +1235,23 @@ else:
     print("fewer than five paired seeds: nothing can be said yet")
 
 # %%
-figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
-for i in range(len(cases)):
-    axis.plot(ends[:, i], np.full(len(seeds), i), "o", color="0.6", ms=4)
-    if enough:
+def dots():
+    """A dot for each seed, and for each variant its mean and half `limit`."""
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for i in range(len(cases)):
+        axis.plot(ends[:, i], np.full(len(seeds), i), "o", color="0.6", ms=4)
         axis.errorbar(mean[i], i, xerr=limit / 2, fmt="|", color="C0", ms=12,
                       capsize=4)  # fmt: skip
-axis.set_yticks(range(len(cases)), cases)
-axis.invert_yaxis()
-axis.set(xlabel="held-out accuracy after the run",
-         title="dots: seeds. Means differ where bars do not overlap")
-axis.grid(axis="x", alpha=0.3)
-plt.show()
+    axis.set_yticks(range(len(cases)), cases)
+    axis.invert_yaxis()
+    axis.set(xlabel="held-out accuracy after the run",
+             title="dots: seeds. Means differ where bars do not overlap")
+    axis.grid(axis="x", alpha=0.3)
+    plt.show()
+
+
+if enough:
+    dots()
 
 # %%
 print("variant   before   after: mean, sd     puzzles drawn    clipped")

@@ -443,8 +443,9 @@ print("Steps", [row["step"] for row in parts_], "agree to the last digit.")
 # ## More than one update from a batch
 # Sampling is dear, so one would like to use a batch again. Then the ratios
 # leave 1 and the clip has something to do. Short runs with 1, 2, 4 and 8
-# updates, each with the clip and without it, were made by
-# `python tests/benchmarks/variants.py updates`:
+# updates, each with the clip and without it, are made by
+# `python tests/benchmarks/variants.py updates`; where it has been run, a table
+# of them follows.
 
 # %%
 import json
@@ -496,12 +497,13 @@ for case, of in again.items():
     clipped = np.mean([r["clip_fraction"] for r in of])
     alone = case.startswith("1 ") or case.endswith("no clip")
     assert (clipped == 0) == alone, (case, clipped)
-print(f"{sum(map(len, again.values()))} runs looked at")
+count = sum(map(len, again.values()))
+print(f"{count} runs looked at" if count else "No runs are stored yet.")
 
 # %% [markdown]
-# Two more runs, for the exercises below: the settings of this notebook with
-# one change each (`python tests/benchmarks/variants.py exercises`), and the
-# record of three unchanged ones for comparison.
+# The record of three runs with the settings of this notebook, and below it,
+# where `python tests/benchmarks/variants.py exercises` has made them, runs
+# with one change each: those of the exercises at the end.
 
 # %%
 shipped = sorted((pathlib.Path(aha_lib.__file__).parent / "data/run").glob(
@@ -517,6 +519,7 @@ show.table(
        for r in stored("exercises")],
 )  # fmt: skip
 
+# %% [markdown]
 # ## A run to leave alone
 # A long run is better off as a script: it outlives this page. Whatever ends
 # it (the session's last minutes, Ctrl-C, a machine that is taken away) costs
@@ -600,7 +603,7 @@ assert texts[0] == texts[1]
 #
 # <details><summary>Answer</summary>
 #
-# The run "form 0" in the table above is that one; compare it with the three
+# The run "form 0" of the benchmark above is that one; compare it with the three
 # unchanged ones. To think about: the base writes well-formed answers nearly
 # always, so almost all completions of a group get the 0.1, and the advantage,
 # which subtracts the group's mean, does not see it. What it does see is the
@@ -626,8 +629,9 @@ assert texts[0] == texts[1]
 #
 # <details><summary>Answer</summary>
 #
-# The KL term holds the model near the base, which jumps. The run "kl 0.05" in
-# the table above says how much of the length and of the accuracy that costs.
+# The KL term holds the model near the base, which jumps. The run "kl 0.05" of
+# the benchmark above says how much of the length and of the accuracy that
+# costs.
 #
 # </details>
 #
