@@ -45,7 +45,7 @@ def test_largest_is_the_last_that_fits(monkeypatch):
 @pytest.mark.parametrize("chip", ["v5e-1", "v6e-1"])
 def test_a_single_chip(chip):
     answer = plan.plan("tiny", chip, **SMALL)
-    assert answer.fits and len(answer.programs) == 5
+    assert answer.fits
     assert all(0 < seconds < 10 for seconds in answer.times.values())  # nothing to move
 
 

@@ -205,7 +205,7 @@ def test_main_job_draws_its_curve_and_resumes(tmp_path):
     assert (tmp_path / "run/curve.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "run/metrics.jsonl").read_text() == rows
     other = headless(tmp_path / "run", *small, "seed=1")
-    assert other.returncode == 2 and "another seed" in other.stderr.splitlines()[-1]
+    assert other.returncode == 2 and "seed: 0 -> 1" in other.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("wrong", ["stepz=20", "steps=many", "steps=-1"])

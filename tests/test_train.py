@@ -459,7 +459,7 @@ def test_preflight(settings, monkeypatch, tmp_path):
         run(settings, tmp_path)
     assert not train.read_rows(tmp_path / "metrics.jsonl")
     one_right = itertools.cycle([1.0] + 7 * [0.0])
-    monkeypatch.setattr(countdown, "reward", lambda *_: Reward(next(one_right), "", ""))
+    monkeypatch.setattr(countdown, "reward", lambda *_, **__: Reward(next(one_right), "", ""))
     run(settings, tmp_path)
     told = (tmp_path / "log.txt").read_text()
     assert "12.5% are right and 12.5% have the format; " in told and told.endswith(" Go.\n")
