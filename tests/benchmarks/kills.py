@@ -73,7 +73,7 @@ def go_on(model: Path, out: Path, deadly: int = -1) -> None:
     for name in ("append", "save", "write"):
         setattr(checkpoints, name, watched(getattr(checkpoints, name)))
     # Rewards that a random model earns.
-    countdown.reward = lambda text, _: countdown.Reward(sum(map(ord, text)) % 3 / 2, "", "")
+    countdown.reward = lambda text, _, **__: countdown.Reward(sum(map(ord, text)) % 3 / 2, "", "")
     for _ in train.train(settings(model), out):
         pass
 
