@@ -1,4 +1,4 @@
-"""Gemma learns Countdown by GRPO, in seventeen small modules.
+"""Gemma learns Countdown by GRPO, in small modules that each do one thing.
 
 Axes, as every array annotation names them:
 
