@@ -138,6 +138,12 @@ def restore(
     return None, -1
 
 
+def shapes(tree):
+    """What `restore` needs to know of a tree of arrays, which may then be let go."""
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
+    return jax.tree.map(like, tree)
+
+
 @jax.jit
 def checksum(tree) -> jax.Array:
     """The sum, modulo 2³², of the words that arrays are made of, however they are sharded."""

@@ -94,7 +94,7 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     graph, params, rest = nnx.split(model, nnx.LoRAParam if s.lora else nnx.Param, ...)
     tree = {"params": params, "moments": optimizer(s).init(params), "document": jnp.int32(0)}
     with checkpoints.manager(out) as manager:
-        kept, done = checkpoints.restore(manager, jax.tree.map(_like, tree), out)
+        kept, done = checkpoints.restore(manager, checkpoints.shapes(tree), out)
         params, moments, index = ((kept or tree)[name] for name in tree)
         index = int(index)
         rows = checkpoints.cut(out / "metrics.jsonl", done)
@@ -118,10 +118,6 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     record = {"settings": dataclasses.asdict(s), "corpus": corpus.fingerprint(s),
               "first_losses": losses[:20], "last_loss": float(np.mean(losses[-100:]))}  # fmt: skip
     checkpoints.write(out / "pretraining.json", json.dumps(record, indent=2) + "\n")
-
-
-def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -301,8 +301,7 @@ def _resume(s: Settings, out: Path, mesh, manager, upto: int | float = math.inf)
     kept, rest = _kept(state, s)
     if manager.latest_step() is None:
         return graph, state, reference, tokenizer, -1
-    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
-    shapes = jax.tree.map(like, kept)
+    shapes = checkpoints.shapes(kept)
     del state, kept  # what is restored takes their place in memory
     tree, done = checkpoints.restore(manager, shapes, out, upto)
     if tree is None:

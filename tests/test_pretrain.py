@@ -4,7 +4,6 @@ import dataclasses
 import io
 import itertools
 import json
-import operator
 import re
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from flax import nnx
+from test_corpus import FACT, SIGNS, every_fact
 
 from aha_lib import corpus, countdown, pretrain, sampler, train, vocabulary, weights
 from aha_lib.gemma import Gemma
@@ -24,23 +24,11 @@ from aha_lib.tokenizer import Tokenizer, tiny_model
 TOKENIZER = Tokenizer(tiny_model())
 TINY = PRETRAINING["tiny"]
 SHIPPED = Path(corpus.__file__).parent / "data" / "tiny"
-SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-FACT = r"(\d+) ([-+*/]) (\d+) = (\d+)"
 
 
 @pytest.fixture(scope="module")
 def base():
     return weights.load("tiny")[0]
-
-
-def every_fact():
-    for a in range(101):
-        for b in range(a + 1):
-            for sign in "+-*":
-                if SIGNS[sign](a, b) <= 100:
-                    yield f"{a} {sign} {b} = {SIGNS[sign](a, b)}"
-            if b and a % b == 0:
-                yield f"{a} / {b} = {a // b}"
 
 
 def test_the_loss_is_each_documents_own():
