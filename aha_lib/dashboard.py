@@ -6,7 +6,6 @@ a run is trained; reads the files that it leaves, and leaves it the file `stop`.
 
 import argparse
 import io
-import json
 import re
 import threading
 import time
@@ -16,7 +15,7 @@ import ipywidgets as widgets
 import jax
 from IPython.display import HTML
 
-from aha_lib import countdown, session, show, train
+from aha_lib import countdown, record, session, show, train
 from aha_lib.presets import Settings
 
 
@@ -25,20 +24,24 @@ def state(out: Path, dollars: float = 0.0) -> tuple[str, bool]:
 
     `dollars` is the machine's price an hour.
     """
-    rows, steps = train.read_rows(out / "metrics.jsonl"), _settings(out).steps
+    run = record.read(out)
+    rows, steps = run.rows, run.settings.steps
     if (out / "stopped.txt").exists():
         return (out / "stopped.txt").read_text().strip(), True
-    accuracy = [row["heldout_accuracy"] for row in rows if "heldout_accuracy" in row]
     line = f"step {len(rows) - 1} of {steps}, {session.outlook(rows, steps, dollars)}"
-    return line + "".join(f"; held-out accuracy {x:.3f}" for x in accuracy[-1:]), len(rows) > steps
+    for row in run.measured[-1:]:
+        line += f"; held-out accuracy {row['heldout_accuracy']:.3f}"
+    return line, len(rows) > steps
 
 
 def newest(out: Path, count: int = 3) -> str:
     """HTML of the last evaluation's first completions beside those of the base, sums coloured."""
-    history = train.read_rows(out / "rollouts.jsonl")
-    panel, ends = train.puzzles(_settings(out), 0), history[:1] + history[-1:]
-    views = [show.side_by_side(panel[i], {f"step {row['step']}": row["sampled"][i] for row in ends})
-             for i in range(count * bool(history))]  # fmt: skip
+    run = record.read(out)
+    ends = run.kept[:1] + run.kept[-1:]
+    views = [
+        show.side_by_side(puzzle, {f"step {row['step']}": row["sampled"][i] for row in ends})
+        for i, puzzle in enumerate(run.panel[: count * bool(ends)])
+    ]
     return "<br>".join(view.data for view in views)
 
 
@@ -58,7 +61,7 @@ def watch(out: str | Path, *, seconds: float = 5.0, dollars: float = 0.0) -> wid
     def redraw() -> bool:
         line.value, over = state(out, dollars)
         drawn = io.BytesIO()
-        show.curve(train.read_rows(out / "metrics.jsonl"), panels=9).savefig(drawn, format="png")
+        show.curve(record.read(out).rows, panels=9).savefig(drawn, format="png")
         picture.value, completions.value = drawn.getvalue(), newest(out)
         return over
 
@@ -84,10 +87,6 @@ def answer(model, tokenizer, settings: Settings, text: str) -> HTML:
     out = train.rollout(model, tokenizer, [puzzle], jax.random.key(0), settings, group=1,
                         temperature=0.0)  # fmt: skip
     return show.side_by_side(puzzle, {"answer": out.texts[0]})
-
-
-def _settings(out: Path) -> Settings:
-    return Settings(**json.loads((out / "settings.json").read_text()))
 
 
 def main() -> None:

@@ -67,8 +67,11 @@ class Gemma(nnx.Module):
     """A Gemma language model with tied input and output embeddings.
 
     `dtype` is that of activations and of the weights when they are used; parameters are stored
-    in `param_dtype`. Norms, softmax and logits are float32 always.
+    in `param_dtype`. Norms, softmax and logits are float32 always. `remat` may be set to False:
+    the backward pass then keeps what layers computed instead of computing it again.
     """
+
+    remat = True
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs,
                  dtype=jnp.float32, param_dtype=jnp.float32):  # fmt: skip
@@ -84,7 +87,7 @@ class Gemma(nnx.Module):
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"],
     ) -> Float[Array, "B T D"]:
-        """Final hidden states of whole rows; layers are rematerialised in the backward pass.
+        """Final hidden states of whole rows; `remat`: layers are computed again going backward.
 
         Tokens attend to earlier tokens of the same segment (document, or 1 for a row's tokens
         and 0 for its padding). `positions` count within the segment, from 0.
@@ -95,13 +98,13 @@ class Gemma(nnx.Module):
         near = slots[:, None] - slots < c.window
         rope = _rope_tables(c, positions)
 
-        @jax.checkpoint
         def layer(x, inputs):
             p, is_global = inputs
             q, k, v = _project(c, p, x, jnp.where(is_global, *rope))
             attended = _attend(c, q, k, v, mask & (is_global | near))
             return _finish(c, p, x, attended), None
 
+        layer = jax.checkpoint(layer) if self.remat else layer
         x, _ = jax.lax.scan(layer, self._embed(tokens), (self._stacked(), _global_layers(c)))
         return _rms_norm(x, self.final_norm[...], c.norm_eps)
 

@@ -1,17 +1,21 @@
-"""Low-rank adapters (LoRA, 2106.09685): add, merge, switch off.
+"""Low-rank adapters (LoRA, 2106.09685): add, merge, switch off, keep in a file.
 
 A weight W gets two small matrices A and B and acts as W + A B. They are `nnx.LoRAParam`s beside
 W in the stacked layers, so `nnx.state(model, nnx.LoRAParam)` is all there is to train and to
 keep; the base stays as it is and serves as the reference. There is no alpha / rank: scale the
-learning rate. Knows nothing of losses, optimizers or files.
+learning rate. Knows nothing of losses or optimizers.
 """
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from aha_lib import runtime
 from aha_lib.gemma import WEIGHTS, Gemma, abstract
@@ -64,3 +68,29 @@ def merge(model: Gemma) -> Gemma:
             weights[name] = (weight[...] + delta).astype(weight.dtype)
     nnx.update(merged, {"layers": weights})
     return merged
+
+
+def save(model: Gemma, path: str | Path) -> None:
+    """Write the adapters to a safetensors file, rounded to bfloat16: a file of a few MB."""
+    adapters = nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))["layers"]
+    save_file({k: np.asarray(x.astype(jnp.bfloat16)) for k, x in adapters.items()}, path)
+
+
+def load(model: Gemma, path: str | Path) -> None:
+    """Give a model without adapters those of a file that `save` has written, in place.
+
+    Raises ValueError where the file is damaged or holds another model's, OSError where it is not.
+    """
+    try:
+        adapters = load_file(path)
+        targets = tuple(name for name in WEIGHTS if f"{name}_a" in adapters)
+        add(model, adapters[f"{targets[0]}_a"].shape[-1], rngs=nnx.Rngs(0), targets=targets)
+        fresh = nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))["layers"]
+        for name in fresh.keys() | adapters.keys():
+            if fresh[name].shape != adapters[name].shape:
+                raise KeyError(name)
+    except (KeyError, IndexError, SafetensorError):
+        raise ValueError(f"{path} is damaged, or holds another model's adapters.") from None
+    values = {k: jax.device_put(x.astype(np.float32), fresh[k].sharding)
+              for k, x in adapters.items()}  # fmt: skip
+    nnx.update(model, {"layers": values})

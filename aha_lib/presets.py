@@ -110,7 +110,7 @@ _LEAST |= {"rows": 1, "row_len": 16}
 # JAX's keys take 32 bits of a seed.
 _MOST = {"clip_low": 1, "decay": 1, "form_reward": 0.9, "seed": 2**32 - 1}
 # Fields that say how a run is computed, measured and kept, not what it learns.
-_COMPUTED_AND_KEPT = """preset micro_batch tp gather eval_every checkpoint_every
+_COMPUTED_AND_KEPT = """preset micro_batch remat tp gather eval_every checkpoint_every
 checkpoint_minutes hours preflight tracker""".split()
 _CHOICES = {
     "puzzles": tuple(PUZZLES),
@@ -169,6 +169,7 @@ class Settings:
     updates: int = 1  # optimizer steps on each batch
     importance_cap: float = 0.0  # cap of the weights trainer / sampler probability; 0: no weights
     micro_batch: int = 32  # rows in memory at a time
+    remat: bool = True  # compute layers again in the backward pass: less memory, more work
     learning_rate: float = 6e-4
     warmup: int = 5  # steps over which the learning rate rises to its full value, by equal amounts
     decay: float = 1.0  # share of the learning rate that is left after the last step (cosine)
@@ -225,13 +226,17 @@ class Pretraining:
     warmup: int = 100  # steps from 0 to the full learning rate; a cosine to 0 follows
     weight_decay: float = 0.01
     lora: int = 0  # rank of the adapters that are trained; 0: all weights are
+    adapters: str = ""  # file of adapters to begin with, of whatever rank; "": new ones
     dtype: str = "auto"  # as in Settings
+    remat: bool = True  # as in Settings
     checkpoint_every: int = 500
 
     def __post_init__(self):
         _check(self)
         if not sum(self.shares.values()) > 0:
             raise ValueError("drill, jump, check and search are all 0: there is nothing to learn.")
+        if self.adapters and not self.lora:
+            raise ValueError("adapters are trained where lora, their rank, is not 0.")
         if self.cut and not self.model:
             raise ValueError("cut=True needs a model: the tiny vocabulary has nothing to cut.")
 
@@ -272,8 +277,9 @@ _SHORT = Settings(
     micro_batch=64, pass_k=1, eval_every=10,
 )  # fmt: skip
 _SHORT_CPU = replace(
-    _SHORT, preset="gemma3-270m-cpu", model="runs/gemma3-270m-cpu/base", dtype="bfloat16",
-    prompts=8, group=8, completion_len=160, micro_batch=16, eval_puzzles=128, checkpoint_every=5,
+    _SHORT, preset="gemma3-270m-cpu", model="runs/gemma3-270m-cpu/base", dtype="float32",
+    remat=False, prompts=8, group=8, steps=60, lora=16, micro_batch=8, eval_puzzles=128,
+    checkpoint_every=5,
 )  # fmt: skip
 
 SETTINGS: dict[str, Settings] = {
@@ -288,19 +294,23 @@ SETTINGS: dict[str, Settings] = {
 # The same corpus in two languages. Gemma can add already: a tenth of the tokens suffice.
 _COLD = Pretraining(
     preset="gemma3-270m-short", model="gemma3-270m", template="short", drill=0.2, jump=0.4,
-    check=0.24, search=0.16, steps=600, rows=12, learning_rate=1e-3, warmup=20, weight_decay=0.0,
-    lora=32, checkpoint_every=50,
+    check=0.24, search=0.16, steps=400, rows=3, row_len=320, learning_rate=1e-3, warmup=20,
+    weight_decay=0.0, lora=32, checkpoint_every=50,
 )  # fmt: skip
 PRETRAINING: dict[str, Pretraining] = {
     "tiny": Pretraining(),
-    "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", cut=True, dtype="bfloat16"),
+    # Controls: the same but for their habits. What is left out jumps instead.
+    "tiny-no-search": Pretraining(preset="tiny-no-search", jump=0.64, search=0.0),
+    "tiny-jumps": Pretraining(preset="tiny-jumps", jump=0.8, check=0.0, search=0.0),
+    "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", cut=True, dtype="float32",
+                               remat=False),
     "gemma3-270m-short": _COLD,
 }
 
 def shape(name: str) -> ModelConfig:
     """The shape that a preset's model has, or a name in MODELS; KeyError for others."""
     cold = PRETRAINING.get(name)
-    return MODELS[cold.model if cold and cold.model else name]
+    return MODELS[name if cold is None else cold.model or "tiny"]
 
 
 def changes(assignments: Sequence[str], of: type = Settings) -> dict:

@@ -45,8 +45,11 @@ def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:
         used = set(corpus.pieces_used(s, tokenizer))
         ids = sorted(used.union(tokenizer.special_ids))
         model, tokenizer = vocabulary.cut(model, ids), tokenizer.subset(ids)
-    if s.lora:
+    if s.adapters:
+        lora.load(model, s.adapters)
+    elif s.lora:
         lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
+    model.remat = s.remat
     return model, tokenizer
 
 
@@ -84,18 +87,20 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     """Train, or go on, in folder `out`; yields a row (`step`, `loss` in nats) after every step.
 
     The folder gets `settings.json`, `metrics.jsonl` and `checkpoints/` of what is trained; at the
-    end the model, adapters merged, as `weights.load` reads it, and `pretraining.json`. A run that
-    was killed goes on from its last checkpoint and gives the rows it would have given. Raises
-    ValueError if the folder holds a run with other settings.
+    end the model, adapters merged, as `weights.load` reads it, `adapters.safetensors` if there are
+    any, and `pretraining.json`. A run that was killed goes on from its last checkpoint and gives
+    the rows it would have given. Raises ValueError if the folder holds a run with other settings.
     """
     s, out = settings, Path(out)
     checkpoints.claim(out, s)
     model, tokenizer = begin(s)
     graph, params, rest = nnx.split(model, nnx.LoRAParam if s.lora else nnx.Param, ...)
     tree = {"params": params, "moments": optimizer(s).init(params), "document": jnp.int32(0)}
+    # Where the steps leave it: else the second one would compile anew.
+    tree = jax.device_put(tree, runtime.shardings(tree, runtime.make_mesh(jax.devices()[:1])))
     with checkpoints.manager(out) as manager:
         kept, done = checkpoints.restore(manager, checkpoints.shapes(tree), out)
-        params, moments, index = ((kept or tree)[name] for name in tree)
+        params, moments, index = map((kept or tree).get, ("params", "moments", "document"))
         index = int(index)
         rows = checkpoints.cut(out / "metrics.jsonl", done)
         bar = tqdm(range(max(done, 0), s.steps), initial=max(done, 0), total=s.steps, unit="step",
@@ -113,10 +118,14 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
                 manager.wait_until_finished()  # before the arrays are donated
             yield row
     model = nnx.merge(graph, params, rest)
+    if s.lora:
+        lora.save(model, out / "adapters.safetensors")
     weights.save_hf(lora.merge(model) if s.lora else model, out, tokenizer)
     losses = [row["loss"] for row in rows]
     record = {"settings": dataclasses.asdict(s), "corpus": corpus.fingerprint(s),
-              "first_losses": losses[:20], "last_loss": float(np.mean(losses[-100:]))}  # fmt: skip
+              "first_losses": losses[:20]}  # fmt: skip
+    if losses:
+        record["last_loss"] = float(np.mean(losses[-100:]))
     checkpoints.write(out / "pretraining.json", json.dumps(record, indent=2) + "\n")
 
 

@@ -204,6 +204,7 @@ def begin(settings: Settings, mesh):
     sampler.pad_left([longest], s.prompt_len, tokenizer.pad_id)
     if s.lora:
         lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
+    model.remat = s.remat
     graph, params = nnx.split(model)
     own = s.kl and not s.lora  # with adapters the base is still there
     reference = jax.tree.map(lambda x: x.copy(), sampler.ready(params, dtype)) if own else None
@@ -310,10 +311,12 @@ def _resume(s: Settings, out: Path, mesh, manager, upto: int | float = math.inf)
     return graph, state, reference, tokenizer, done
 
 
-def trained(out: str | Path, step: int | float = math.inf) -> tuple[Gemma, Tokenizer, Settings]:
+def trained(
+    out: str | Path, step: int | float = math.inf, *, merged: bool = True
+) -> tuple[Gemma, Tokenizer, Settings]:
     """The model of a run's newest checkpoint, up to a step, with its tokenizer and settings.
 
-    Adapters are merged. FileNotFoundError if there is no such checkpoint.
+    Adapters are merged, unless `merged` is False. FileNotFoundError if there is no checkpoint.
     """
     said = json.loads((Path(out) / "settings.json").read_text())
     s = dataclasses.replace(Settings(**said), kl=0.0)  # without a reference
@@ -323,7 +326,7 @@ def trained(out: str | Path, step: int | float = math.inf) -> tuple[Gemma, Token
     if done < 0:
         raise FileNotFoundError(f"{out} has no checkpoint up to step {step}.")
     model = nnx.merge(graph, state.params)
-    return lora.merge(model) if s.lora else model, tokenizer, s
+    return lora.merge(model) if s.lora and merged else model, tokenizer, s
 
 
 def _kept(state: grpo.TrainState, settings: Settings) -> tuple[dict, nnx.State]:

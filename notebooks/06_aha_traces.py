@@ -75,7 +75,6 @@ folder = f"runs/{preset}"  # a run's folder, as 05_train leaves it
 # sampled and once greedily. The panel is the same for every run.
 
 # %%
-import gzip
 import json
 from collections import Counter
 from types import SimpleNamespace
@@ -84,11 +83,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import aha_lib
-from aha_lib import countdown, show, traces, train
-from aha_lib.presets import PUZZLES, Settings
+from aha_lib import countdown, record, show, traces, train
+from aha_lib.presets import PUZZLES
 
 # %%
-shipped = pathlib.Path(aha_lib.__file__).parent / "data" / "run"
+shipped = record.DATA / "run"
 mine = pathlib.Path(folder)
 own = (mine / "rollouts.jsonl").exists()
 places = [mine] if own else sorted(shipped.glob("seed*"))
@@ -100,31 +99,17 @@ places = [mine] if own else sorted(shipped.glob("seed*"))
 
 
 # %%
-def rows_of(path: pathlib.Path) -> list[dict]:
-    """The rows of a JSON-lines file, or of its gzipped twin."""
-    if path.exists():
-        return train.read_rows(path)
-    with gzip.open(f"{path}.gz", "rt") as file:
-        return [json.loads(line) for line in file]
+def parsed(run: record.Record) -> SimpleNamespace:
+    """The run, and its completions taken apart, a list a checkpoint."""
+    sides = {kind: [[traces.parse(*pair) for pair in
+                     zip(row[kind], run.panel, strict=True)]
+                    for row in run.kept]
+             for kind in ("sampled", "greedy")}  # fmt: skip
+    return SimpleNamespace(**vars(run), **sides)
 
 
 # %%
-def read(place: pathlib.Path) -> SimpleNamespace:
-    """A run: settings, metrics, texts by checkpoint, and these parsed."""
-    s = Settings(**json.loads((place / "settings.json").read_text()))
-    kept = rows_of(place / "rollouts.jsonl")
-    panel = train.puzzles(s, 0)
-    parsed = {kind: [[traces.parse(*pair) for pair in
-                      zip(row[kind], panel, strict=True)] for row in kept]
-              for kind in ("sampled", "greedy")}  # fmt: skip
-    return SimpleNamespace(
-        name=place.name, settings=s, rows=rows_of(place / "metrics.jsonl"),
-        kept=kept, **parsed,
-    )  # fmt: skip
-
-
-# %%
-runs = [read(place) for place in places]
+runs = [parsed(record.read(place)) for place in places]
 settings = runs[0].settings
 panel = train.puzzles(settings, 0)
 steps = [row["step"] for row in runs[0].kept]

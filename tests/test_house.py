@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from modules that stand before it.
 ORDER = """install presets config_json runtime tokenizer gemma lora weights countdown traces
-sampler objectives grpo session checkpoints train show dashboard chips plan vocabulary corpus
+sampler objectives grpo session checkpoints train record show dashboard chips plan vocabulary corpus
 pretrain""".split()
 NO_JAX = {"countdown": set(), "traces": {"countdown"}}  # and what they may have of aha_lib
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}

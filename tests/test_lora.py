@@ -1,5 +1,7 @@
 """Adapters: without effect at first, alone in training, merged, switched off."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +136,40 @@ def test_sharded_as_their_weights(base):
     wanted = jax.tree.leaves(runtime.shardings(adapters, mesh))
     assert [x.sharding for x in jax.tree.leaves(adapters)] == wanted
     assert model.layers.gate_b.get_metadata()["axes"] == ("layers", None, "ff")
+
+
+def test_in_a_file_and_back(base, model, tmp_path):
+    lora.save(model, tmp_path / "adapters.safetensors")
+    fresh = lora.off(base)
+    lora.load(fresh, tmp_path / "adapters.safetensors")
+    rounded = lora.off(base)
+    lora.add(rounded, 3, rngs=nnx.Rngs(0))
+    nnx.update(rounded, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype),
+                                     nnx.state(model, nnx.LoRAParam)))  # fmt: skip
+    np.testing.assert_array_equal(forward(fresh), forward(rounded))
+    np.testing.assert_allclose(forward(fresh), forward(model), rtol=0, atol=0.1)
+    some = lora.off(base)
+    lora.add(some, 2, rngs=nnx.Rngs(0), targets=("v", "down"))
+    lora.save(some, tmp_path / "some.safetensors")
+    fresh = lora.off(base)
+    lora.load(fresh, tmp_path / "some.safetensors")
+    assert nnx.to_pure_dict(nnx.state(fresh, nnx.LoRAParam))["layers"].keys() == {
+        "v_a", "v_b", "down_a", "down_b"
+    }  # fmt: skip
+
+
+def test_a_file_of_other_adapters_is_a_sentence(base, model, tmp_path):
+    path = tmp_path / "adapters.safetensors"
+    lora.save(model, path)
+    whole = path.read_bytes()
+    other = Gemma(dataclasses.replace(CONFIG, width=32), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="another model's adapters"):
+        lora.load(other, path)
+    path.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match="is damaged"):
+        lora.load(lora.off(base), path)
+    with pytest.raises(OSError):
+        lora.load(lora.off(base), tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("rank, targets", [(0, ("q",)), (2, ("embed",)), (2, ("q", "lm_head"))])

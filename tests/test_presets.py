@@ -64,16 +64,27 @@ def test_nonsense_is_named_in_one_sentence(name, value):
 
 def test_every_number_and_every_word_is_looked_at():
     """A new field of the settings has to say what it may be."""
-    free = {"model", "preset"}  # what weights.load takes, and where the settings come from
+    free = {"model", "adapters", "preset"}  # where weights and settings come from
     checked = {*presets._LEAST, *presets._CHOICES}
     fields = [*dataclasses.fields(Settings), *dataclasses.fields(Pretraining)]
     kinds = {field.name: field.type for field in fields}
     assert {name for name, kind in kinds.items() if kind is not bool} == checked | free
 
 
+def test_controls_differ_in_habits_alone():
+    tiny = presets.PRETRAINING["tiny"]
+    for name in ("tiny-no-search", "tiny-jumps"):
+        control = presets.PRETRAINING[name]
+        assert sum(control.shares.values()) == pytest.approx(sum(tiny.shares.values()))
+        assert control.search == 0 and control.drill == tiny.drill
+        same = dataclasses.replace(control, preset="tiny", **tiny.shares)
+        assert same == tiny and presets.shape(name) == MODELS["tiny"]
+
+
 def test_variants_and_presets_are_valid_settings():
     for changes in presets.VARIANTS.values():
         Settings(**changes)
-    for name, settings in presets.SETTINGS.items():
+    for name, settings in {**presets.SETTINGS, **presets.PRETRAINING}.items():
         assert settings.preset == name
+    for settings in presets.SETTINGS.values():
         grpo.optimizer(settings).init({"w": np.zeros(2)})

@@ -196,6 +196,28 @@ def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
         next(pretrain.pretrain(dataclasses.replace(settings, search=0.3), tmp_path / "parts"))
 
 
+def test_a_base_is_made_again_from_its_adapters(gemma, tmp_path):
+    """The few MB that a cold start leaves are enough: no step, and the same base but for rounding;
+    and what is not trained in the backward pass is the same whether it was kept or computed."""
+    settings = dataclasses.replace(cold(gemma), steps=2, learning_rate=0.1)
+    rows = list(pretrain.pretrain(settings, tmp_path / "base"))
+    again = dataclasses.replace(
+        settings, steps=0, adapters=str(tmp_path / "base" / "adapters.safetensors")
+    )
+    assert list(pretrain.pretrain(again, tmp_path / "again")) == []
+    models = [weights.load(tmp_path / x)[0] for x in ("base", "again")]
+    start = pretrain.begin(settings)[0]
+    for name in ("q", "down"):
+        before, one, other = (np.asarray(getattr(m.layers, name)[...]) for m in (start, *models))
+        change = np.abs(one - before).max()
+        assert change > 0.01
+        np.testing.assert_allclose(other, one, rtol=0, atol=change / 50)
+    kept = dataclasses.replace(settings, remat=True)
+    assert [row["loss"] for row in pretrain.pretrain(kept, tmp_path / "remat")] == pytest.approx(
+        [row["loss"] for row in rows], rel=1e-5
+    )
+
+
 def test_a_cold_start_then_grpo(gemma, tmp_path):
     """Two steps of each, as the presets do them, on the small Gemma."""
     settings = dataclasses.replace(cold(gemma), steps=2)
@@ -216,6 +238,7 @@ def test_bad_settings_are_a_sentence(tmp_path, capsys):
         "stps=3": "No setting is called 'stps'",
         "cut=True": "cut=True needs a model",
         "rows=0": "rows is 0",
+        "adapters=x": "adapters are trained where lora",
         "template=long": "template is 'long'",
         "model=nowhere": "nowhere is no folder",
     }.items():
