@@ -25,11 +25,10 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
-from aha_lib import checkpoints, grpo, install, lora, runtime, sampler
+from aha_lib import arguments, checkpoints, grpo, install, lora, runtime, sampler
 from aha_lib.chips import CHIPS, Chip, estimate
 from aha_lib.gemma import Cache, Gemma
 from aha_lib.presets import MODELS, SETTINGS, Settings, shape
-from aha_lib.train import changes
 
 GiB = 2**30
 
@@ -284,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is here alone
     try:
-        wanted = changes(args.set)
+        wanted = arguments.changes(args.set)
         answer = plan(args.model, args.chip, **wanted)
         print(answer)
         if args.largest:

@@ -4,8 +4,7 @@ Frozen dataclasses and tables. Knows nothing of JAX, files or devices.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -307,26 +306,8 @@ PRETRAINING: dict[str, Pretraining] = {
     "gemma3-270m-short": _COLD,
 }
 
+
 def shape(name: str) -> ModelConfig:
     """The shape that a preset's model has, or a name in MODELS; KeyError for others."""
     cold = PRETRAINING.get(name)
     return MODELS[name if cold is None else cold.model or "tiny"]
-
-
-def changes(assignments: Sequence[str], of: type = Settings) -> dict:
-    """`name=value` assignments as keywords of Settings, or of `Pretraining`.
-
-    Raises ValueError for an unknown name or a value of another type.
-    """
-    kinds = {field.name: field.type for field in fields(of)}
-    del kinds["preset"]  # says which of SETTINGS these come from
-    values, words = {}, {"True": True, "False": False}
-    for assignment in assignments:
-        name, _, text = assignment.partition("=")
-        if name not in kinds:
-            raise ValueError(f"No setting is called {name!r}; there are: {', '.join(kinds)}.")
-        try:
-            values[name] = words[text] if kinds[name] is bool else kinds[name](text)
-        except (ValueError, KeyError):
-            raise ValueError(f"{name} takes {kinds[name].__name__}, not {text!r}.") from None
-    return values

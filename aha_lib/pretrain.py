@@ -8,10 +8,10 @@ start from:
     python -m aha_lib.pretrain --preset gemma3-270m-cpu --out runs/gemma3-270m-cpu/base
 """
 
-import argparse
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,9 +24,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
-from aha_lib import checkpoints, corpus, lora, runtime, vocabulary, weights
+from aha_lib import arguments, checkpoints, corpus, lora, runtime, vocabulary, weights
 from aha_lib.gemma import Gemma
-from aha_lib.presets import MODELS, PRETRAINING, Pretraining, changes
+from aha_lib.presets import MODELS, PRETRAINING, Pretraining
 from aha_lib.tokenizer import Tokenizer, tiny_model
 
 
@@ -131,22 +131,15 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: train in a folder, or go on there; bad settings end it with status 2."""
-    parser = argparse.ArgumentParser(prog="python -m aha_lib.pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder; resumed if it exists")
-    parser.add_argument("--preset", default="tiny", choices=list(PRETRAINING))
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="override a field of the settings; may be repeated")  # fmt: skip
-    args = parser.parse_args(argv)
+    settings, out = arguments.parse(argv, PRETRAINING)
     runtime.compilation_cache()
     try:
-        settings = dataclasses.replace(
-            PRETRAINING[args.preset], **changes(args.set, Pretraining)
-        )
-        with closing(pretrain(settings, args.out)) as run:
+        with closing(pretrain(settings, out)) as run:
             for _ in run:
                 pass
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ and the number, so that a resumed run is the same run. Joins the text side (puzz
 traces) to the array side (sampler, grpo); knows nothing of plots.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 from aha_lib import checkpoints, countdown, grpo, lora, runtime, sampler, session, traces, weights
 from aha_lib.checkpoints import read_rows as read_rows  # for those who look at a run
 from aha_lib.gemma import Gemma
-from aha_lib.presets import PUZZLES, SETTINGS, Settings, changes
+from aha_lib.presets import PUZZLES, Settings
 from aha_lib.tokenizer import Tokenizer
 
 ROOM = "sampling, lower prompts or set gather=False; updating, lower micro_batch; or set lora=16"
@@ -333,17 +332,3 @@ def _kept(state: grpo.TrainState, settings: Settings) -> tuple[dict, nnx.State]:
     """What a checkpoint holds, and the parameters it can do without: the base under adapters."""
     params, rest = grpo.learned(state.params, settings)
     return state._replace(params=params)._asdict(), rest
-
-
-def arguments(argv: Sequence[str]) -> tuple[Settings, Path]:
-    """Settings and run folder from a command line; bad ones end the program with status 2."""
-    parser = argparse.ArgumentParser(description="Train by GRPO on Countdown.")
-    parser.add_argument("--out", type=Path, required=True, help="run folder; resumed if it exists")
-    parser.add_argument("--preset", default="tiny", choices=list(SETTINGS))
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="override a field of the settings; may be repeated")  # fmt: skip
-    args = parser.parse_args(argv)
-    try:
-        return dataclasses.replace(SETTINGS[args.preset], **changes(args.set)), args.out
-    except ValueError as error:
-        parser.exit(2, f"{error}\n")

@@ -93,14 +93,14 @@ from contextlib import closing
 
 from tqdm.auto import tqdm
 
-from aha_lib import countdown, runtime, show, train
+from aha_lib import arguments, countdown, runtime, show, train
 from aha_lib.presets import PUZZLES, SETTINGS
 
 # %%
 runtime.compilation_cache()  # a second run does not compile anew
 as_script = "get_ipython" not in globals()
 if as_script:
-    settings, out = train.arguments(sys.argv[1:])
+    settings, out = arguments.parse(sys.argv[1:])
 else:
     settings = dataclasses.replace(SETTINGS[preset], **overrides)
     out = pathlib.Path(folder)

@@ -25,11 +25,11 @@ from contextlib import closing
 
 import jax
 
-from aha_lib import runtime, train
+from aha_lib import arguments, runtime, train
 
 runtime.start_distributed()
 last = int(sys.argv[1])
-with closing(train.train(*train.arguments(sys.argv[2:]))) as run:
+with closing(train.train(*arguments.parse(sys.argv[2:]))) as run:
     for row in run:
         assert jax.sharding.get_abstract_mesh().empty, "the mesh is set for the run alone"
         if row["step"] == last:

@@ -12,7 +12,7 @@ import sys
 
 import jax
 
-from aha_lib import plan, presets, runtime, sampler, train
+from aha_lib import arguments, plan, presets, runtime, sampler, train
 
 found = {"whole": [], "stages": [], "compiled": [], "planned": []}
 spec, decode = runtime.spec, sampler._decode
@@ -52,7 +52,7 @@ class Compiled(logging.Handler):
             found["compiled"].append([name[1], sum(sizes)])
 
 
-settings, folder = train.arguments(sys.argv[2:])
+settings, folder = arguments.parse(sys.argv[2:])
 runtime.spec, sampler._decode = watched_spec, watched_decode
 jax.config.update("jax_log_compiles", True)
 logging.getLogger("jax").addHandler(Compiled())
