@@ -105,15 +105,17 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
         rows = checkpoints.cut(out / "metrics.jsonl", done)
         bar = tqdm(range(max(done, 0), s.steps), initial=max(done, 0), total=s.steps, unit="step",
                    mininterval=5)  # fmt: skip
+        batch, index = corpus.rows(s, index, s.rows, tokenizer)
         for step in bar:
-            batch, index = corpus.rows(s, index, s.rows, tokenizer)
             params, moments, loss = train_step(graph, params, rest, moments, **batch, settings=s)
+            learnt = index
+            batch, index = corpus.rows(s, learnt, s.rows, tokenizer)  # while the device is at work
             row = {"step": step + 1, "loss": float(loss)}
             rows.append(row)
             checkpoints.append(out / "metrics.jsonl", row)
             if (step + 1) % s.checkpoint_every == 0 or step + 1 == s.steps:
                 bar.set_postfix(loss=f"{row['loss']:.3f}")
-                tree = {"params": params, "moments": moments, "document": jnp.int32(index)}
+                tree = {"params": params, "moments": moments, "document": jnp.int32(learnt)}
                 checkpoints.save(manager, step + 1, tree, row)
                 manager.wait_until_finished()  # before the arrays are donated
             yield row

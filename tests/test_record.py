@@ -7,7 +7,7 @@ import json
 import pytest
 from flax import nnx
 
-from aha_lib import lora, record, train, weights
+from aha_lib import countdown, lora, record, train, weights
 from aha_lib.presets import Settings
 
 SMALL = Settings(steps=1, prompts=2, group=2, eval_puzzles=4, pass_k=1, completion_len=12,
@@ -45,11 +45,24 @@ def test_a_record_has_the_adapters(run, tmp_path):
         assert kept[0] == value[0] and abs(kept[1] - value[1]).max() < 0.01
 
 
-@pytest.mark.parametrize("name", ["run/seed0", "run/seed1", "run/seed2"])
-def test_the_records_of_the_package(name):
-    shipped = record.read(record.DATA / name)
+RECORDS = [path.parent for path in sorted(record.DATA.glob("*/*/rollouts.jsonl.gz"))]
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_the_records_of_the_package(folder):
+    """Each has a text for every puzzle of its panel, and these have the accuracies of its rows."""
+    shipped = record.read(folder)
     assert [row["step"] for row in shipped.kept] == [row["step"] for row in shipped.measured]
-    assert all(len(row["sampled"]) == len(shipped.panel) for row in shipped.kept)
+    for row, kept in zip(shipped.measured, shipped.kept, strict=True):
+        for kind, name in (("sampled", "accuracy"), ("greedy", "greedy")):
+            right = [countdown.reward(text, puzzle).value == 1
+                     for text, puzzle in zip(kept[kind], shipped.panel, strict=True)]  # fmt: skip
+            if row["step"] or kind == "greedy" or shipped.settings.pass_k == 1:
+                assert row[f"heldout_{name}"] == sum(right) / len(right)
+
+
+def test_there_are_records():
+    assert {path.parts[-2] for path in RECORDS} == {"run", "gemma3-270m"}
 
 
 def test_no_run_is_a_sentence(tmp_path, capsys):
