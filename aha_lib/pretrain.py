@@ -136,10 +136,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings, out = arguments.parse(argv, PRETRAINING)
     runtime.compilation_cache()
     try:
+        runtime.devices()
         with closing(pretrain(settings, out)) as run:
             for _ in run:
                 pass
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 

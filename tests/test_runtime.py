@@ -1,5 +1,7 @@
 """Where we run: told from files and environment, explained where JAX cannot start, laid out."""
 
+import platform
+import subprocess
 import sys
 import types
 
@@ -21,6 +23,32 @@ def nowhere(monkeypatch):
                  "TPU_WORKER_HOSTNAMES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(runtime, "_tpu_files", list)
+    monkeypatch.setattr(runtime, "keep_memory", lambda: None)  # it is for a whole process
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from aha_lib import runtime
+if sys.argv[1] == "keep":
+    runtime.devices()
+for n in range(12):
+    np.ones(2**25)
+    if n == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc")
+def test_freed_memory_is_kept():
+    """Pages that the kernel has to clear while ten large arrays come and go."""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True,
+                                capture_output=True, text=True).stdout)
+        for how in ("leave", "keep")
+    }  # fmt: skip
+    assert faults["keep"] < 10 < 100 < faults["leave"]
 
 
 @pytest.fixture
@@ -215,8 +243,8 @@ def test_no_secret(on_kaggle, monkeypatch):
 
 def test_dtypes():
     assert runtime.dtypes() == (jnp.float32, jnp.float32)
-    for platform in ("tpu", "gpu"):
-        assert runtime.dtypes(platform=platform) == (jnp.bfloat16, jnp.float32)
+    for kind in ("tpu", "gpu"):
+        assert runtime.dtypes(platform=kind) == (jnp.bfloat16, jnp.float32)
     assert runtime.dtypes("bfloat16") == (jnp.bfloat16, jnp.float32)
     assert runtime.dtypes("float32", "tpu") == (jnp.float32, jnp.float32)
 
