@@ -158,6 +158,7 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         model = Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=kept)
         if s.lora:
             lora.add(model, s.lora, rngs=nnx.Rngs(0))
+        model.remat = s.remat
         return model
 
     graph, params = nnx.split(nnx.eval_shape(build))

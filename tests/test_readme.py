@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aha_lib import plan, train
+from aha_lib import plan, record, traces, train
 from aha_lib.presets import MODELS, SETTINGS
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +30,26 @@ def test_the_table_of_runs(seed):
         [first["heldout_accuracy"], at[10]["heldout_accuracy"], at[20]["heldout_accuracy"],
          last["heldout_accuracy"], last["heldout_greedy"]], abs=0.00051,
     )  # fmt: skip
+
+
+def test_the_table_of_gemma():
+    run = record.read(record.DATA / "gemma3-270m/seed0")
+    lines = [line for line in README.splitlines() if line.startswith("| step ")]
+    wanted = []
+    for row, kept in zip(run.measured, run.kept, strict=True):
+        pairs = zip(kept["sampled"], run.panel, strict=True)
+        truths = [c.true for pair in pairs for c in traces.parse(*pair).claims]
+        truths = [true for true in truths if true is not None]
+        values = [row[f"heldout_{n}"] for n in ("accuracy", "greedy", "length", "backtracks")]
+        wanted.append("| step {} | {:.3f} | {:.3f} | {:.1f} | {:.2f} | {:.2f} |".format(
+            row["step"], *values, sum(truths) / len(truths)))  # fmt: skip
+    assert lines == wanted
+    assert f"One seed, {len(run.panel)} held-out puzzles." in README
+    cold = json.loads((record.DATA / "gemma3-270m/cold_start/settings.json").read_text())
+    assert f"start*, {cold['steps']} steps on worked puzzles" in README
+    ends = run.measured[-1]["outcomes"]
+    assert ends["cut off"] > (len(run.panel) - ends["right"]) / 2
+    assert f"cut off at {run.settings.completion_len} tokens" in README
 
 
 def test_shares_in_the_text():
