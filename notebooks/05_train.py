@@ -33,6 +33,7 @@
 # | preset | machine | what it does |
 # |---|---|---|
 # | `tiny` | two CPU cores | about three minutes to the whole curve |
+# | `gemma3-270m-cpu` | the same | Gemma 3 270M after its cold start, some 80 seconds a step (notebook 07) |
 #
 # You will see, each proved by a check cell:
 #
@@ -591,9 +592,9 @@ assert texts[0] == texts[1]
 #
 # - **Shown:** a reward for right answers *amplifies* a behaviour that the
 #   base has and rarely uses, and length grows as a consequence.
-# - **Not shown:** that RL creates a behaviour from nothing. Nor does it say
-#   how a large model would come by it.
-# <!-- control: bases without `search`, and without `search` and `check` -->
+# - **Not shown:** that RL creates a behaviour from nothing. Notebook 07 has
+#   the control: a base that has not seen searches does not learn to search.
+#   Nor does this say how a large model would come by it.
 # - Three numbers within 1–20 are an easy world. The held-out numbers are new
 #   sets, not harder ones.
 #
@@ -620,7 +621,8 @@ assert texts[0] == texts[1]
 #
 # To expect: it can learn to guess better, within what one jump can do, but
 # there is no search to amplify, so length and backtracks stay where they
-# were. If they do not, you have found emergence: look closely.
+# were. If they do not, you have found emergence: look closely. (Measured is
+# the base without `search` that still has `check`: notebook 07.)
 #
 # </details>
 #
@@ -639,4 +641,5 @@ assert texts[0] == texts[1]
 # The loop lives in `aha_lib/train.py`, what stops it in
 # `aha_lib/session.py`, the run's folder in `aha_lib/checkpoints.py`, the
 # figures in `aha_lib/show.py` and `aha_lib/dashboard.py`.
-# Next: **06_aha_traces** takes the answers apart, puzzle by puzzle.
+# Next: **06_aha_traces** takes the answers apart, puzzle by puzzle, and
+# **07_where_from** asks where the habit came from.

@@ -818,6 +818,6 @@ show.explorer(panel, runs[0].kept)
 # </details>
 #
 # ## Summary
-# The rules live in `aha_lib/traces.py`, the figures in `aha_lib/show.py`.
-# Go back to **05_train**, change `preset`, and look at a run of Gemma with
-# the same cells.
+# The rules live in `aha_lib/traces.py`, the figures in `aha_lib/show.py`,
+# records of runs in `aha_lib/record.py`. Next: **07_where_from** takes away
+# the habit that the reward found, and looks at a real Gemma.

@@ -33,6 +33,14 @@ def test_weights_that_the_sampler_shares_are_counted_once():
     assert kept[True] - kept[False] == pytest.approx(2 * layers / 8 / plan.GiB, rel=0.05)
 
 
+def test_layers_that_are_not_computed_again_are_held():
+    held = {}
+    for remat in (True, False):
+        answer = plan.plan("tiny", "v3-8", **SMALL | {"micro_batch": 16}, remat=remat)
+        held[remat] = next(p.total for p in answer.programs if p.name == "update: gradient")
+    assert held[False] > 1.2 * held[True]
+
+
 def test_largest_is_the_last_that_fits(monkeypatch):
     totals = [p.total for p in plan.plan("tiny", "v3-8", **SMALL | {"micro_batch": 16}).programs]
     just = dataclasses.replace(plan.CHIPS["v3-8"], hbm=max(totals))

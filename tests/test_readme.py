@@ -65,6 +65,15 @@ def test_shares_in_the_text():
     assert f"solves as many ({solved:.2f}; notebook 06)" in text
 
 
+def test_the_control():
+    runs = json.loads((ROOT / "tests/benchmarks/habits.json").read_text())
+    alone = [run for run in runs if run["base"] == "tiny-no-search" and run["steps"] == 60]
+    ends = sorted(run["accuracy"][-1] for run in alone)
+    said = f"ends the same run at {ends[0]:.2f} to {ends[-1]:.2f} (three seeds)"
+    assert len(ends) == 3 and said in " ".join(README.split())
+    assert max(run["backtracks"][-1] for run in alone) < 0.05
+
+
 def test_the_table_of_what_fits(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
     import fits

@@ -1,0 +1,505 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07 · Where does the searching come from?
+#
+# **The question:** does the reward *make* a model search, or does it *find* a
+# habit that is there? And does what the tiny model shows hold for a real
+# Gemma?
+#
+# Two experiments. In the first, two tiny bases are pre-trained alike but for
+# one thing, their habits, and then get the same reward. In the second, Gemma 3
+# 270M sees some thousand worked puzzles (a *cold start*, in the words of
+# [DeepSeek-R1](https://arxiv.org/abs/2501.12948)) and is then trained by GRPO
+# as the tiny one is. The notebook draws their records; it trains nothing.
+#
+# | preset | machine | what it does |
+# |---|---|---|
+# | `tiny` | any, no accelerator needed | reads and draws: under a minute |
+#
+# You will see, each with a check cell:
+#
+# 1. under the same reward, a base without the habit never gets it;
+# 2. real Gemma learns: held-out accuracy, searches and length rise together;
+# 3. what that does to its sums, which nobody pays for one by one.
+
+# %% tags=["setup"]
+# Setup, the same in every notebook: find aha_lib and what it needs.
+import glob
+import pathlib
+import shutil
+import sys
+
+drive, data = "/content/drive/MyDrive", "/kaggle/input"
+places = [".", "..", "*", drive, f"{drive}/*"]
+places += [data + "/*" * depth for depth in range(1, 5)]
+found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
+if not found:
+    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
+    for file in zips[:1]:
+        shutil.unpack_archive(file)
+    found = glob.glob("aha*/aha_lib")
+sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+try:
+    from aha_lib import install
+except ImportError:
+    raise SystemExit("aha_lib is not here: bring its whole folder or its "
+                     "zip, as notebook 00 says, beside this one.") from None
+install.complete()  # says what it installs; what will do is left alone
+
+import jax
+
+from aha_lib import runtime
+
+runtime.start_distributed()  # only where there are several hosts
+kind = runtime.devices()[0].device_kind
+print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+
+
+# %% tags=["parameters"]
+preset = "tiny"
+
+# %% [markdown]
+# ## Two bases
+# The tiny base has learnt from worked text that we wrote
+# (`aha_lib/corpus.py`). Most of its traces *jump* to an answer, some *check*
+# one attempt, a tenth *search*: they go on after a "no". One puzzle in all
+# three styles:
+
+# %%
+import json
+import random
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import aha_lib
+from aha_lib import corpus, countdown, record, show, traces, train
+from aha_lib.presets import PRETRAINING
+
+# %%
+puzzle = countdown.Puzzle((16, 16, 13), 48)
+styles = "jump", "check", "search"
+for style in styles:
+    print(f"{style:8}", corpus.trace(puzzle, style, random.Random(1)))
+
+# %% [markdown]
+# A second base has another corpus: the traces that would search jump instead.
+# Everything else is the same: the seed, the drills in arithmetic, the number
+# of documents, the steps. (`python -m aha_lib.pretrain --preset tiny-no-search
+# --out FOLDER` makes it, in about 40 minutes. A third preset, `tiny-jumps`,
+# does not even check.) The shares:
+
+# %%
+bases = {"tiny": "jump, check, search", "tiny-no-search": "jump, check"}
+show.table(
+    ["preset", "habits", "drill", *styles],
+    [[name, habits, *PRETRAINING[name].shares.values()]
+     for name, habits in bases.items()],
+)  # fmt: skip
+
+# %% [markdown]
+# ### Check
+# Do the corpora hold what their names say? A trace with two verdicts has
+# gone on after a "no".
+
+
+# %%
+def verdicts(name: str, count: int = 500) -> np.ndarray:
+    """How many "no" and "yes" each trace of a corpus has; no drills."""
+    texts = ["".join(text for text, _ in corpus.document(PRETRAINING[name], i))
+             for i in range(count)]  # fmt: skip
+    return np.array([sum(text.split().count(word) for word in ("no", "yes"))
+                     for text in texts if "<answer>" in text])  # fmt: skip
+
+
+# %%
+said = {name: verdicts(name) for name in bases}
+assert said["tiny"].max() > 1 and said["tiny-no-search"].max() == 1
+
+# %% [markdown]
+# ## The same reward
+# Each base then gets notebook 05's run, three seeds:
+# `python tests/benchmarks/habits.py FOLDER` pre-trains, runs, and leaves a
+# row for every run. A thin line is a seed, the thick one their mean.
+
+# %%
+benchmarks = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
+stored = benchmarks / "habits.json"
+runs = json.loads(stored.read_text()) if stored.exists() else []
+by_base = {name: [run for run in runs if run["base"] == name]
+           for name in bases}  # fmt: skip
+
+# %%
+kinds = {"accuracy": "accuracy on held-out puzzles",
+         "length": "tokens in a response",
+         "backtracks": "backtracks in a response"}  # fmt: skip
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+for axis, (kind, title) in zip(axes, kinds.items(), strict=True):
+    for colour, (name, of) in enumerate(by_base.items()):
+        for run in of:
+            axis.plot(run["evaluated"], run[kind], f"C{colour}", lw=0.8,
+                      alpha=0.5)  # fmt: skip
+        if of:
+            axis.plot(of[0]["evaluated"], np.mean([r[kind] for r in of], 0),
+                      f"C{colour}", lw=2.4, label=bases[name])  # fmt: skip
+    axis.set(title=title, xlabel="GRPO step", ylim=(0, None))
+    axis.grid(axis="y", alpha=0.25)
+axes[0].legend(frameon=False, title="habits of the base", fontsize=8)
+plt.show()
+
+# %%
+show.table(
+    ["habits of the base", "seed", *kinds, "search"],
+    [[bases[run["base"]], run["seed"],
+      *(f"{run[kind][0]:.3g} → {run[kind][-1]:.3g}" for kind in kinds),
+      " → ".join(f"{show.shares(run['styles'][i], styles)[2]:.0%}"
+                 for i in (0, -1))]
+     for run in runs],
+)  # fmt: skip
+
+# %% [markdown]
+# One reward, two models. The base that has seen searches learns to search,
+# and solves nearly all. The base that has not seen them learns, in as many
+# steps, what its habits can give: it jumps less and checks more, until it
+# checks nearly every time. But it does not go on after a "no", and one attempt
+# is right about one time in four (notebook 06).
+#
+# ### Check
+# What would refute it: a base without searches whose backtracks grow, or that
+# comes near the other in accuracy. Per seed, at the last evaluation:
+
+# %%
+ends = {name: {kind: np.array([run[kind][-1] for run in of])
+               for kind in kinds} for name, of in by_base.items()}
+with_it, without = (ends[name] for name in bases)
+assert (without["backtracks"] < 0.05).all() and len(without["backtracks"]) > 2
+assert (with_it["backtracks"] > 1).all()
+assert without["accuracy"].max() < 0.5 < 0.9 < with_it["accuracy"].min()
+
+# %% [markdown]
+# What it writes at the end, for the first puzzles of the panel: mostly one
+# attempt, a "no", and the answer that it has just called wrong.
+
+# %%
+alone = by_base["tiny-no-search"][0]
+for text in alone["texts"][-1][:6]:
+    print(text)
+
+# %% [markdown]
+# ## A real Gemma
+# Now Gemma 3 270M, the base model. Asked for Countdown as it is, it is never
+# right (0 of 1,024 answers, `tests/benchmarks/base_rate.py`): there is nothing
+# for a reward to find. So it gets a cold start first: supervised training on
+# some thousand worked puzzles, as short text. The commands:
+#
+# ```sh
+# python -m aha_lib.pretrain --preset gemma3-270m-cpu --set model=WEIGHTS \
+#     --out runs/gemma3-270m-cpu/base
+# python notebooks/05_train.py --preset gemma3-270m-cpu --out runs/gemma
+# ```
+#
+# Three things to know of the figures below. The **cold start** teaches it the
+# habits, so this is no R1-Zero. Its **vocabulary is cut** to the pieces that
+# the task uses (`aha_lib/vocabulary.py`): all other pieces are forbidden, and
+# a step takes a third of the time. And its **weights** were 4-bit ones,
+# dequantised, not Google's bfloat16 ones.
+
+# %%
+place = record.DATA / "gemma3-270m"
+cold = PRETRAINING["gemma3-270m-cpu"]
+shown = {}  # one document of each kind, by its number of verdicts
+for index in range(100):
+    text = "".join(text for text, _ in corpus.document(cold, index))
+    count = text.count(" no\n") + text.count(" yes\n")
+    shown.setdefault(min(count, 2) if "Make" in text else "drill", text)
+for text in shown.values():
+    print(text, end="\n\n")
+
+# %% [markdown]
+# Shares of the documents, and the loss while it learns them. The loss cannot
+# go to zero: which sum to try first is drawn at random, and nobody can
+# predict it.
+
+# %%
+losses = [row["loss"] for row in
+          train.read_rows(place / "cold_start/metrics.jsonl")]
+wide = 10
+smooth = np.convolve(losses, np.ones(wide) / wide, "valid")
+figure, axis = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
+axis.plot(losses, lw=0.6, alpha=0.5)
+axis.plot(np.arange(len(smooth)) + wide - 1, smooth, "C0", lw=2)
+axis.set(xlabel="step of the cold start", ylabel="loss, nats a token",
+         ylim=(0, 1))  # fmt: skip
+plt.show()
+print(cold.shares)
+
+# %% [markdown]
+# ## From there, GRPO
+# The same loop as the tiny model's, on adapters of rank 16. A puzzle has
+# three numbers up to 20; the held-out panel is 128 of them, so a share on it
+# has a standard error of up to 0.044.
+
+# %%
+gemma = [record.read(folder) for folder in sorted(place.glob("seed*"))]
+show.curve(*[run.rows for run in gemma])
+
+# %%
+names = "accuracy", "greedy", "length", "backtracks"
+show.table(
+    ["run", "step", *names],
+    [[run.name, row["step"], *(row[f"heldout_{n}"] for n in names)]
+     for run in gemma for row in run.measured],
+)  # fmt: skip
+
+# %% [markdown]
+# ### Check
+# The accuracies once more, out of the kept texts.
+
+# %%
+def parsed(run: record.Record, kind: str = "sampled") -> list[list]:
+    """The completions of a run taken apart, a list a checkpoint."""
+    return [[traces.parse(*pair) for pair in
+             zip(row[kind], run.panel, strict=True)] for row in run.kept]
+
+
+# %%
+sides = [parsed(run) for run in gemma]
+for run, of_run in zip(gemma, sides, strict=True):
+    for row, side in zip(run.measured, of_run, strict=True):
+        assert row["heldout_accuracy"] == np.mean([t.right for t in side])
+
+# %% [markdown]
+# ## Will, skill, and the truth of the sums
+# Notebook 06 has three measures that do not depend on how an answer ends: is
+# there any attempt, does it go on after its first "no", how often does an
+# attempt hit? For Gemma a fourth matters: are its sums true? It could add
+# before, but not without fail, and nobody pays for a sum: only an answer that
+# is right, and a false sum may spoil it.
+
+
+# %%
+def measures(side: list) -> list[tuple[int, int]]:
+    """Of completions, first noes, attempts, sums: how many, of how many."""
+    tried = [t for t in side if t.attempts]
+    refused = [t for t in tried if t.attempts[0].verdict == "no"]
+    attempts = [a for t in tried for a in t.attempts]
+    truths = [c.true for t in side for c in t.claims if c.true is not None]
+    return [(len(tried), len(side)),
+            (sum(len(t.attempts) > 1 for t in refused), len(refused)),
+            (sum(a.reached for a in attempts), len(attempts)),
+            (sum(truths), len(truths))]  # fmt: skip
+
+
+# %%
+four = "any attempt", "goes on after a no", "attempts that hit", "true sums"
+show.table(
+    ["run", "step", *four],
+    [[run.name, row["step"],
+      *(f"{a}/{b} = {a / max(b, 1):.2f}" for a, b in measures(side))]
+     for run, of_run in zip(gemma, sides, strict=True)
+     for row, side in zip(run.kept, of_run, strict=True)],
+)  # fmt: skip
+
+# %% [markdown]
+# The habit goes first, within ten steps, as in the tiny model: to try at all,
+# and to go on after a "no". An attempt hits no more often than before. Of the
+# sums fewer are true at step 10, when the searches have become long, and more
+# again at step 20: a false sum on a branch that is left costs nothing, but
+# one on the branch that leads to the target costs the answer.
+#
+# ### Check
+# Standard errors take completions, attempts and sums as independent, which
+# those of one answer are not: take the last two as too small. The first two
+# have to be many of them, for every run.
+
+# %%
+for run, of_run in zip(gemma, sides, strict=True):
+    (first, last) = (np.array(measures(of_run[i]), float) for i in (0, -1))
+    share = np.array([first[:, 0] / first[:, 1], last[:, 0] / last[:, 1]])
+    error = np.sqrt((share * (1 - share) / [first[:, 1], last[:, 1]]).sum(0))
+    change = (share[1] - share[0]) / error
+    for name, x, e in zip(four, share[1] - share[0], error, strict=True):
+        print(f"{run.name}  {name:20} {x:+.2f}, standard error {e:.2f}")
+    assert (change[:2] > 5).all()
+
+# %% [markdown]
+# ### Check
+# Held-out accuracy is many standard errors above where it began.
+
+# %%
+for run in gemma:
+    before, after = (run.measured[i]["heldout_accuracy"] for i in (0, -1))
+    error = np.sqrt(0.25 / len(run.panel) * 2)
+    print(f"{run.name}: {before:.3f} → {after:.3f}, error {error:.3f} at most")
+    assert after - before > 5 * error and after > 2.5 * before
+
+# %% [markdown]
+# ## Do the rules read this text?
+# Notebook 06's rules were tuned on other text. So 60 completions, 20 of each
+# checkpoint, drawn at random, were labelled by reading them line by line,
+# without the rules. How often is a behaviour that the rules find there
+# (precision), and how often do they find one that is there (recall)?
+
+# %%
+labelled = train.read_rows(place / "labelled.jsonl")
+found = []
+for row in labelled:
+    puzzle = countdown.Puzzle(tuple(row["numbers"]), row["target"])
+    trace = traces.parse(row["completion"], puzzle)
+    seen = traces.behaviours(trace)
+    found.append({"verification": seen.verification > 0,
+                  "backtracking": seen.backtracking > 0,
+                  "slip": trace.slips > 0,
+                  "attempts": len(trace.attempts)})  # fmt: skip
+
+# %%
+flags = "verification", "backtracking", "slip"
+hits = {name: [(a[name], b[name]) for a, b in
+               zip(found, labelled, strict=True)] for name in flags}
+show.table(
+    ["of 60 completions", "precision", "recall"],
+    [[name, *(f"{sum(a and b for a, b in pairs)}/{sum(p[k] for p in pairs)}"
+              for k in (0, 1))] for name, pairs in hits.items()],
+)  # fmt: skip
+
+# %% [markdown]
+# ### Check
+# No behaviour is missed or made up in more than one of them; the number of
+# attempts is the same in nearly all. (It differs where an attempt uses a
+# number that nobody gave.)
+
+# %%
+for name, pairs in hits.items():
+    assert sum(a != b for a, b in pairs) <= 1, name
+same = sum(a["attempts"] == b["attempts"]
+           for a, b in zip(found, labelled, strict=True))  # fmt: skip
+print(f"the same number of attempts in {same} of {len(labelled)}")
+assert same >= 57
+
+# %% [markdown]
+# ## How it fails now
+
+# %%
+kinds = "right", "cut off", "slipped", "claimed", "gave up"
+show.table(
+    ["run", "step", *kinds],
+    [[run.name, row["step"], *(row["outcomes"].get(k, 0) for k in kinds)]
+     for run in gemma for row in run.measured],
+)  # fmt: skip
+
+# %% [markdown]
+# Most answers that are wrong are not finished: the limit of tokens came
+# first. Do they loop because a sum that should have hit was false? Wrong
+# answers are longer, so it does not do to ask whether there is a false sum in
+# them; ask what share of their sums is false.
+
+# %%
+of_end = [trace for of_run in sides for trace in of_run[-1]]
+rates, spread = {}, 0.0
+for name, of in (("right", [t for t in of_end if t.right]),
+                 ("wrong", [t for t in of_end if not t.right])):
+    truths = [c.true for t in of for c in t.claims if c.true is not None]
+    again = [a.repeated for t in of for a in t.attempts]
+    rates[name] = 1 - np.mean(truths)
+    spread += rates[name] * (1 - rates[name]) / len(truths)
+    print(f"{name}: {len(of)} answers, {rates[name]:.0%} of {len(truths)}",
+          f"sums false, {np.mean(again):.0%} of attempts repeated")  # fmt: skip
+
+# %% [markdown]
+# ### Check
+
+# %%
+assert rates["wrong"] - rates["right"] > 3 * np.sqrt(spread)
+
+# %% [markdown]
+# So it goes with false sums, as one would expect if they spoil the attempt
+# that should have hit; what is cause and what effect this does not tell.
+
+# %% [markdown]
+# ## The same puzzle, before and after
+# Two that it has learnt, and two that it fails at the end. True sums are
+# green, false ones red.
+
+# %%
+run, of_run = gemma[0], sides[0]
+right = [[t.right for t in of_run[i]] for i in (0, -1)]
+gained = [i for i, (a, b) in enumerate(zip(*right, strict=True)) if b > a]
+failed = [i for i, ok in enumerate(right[1]) if not ok]
+for i in gained[:2] + failed[:2]:
+    display(show.side_by_side(run.panel[i], {
+        f"step {row['step']}": row["sampled"][i]
+        for row in (run.kept[0], run.kept[-1])}))  # fmt: skip
+
+# %% [markdown]
+# All of them, in notebook 06's explorer:
+
+# %%
+show.explorer(run.panel, run.kept)
+
+# %% [markdown]
+# ## What it took
+# On the machine of the record; the seconds are medians. Start-up,
+# compilation and evaluations come on top.
+
+# %%
+print(json.loads((place / "seed0/machine.json").read_text()))
+stepped = [row for row in run.rows if row["step"]]
+parts = {"sampling": "sample", "update": "update"}
+show.table(
+    ["", "seconds a step", "tokens a second"],
+    [[name, float(np.median([row[f"{key}_seconds"] for row in stepped])),
+      float(np.median([row[f"{key}_tokens_per_second"] for row in stepped]))]
+     for name, key in parts.items()],
+)  # fmt: skip
+
+# %% [markdown]
+# ## What is shown here, and what is not
+# - **Shown, for the tiny model:** the reward finds the habit, it does not make
+#   it. Take a twelfth of the documents away, those that search, and the same
+#   run ends where one attempt ends. Three seeds each, of one base each.
+# - **Shown, for a real Gemma:** after a cold start that has the habit, the
+#   reward makes the habit the rule within ten steps, and three times as many
+#   answers right. The habit grows, not the skill of an attempt.
+# - **Not shown:** what Gemma does after a cold start *without* searches, or
+#   with none at all, for as many steps. One seed and 20 steps are little, and
+#   128 puzzles leave an error of 0.04.
+# - Gandhi et al. ([2503.01307](https://arxiv.org/abs/2503.01307)) primed Llama
+#   3.2 3B with such habits and found that it then learnt as Qwen did, which
+#   has them by nature. What is found here is of the same kind, on smaller
+#   models and a smaller task.
+#
+# ## Exercises
+# 1. Which of the three measures, will, skill and truth, would a reward for
+#    every true sum change first? What could a model do to earn it?
+#
+# <details><summary>Answer</summary>
+#
+# Truth, and it would be cheap to cheat: `1*1=1` is true, and can be written
+# as often as the limit allows. The answer's reward has no such hole: an
+# answer has to use each number once.
+#
+# </details>
+#
+# 2. Make the other cold start, `--set search=0 --set jump=0.56`, run GRPO
+#    from it with the same settings, and bring its folder's record here. What
+#    would refute the sentence that the habit has to be there?
+#
+# <details><summary>Answer</summary>
+#
+# Backtracks well above zero at the end, with held-out accuracy beyond what
+# one attempt can hit. (Not measured here for Gemma; for the tiny model see
+# the curves at the top.)
+#
+# </details>
+#
+# ## Summary
+# Corpora live in `aha_lib/corpus.py`, supervised training in
+# `aha_lib/pretrain.py`, the cut in `aha_lib/vocabulary.py`, the adapters in
+# `aha_lib/lora.py`, and records of runs in `aha_lib/record.py`.
