@@ -161,7 +161,7 @@ show.table(
       *(f"{run[kind][0]:.3g} → {run[kind][-1]:.3g}" for kind in kinds),
       " → ".join(f"{show.shares(run['styles'][i], styles)[2]:.0%}"
                  for i in (0, -1))]
-     for run in runs],
+     for of in by_base.values() for run in of],
 )  # fmt: skip
 
 # %% [markdown]
