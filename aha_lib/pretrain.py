@@ -146,4 +146,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    runtime.keep_memory()
     main()

@@ -62,8 +62,6 @@ def place() -> str:
 
 def devices() -> list[jax.Device]:
     """`jax.devices()`, or RuntimeError with a sentence that says what to do to have them."""
-    if not _tpu_files():
-        keep_memory()
     try:
         found = jax.devices()
     except RuntimeError as error:
@@ -77,10 +75,10 @@ def keep_memory() -> None:
     """Have glibc keep what XLA frees on a CPU for its next arrays; does nothing elsewhere.
 
     Left to itself glibc gives large blocks back to the kernel, which has to clear them when they
-    are wanted again: on two cores a tenth of a step of the tiny pre-training, a quarter and more of
-    a GRPO step of Gemma 3 270M. The price is memory. It has to be called before JAX starts its
-    threads. The numbers are malloc.h's: one arena for all threads, no mapped blocks, no trimming,
-    64 MiB at a time.
+    are wanted again: on two cores a tenth of a step of the tiny pre-training, a quarter of a GRPO
+    step of Gemma 3 270M. The price is memory, and slower compilation, since all threads share one
+    arena: it is for long runs. Call it before JAX starts its threads. The numbers are malloc.h's:
+    one arena, no mapped blocks, no trimming, 64 MiB at a time.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

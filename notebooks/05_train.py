@@ -33,7 +33,7 @@
 # | preset | machine | what it does |
 # |---|---|---|
 # | `tiny` | two CPU cores | about three minutes to the whole curve |
-# | `gemma3-270m-cpu` | the same | Gemma 3 270M after its cold start, some 80 seconds a step (notebook 07) |
+# | `gemma3-270m-cpu` | the same | Gemma 3 270M, see notebook 07 |
 #
 # You will see, each proved by a check cell:
 #
