@@ -61,7 +61,6 @@ runtime.start_distributed()  # only where there are several hosts
 kind = runtime.devices()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
-
 # %% tags=["parameters"]
 preset = "tiny"
 
