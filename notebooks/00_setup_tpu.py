@@ -497,7 +497,7 @@ print([f"{i:.1f}" for i in more], f"limit {2 * N / K:.1f}")
 
 # %%
 ridge = tpu.flops / tpu.bandwidth
-for name, s in SETTINGS.items():
+for name, s in on_tpus.items():
     each = intensities(s, 1 if name == "tiny" else tpu.cores, 2)
     assert min(each, key=each.get) == "decode"
     assert name == "tiny" or each["decode"] < ridge < each["training"]
