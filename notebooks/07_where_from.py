@@ -342,9 +342,11 @@ for run in gemma:
 # %% [markdown]
 # ## Do the rules read this text?
 # Notebook 06's rules were tuned on other text. So 60 completions, 20 of each
-# checkpoint, drawn at random, were labelled by reading them line by line,
-# without the rules. How often is a behaviour that the rules find there
-# (precision), and how often do they find one that is there (recall)?
+# checkpoint, drawn at random, were labelled by a second reader: a small
+# program that knows this language's lines alone and shares nothing with the
+# rules. Its texts were then read through once, by whom the rules are too. How
+# often is a behaviour that the rules find there (precision), and how often do
+# they find one that is there (recall)?
 
 # %%
 labelled = train.read_rows(place / "labelled.jsonl")

@@ -197,8 +197,10 @@ def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
 
 
 def test_a_base_is_made_again_from_its_adapters(gemma, tmp_path):
-    """The few MB that a cold start leaves are enough: no step, and the same base but for rounding;
-    and what is not trained in the backward pass is the same whether it was kept or computed."""
+    """The few MB that a cold start leaves are enough: no step, and the same base but for rounding.
+
+    And `remat` changes nothing but memory and time.
+    """
     settings = dataclasses.replace(cold(gemma), steps=2, learning_rate=0.1)
     rows = list(pretrain.pretrain(settings, tmp_path / "base"))
     again = dataclasses.replace(
