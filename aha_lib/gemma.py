@@ -92,6 +92,19 @@ class Gemma(nnx.Module):
         Tokens attend to earlier tokens of the same segment (document, or 1 for a row's tokens
         and 0 for its padding). `positions` count within the segment, from 0.
         """
+        x, _ = self._through(tokens, positions, segments, keep=False)
+        return _rms_norm(x, self.final_norm[...], self.config.norm_eps)
+
+    def residuals(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+    ) -> Float[Array, "L B T D"]:
+        """The residual stream after each layer, of rows as `hidden` takes them."""
+        return self._through(tokens, positions, segments, keep=True)[1]
+
+    def _through(self, tokens, positions, segments, *, keep: bool):
         c = self.config
         slots = jnp.arange(tokens.shape[1])
         mask = (segments[:, :, None] == segments[:, None, :]) & (slots[:, None] >= slots)
@@ -102,11 +115,11 @@ class Gemma(nnx.Module):
             p, is_global = inputs
             q, k, v = _project(c, p, x, jnp.where(is_global, *rope))
             attended = _attend(c, q, k, v, mask & (is_global | near))
-            return _finish(c, p, x, attended), None
+            x = _finish(c, p, x, attended)
+            return x, x if keep else None
 
         layer = jax.checkpoint(layer) if self.remat else layer
-        x, _ = jax.lax.scan(layer, self._embed(tokens), (self._stacked(), _global_layers(c)))
-        return _rms_norm(x, self.final_norm[...], c.norm_eps)
+        return jax.lax.scan(layer, self._embed(tokens), (self._stacked(), _global_layers(c)))
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Next-token logits, float32; -1e30 for the padding, rows of the embedding without a token.
@@ -201,6 +214,8 @@ class Gemma(nnx.Module):
 
     def _stacked(self) -> dict[str, Array]:
         pure = nnx.to_pure_dict(nnx.state(self.layers))
+        if "direction" in pure:  # see steering
+            pure["push"] = pure.pop("strength")[:, None] * pure.pop("direction")
         return {k: v if "norm" in k else v.astype(self.dtype) for k, v in pure.items()}
 
 
@@ -290,6 +305,7 @@ def _finish(c, p, x, attended):
     y = jax.nn.gelu(_linear(p, "gate", y), approximate=True) * _linear(p, "up", y)
     y = _linear(p, "down", y)
     x = x + (_rms_norm(y, p["post_ff_norm"], c.norm_eps) if c.post_norms else y)
+    x = x + p["push"] if "push" in p else x
     return constrain(x, "rows")  # else XLA may split the width, and sum logits over devices
 
 
