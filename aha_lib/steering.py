@@ -4,7 +4,8 @@ After a layer's last addition the residual stream x [D] of every token, the prom
 x + strength · direction. Both are parameters beside the stacked layers, and a model without them
 computes as if this module did not exist. The direction is an `nnx.LoRAParam`: with
 `Settings.lora` above 0 the GRPO update trains it alone, as it does adapters. The idea is that of
-activation addition (2308.10248) and of Venhoff et al. (2506.18167).
+activation addition (2308.10248) and of Venhoff et al. (2506.18167). Knows nothing of files or
+plots.
 """
 
 import functools

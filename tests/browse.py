@@ -1,8 +1,9 @@
-"""Opens notebooks in JupyterLab, in a headless Chromium, runs all cells, uses 06's explorer.
+"""Opens notebooks in JupyterLab, in a headless Chromium, runs all cells, uses their widgets.
 
 `pip install jupyterlab selenium`, Debian's `chromium` and `chromium-driver`; then `python
 tests/browse.py [--shots DIR] [--minutes 20] NOTEBOOK.ipynb ...`. Works on copies. Exits with 1
-where a cell fails, where a widget is not drawn, or where the explorer does not follow its menus.
+where a cell fails, where a widget is not drawn, or where 06's explorer does not follow its menus,
+or 08's answer its slider.
 Knows nothing of what the notebooks teach.
 """
 
@@ -18,8 +19,10 @@ import urllib.request
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 STATE = """
@@ -112,6 +115,33 @@ def explorer(page, shots: Path | None) -> list[str]:
     return wrong
 
 
+def slider(page, shots: Path | None) -> list[str]:
+    """Push along notebook 08's direction with the slider, then after another layer."""
+    found = page.find_elements(
+        By.XPATH, "//label[text()='layer']/ancestor::*[contains(@class, 'widget-vbox')][1]"
+    )
+    if not found:
+        return ["there is no slider"]
+    box, wrong = found[0], []
+    page.execute_script("arguments[0].scrollIntoView()", box)
+    for what, use in {
+        "strength": lambda: box.find_element(By.CSS_SELECTOR, ".noUi-handle").send_keys(
+            Keys.ARROW_RIGHT
+        ),
+        "layer": lambda: Select(box.find_element(By.TAG_NAME, "select")).select_by_index(1),
+    }.items():
+        before = box.text
+        use()
+        try:
+            WebDriverWait(page, 60).until(lambda p: box.text != before)  # noqa: B023
+            time.sleep(3)  # sampled anew, a first time with another layer
+        except TimeoutException:
+            wrong.append(f"the answer does not follow the {what}")
+        if shots:
+            box.screenshot(str(shots / f"slider_{what}.png"))
+    return wrong
+
+
 def shoot(page, shots: Path, name: str) -> None:
     """Pictures of what is on the screen, light and dark."""
     for theme in ("Dark", "Light"):
@@ -140,6 +170,8 @@ def main() -> int:
                 wrong.append(f"ran {state['ran']} of {state['cells']} cells")
             if "explorer" in path.read_text() and not wrong:
                 wrong += explorer(page, args.shots)
+            if "FloatSlider" in path.read_text() and not wrong:
+                wrong += slider(page, args.shots)
             if args.shots:
                 shoot(page, args.shots, path.stem)
             print(path.name, f"{state['ran']}/{state['cells']} cells", wrong or "well", flush=True)
