@@ -117,6 +117,12 @@ def explorer(page, shots: Path | None) -> list[str]:
 
 def slider(page, shots: Path | None) -> list[str]:
     """Push along notebook 08's direction with the slider, then after another layer."""
+    page.execute_script(
+        "const notebook = window.jupyterapp.shell.currentWidget.content;"
+        "notebook.scrollToItem(notebook.widgets.findIndex(c => "
+        "c.model.sharedModel.source.includes('FloatSlider(')), 'start')"
+    )
+    time.sleep(3)  # cells out of sight are not drawn
     found = page.find_elements(
         By.XPATH, "//label[text()='layer']/ancestor::*[contains(@class, 'widget-vbox')][1]"
     )
