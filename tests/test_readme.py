@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aha_lib import plan, record, traces, train
+from aha_lib import plan, record, train
 from aha_lib.presets import MODELS, SETTINGS
 
 ROOT = Path(__file__).parent.parent
@@ -32,24 +32,35 @@ def test_the_table_of_runs(seed):
     )  # fmt: skip
 
 
-def test_the_table_of_gemma():
-    run = record.read(record.DATA / "gemma3-270m/seed0")
-    lines = [line for line in README.splitlines() if line.startswith("| step ")]
-    wanted = []
-    for row, kept in zip(run.measured, run.kept, strict=True):
-        pairs = zip(kept["sampled"], run.panel, strict=True)
-        truths = [c.true for pair in pairs for c in traces.parse(*pair).claims]
-        truths = [true for true in truths if true is not None]
-        values = [row[f"heldout_{n}"] for n in ("accuracy", "greedy", "length", "backtracks")]
-        wanted.append("| step {} | {:.3f} | {:.3f} | {:.1f} | {:.2f} | {:.2f} |".format(
-            row["step"], *values, sum(truths) / len(truths)))  # fmt: skip
-    assert lines == wanted
-    assert f"One seed, {len(run.panel)} held-out puzzles." in README
-    cold = json.loads((record.DATA / "gemma3-270m/cold_start/settings.json").read_text())
-    assert f"start*, {cold['steps']} steps on worked puzzles" in README
-    ends = run.measured[-1]["outcomes"]
-    assert ends["cut off"] > (len(run.panel) - ends["right"]) / 2
-    assert f"cut off at {run.settings.completion_len} tokens" in README
+def test_what_is_said_of_gemma():
+    """The table and the figure are pages.py's; here what the text around them says."""
+    text, place = " ".join(README.split()), record.DATA / "gemma3-270m"
+    runs = [record.read(folder) for folder in sorted(place.glob("seed*"))]
+    assert {len(run.panel) for run in runs} == {128} and "128 held-out puzzles" in text
+    cold = json.loads((place / "cold_start/settings.json").read_text())
+    assert f"start*, {cold['steps']} steps on worked puzzles" in text
+    ends = [run.measured[-1]["outcomes"] for run in runs]
+    cut, wrong = (sum(of(x) for x in ends) for of in (
+        lambda x: x["cut off"], lambda x: sum(x.values()) - x["right"]))  # fmt: skip
+    assert cut > wrong / 2 and "Most answers that are wrong at the end are cut off" in text
+    assert f"cut off at {runs[0].settings.completion_len} tokens" in text
+
+
+def test_one_vector():
+    rows = json.loads((ROOT / "tests/benchmarks/backtracking.json").read_text())
+    mean = {who: sum(row[who]["accuracy"] for row in rows) / len(rows)
+            for who in ("base", "alone", "trained")}  # fmt: skip
+    which = lambda x: (x["direction"], x["layer"], x["strength"])  # noqa: E731
+    half = sorted(x["accuracy"] for row in rows for x in row["pushed"]
+                  if which(x) == ("difference", 3, 0.5))  # fmt: skip
+    gemma = json.loads((ROOT / "tests/benchmarks/backtracking_gemma.json").read_text())
+    (pushed,) = (x for x in gemma["pushed"] if which(x) == ("difference", 17, 0.5))
+    text = " ".join(README.split())
+    assert len(rows) == 3 and "three seeds; all 0.6 million: {trained:.2f}".format(**mean) in text
+    assert "goes from {base:.2f} to {alone:.2f}".format(**mean) in text
+    assert f"gives {half[0]:.2f} to {half[-1]:.2f}" in text
+    assert f"{gemma['base']['accuracy']:.2f} to {pushed['accuracy']:.2f}" in text
+    assert f"({gemma['base']['n']} puzzles, one run)" in text
 
 
 def test_shares_in_the_text():

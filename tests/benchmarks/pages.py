@@ -1,7 +1,8 @@
-"""Writes the tables of what fits from fits.json: `python tests/benchmarks/pages.py`.
+"""Writes tables into pages, from what was measured: `python tests/benchmarks/pages.py`.
 
-All rows into notebooks/what_fits.md, the first row of each of four models into README.md, between
-the lines that mark the place. Measures nothing itself: fits.py does.
+What fits, from fits.json: all rows into notebooks/what_fits.md, the first row of each of four
+models into README.md. Gemma's runs, from their records: a table into README.md, and gemma.png.
+Each goes between the lines that mark its place. Measures nothing itself.
 """
 
 import json
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import fits
 
+from aha_lib import record, show, traces
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-MARK = "<!-- what fits, by tests/benchmarks/pages.py -->\n"
-PLACE = re.compile(f"(?<={MARK}).*?(?=<!-- end -->)", re.S)
 FEW = 4
+GEMMA = record.DATA / "gemma3-270m"
+COLD = {"seed": "with searches", "no_search": "without", "zero": "none"}  # by the folder's name
+KINDS = {"greedy": 3, "length": 1, "backtracks": 2}  # and their digits
 
 
 def pages() -> dict[Path, str]:
@@ -23,18 +27,48 @@ def pages() -> dict[Path, str]:
     first = {row.split("|")[1]: row for row in reversed(rows)}  # of each model
     few = [row for row in rows if row in first.values()][:FEW]
     tables = {"README.md": few, "notebooks/what_fits.md": rows}
-    return {ROOT / page: written(ROOT / page, [head, rule, *lines])
-            for page, lines in tables.items()}  # fmt: skip
+    texts = {ROOT / page: written((ROOT / page).read_text(), "what fits", [head, rule, *lines])
+             for page, lines in tables.items()}  # fmt: skip
+    readme = ROOT / "README.md"
+    return texts | {readme: written(texts[readme], "Gemma's runs", gemma_runs())}
 
 
-def written(page: Path, lines: list[str]) -> str:
-    """The page's text with these lines in their place; ValueError where it has none."""
-    text, places = PLACE.subn("\n".join(["", *lines, "", ""]), page.read_text())
+def written(text: str, name: str, lines: list[str]) -> str:
+    """A page's text with these lines in their place; ValueError where it has none."""
+    place = f"(?<=<!-- {name}, by tests/benchmarks/pages.py -->\n).*?(?=<!-- end -->)"
+    text, places = re.subn(place, "\n".join(["", *lines, "", ""]), text, flags=re.S)
     if places != 1:
-        raise ValueError(f"{page} has {places} places for the table of what fits.")
+        raise ValueError(f"There are {places} places for the table of {name}.")
     return text
+
+
+def gemma_runs() -> list[str]:
+    """A row for each recorded run of Gemma 3 270M, from its first to its last evaluation."""
+    lines = ["| cold start | seed | steps | accuracy | greedy | tokens | backtracks | true sums |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for kind, name in COLD.items():
+        for folder in sorted(GEMMA.glob(f"{kind}*")):
+            run = record.read(folder)
+            ends = [run.measured[i] for i in (0, -1)]
+            accuracy = " → ".join(f"{row['heldout_accuracy']:.3f}" for row in run.measured)
+            others = [" → ".join(f"{row[f'heldout_{of}']:.{digits}f}" for row in ends)
+                      for of, digits in KINDS.items()]  # fmt: skip
+            sums = " → ".join(true_sums(run, i) for i in (0, -1))
+            cells = name, run.settings.seed, run.settings.steps, accuracy, *others, sums
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def true_sums(run: record.Record, evaluation: int) -> str:
+    """The share of true ones among the sums that the sampled answers state, if they state any."""
+    pairs = zip(run.kept[evaluation]["sampled"], run.panel, strict=True)
+    truths = [claim.true for pair in pairs for claim in traces.parse(*pair).claims]
+    truths = [true for true in truths if true is not None]
+    return f"{sum(truths) / len(truths):.2f}" if truths else "–"
 
 
 if __name__ == "__main__":
     for page, text in pages().items():
         page.write_text(text)
+    seeds = [record.read(folder).rows for folder in sorted(GEMMA.glob("seed*"))]
+    show.curve(*seeds).savefig(ROOT / "notebooks/gemma.png", dpi=100)
