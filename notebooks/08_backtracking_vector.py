@@ -259,12 +259,14 @@ for k in layers:
 
 # %% [markdown]
 # The base had the direction before any reward: it is how its own few searches
-# differ from its other answers. GRPO has moved the whole model along it.
+# differ from its other answers. GRPO has moved the whole model along it. (The
+# noes of a search also stand later in their texts, and the direction may say a
+# little of that too; but GRPO's change is taken at all crossroads alike.)
 #
 # ## Push
 # Add α times the direction to the stream of every token, after one layer
 # (`steering.steer`). At α = 1 the push is as long as the two means are apart.
-# One puzzle, one random key, five strengths:
+# One puzzle, one random key, six strengths:
 
 # %%
 steering.add(model)
@@ -403,9 +405,9 @@ plt.show()
 # After layer 1, where two more layers read the stream, the random directions
 # leave the base where it is; ours double it. After the last layer chance can
 # do something: one of twelve random directions more than doubles accuracy,
-# too. A shuffled one even reaches 0.7, and more about it at the end. And the
-# probe, which reads the decision as well as the difference does, writes it
-# badly: it points where the two clouds are told apart best, not from one to
+# too. A shuffled one even reaches 0.7; why, comes in a moment. And the
+# probe, which reads a search as well as the difference does, writes it badly:
+# it points where the two clouds are told apart best, not from one to
 # the other.
 #
 # Why do shuffled labels ever work? Their difference of means is a random sum of
@@ -551,7 +553,7 @@ show.table(
 # learning rate of its own. (It is an adapter like those of LoRA: notebook
 # 05's update trains it as it is.) Sinii et al.
 # ([2509.06608](https://arxiv.org/abs/2509.06608)) trained such vectors in
-# models of 7 billion parameters.
+# much larger models.
 
 # %%
 figure, axis = plt.subplots(figsize=(6.5, 2.9), layout="constrained")
@@ -688,7 +690,7 @@ if gemma:
 # ## What a direction shows, and what it does not
 # - **Shown:** in this model searching is, to a good part, one direction. The
 #   base has it, and its own few searches are enough to find it. A push along
-#   it gives back three quarters of GRPO's gain or more, and a vector of 128 numbers
+#   it gives back three quarters of GRPO's gain, and a vector of 128 numbers
 #   that GRPO trains nearly all of it. That fits notebook 06: what grows is the
 #   will, not the skill.
 # - **What it is, after the last layer:** a bias against `<answer>`. The model
