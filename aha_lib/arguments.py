@@ -18,13 +18,13 @@ def changes(assignments: Sequence[str], of: type = Settings) -> dict:
     """
     kinds = {field.name: field.type for field in fields(of)}
     del kinds["preset"]  # says which of SETTINGS these come from
-    values, words = {}, {"True": True, "False": False}
+    values, words = {}, {"true": True, "false": False}
     for assignment in assignments:
         name, _, text = assignment.partition("=")
         if name not in kinds:
             raise ValueError(f"No setting is called {name!r}; there are: {', '.join(kinds)}.")
         try:
-            values[name] = words[text] if kinds[name] is bool else kinds[name](text)
+            values[name] = words[text.lower()] if kinds[name] is bool else kinds[name](text)
         except (ValueError, KeyError):
             raise ValueError(f"{name} takes {kinds[name].__name__}, not {text!r}.") from None
     return values

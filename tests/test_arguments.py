@@ -8,7 +8,7 @@ from aha_lib.presets import PRETRAINING, Settings
 
 def test_settings_from_the_command_line(tmp_path):
     line = ["--out", str(tmp_path), "--set", "steps=20", "--set", "seed=1", "--set", "kl=0.01",
-            "--set", "scale_by_std=False", "--set", "steps=30"]  # fmt: skip
+            "--set", "scale_by_std=false", "--set", "steps=30"]  # fmt: skip
     settings, out = arguments.parse(line)
     assert out == tmp_path
     assert settings == Settings(steps=30, seed=1, kl=0.01, scale_by_std=False)

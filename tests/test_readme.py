@@ -44,6 +44,11 @@ def test_what_is_said_of_gemma():
         lambda x: x["cut off"], lambda x: sum(x.values()) - x["right"]))  # fmt: skip
     assert cut > wrong / 2 and "Most answers that are wrong at the end are cut off" in text
     assert f"cut off at {runs[0].settings.completion_len} tokens" in text
+    alone = record.read(place / "no_search").measured[-1]
+    assert alone["heldout_backtracks"] == 0 and alone["styles"]["check"] > 100
+    zero = record.read(place / "zero")
+    assert not any("right" in row["outcomes"] for row in zero.measured)
+    assert zero.settings.template == "base" and zero.settings.lora == runs[0].settings.lora
 
 
 def test_one_vector():
