@@ -17,7 +17,9 @@
 # one thing, their habits, and then get the same reward. In the second, Gemma 3
 # 270M sees some thousand worked puzzles (a *cold start*, in the words of
 # [DeepSeek-R1](https://arxiv.org/abs/2501.12948)) and is then trained by GRPO
-# as the tiny one is. The notebook draws their records; it trains nothing.
+# as the tiny one is; once with searches in the cold start, once without, and
+# once with no cold start at all. The notebook draws their records; it trains
+# nothing.
 #
 # | preset | machine | what it does |
 # |---|---|---|
@@ -27,7 +29,9 @@
 #
 # 1. under the same reward, a base without the habit never gets it;
 # 2. real Gemma learns: held-out accuracy, searches and length rise together;
-# 3. what that does to its sums, which nobody pays for one by one.
+# 3. after a cold start without searches it does not, and from zero there is
+#    nothing to learn from;
+# 4. what the reward does to its sums, which nobody pays for one by one.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -330,14 +334,124 @@ for run, of_run in zip(gemma, sides, strict=True):
 
 # %% [markdown]
 # ### Check
-# Held-out accuracy is many standard errors above where it began.
+# Held-out accuracy is many standard errors above where it began. (Where it
+# began is the same model in both runs; its two samples of 128 differ by
+# chance.)
 
 # %%
+gains = []
 for run in gemma:
     before, after = (run.measured[i]["heldout_accuracy"] for i in (0, -1))
     error = np.sqrt(0.25 / len(run.panel) * 2)
     print(f"{run.name}: {before:.3f} → {after:.3f}, error {error:.3f} at most")
-    assert after - before > 5 * error and after > 2.5 * before
+    gains.append(after - before)
+    assert after > 0.6 and gains[-1] > 4 * error
+assert np.mean(gains) > 6 * error / np.sqrt(len(gains))
+
+# %% [markdown]
+# ## The same cold start, without searches
+# The control of the first experiment, now for Gemma: the documents that would
+# search jump instead (`--set search=0 --set jump=0.56`), all else is the same,
+# and then GRPO with the same settings, puzzles and seed.
+
+# %%
+alone = record.read(place / "no_search")
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+for axis, (kind, title) in zip(axes, kinds.items(), strict=True):
+    for colour, (habits, of) in enumerate({"jump, check, search": gemma,
+                                           "jump, check": [alone]}.items()):
+        for i, run in enumerate(of):
+            axis.plot([row["step"] for row in run.measured],
+                      [row[f"heldout_{kind}"] for row in run.measured],
+                      f"C{colour}", marker="o", ms=4,
+                      label="" if i else habits)  # fmt: skip
+    axis.set(title=title, xlabel="GRPO step", ylim=(0, None))
+    axis.grid(axis="y", alpha=0.25)
+axes[0].legend(frameon=False, title="habits of the base", fontsize=8)
+plt.show()
+
+# %%
+show.table(
+    ["no searches, step", *names, *four],
+    [[row["step"], *(row[f"heldout_{n}"] for n in names),
+      *(f"{a}/{b} = {a / max(b, 1):.2f}" for a, b in measures(side))]
+     for row, side in zip(alone.measured, parsed(alone), strict=True)],
+)  # fmt: skip
+
+# %%
+for text in alone.kept[-1]["sampled"][:5]:
+    print(text, end="\n\n")
+
+# %% [markdown]
+# The same as with the tiny model. In 20 steps it learns to check one attempt
+# nearly every time (32 of 128 answers before, 125 after) and doubles what it
+# solves, as one attempt can; but it never once goes on after its "no", and so
+# it ends where the other begins. What reward has to work with is the habit.
+#
+# ### Check
+
+# %%
+end = alone.measured[-1]
+assert end["heldout_backtracks"] < 0.1
+lowest = min(run.measured[-1]["heldout_accuracy"] for run in gemma)
+error = np.sqrt(0.25 / len(alone.panel) * 2)
+print(f"{end['heldout_accuracy']:.3f} without, {lowest:.3f} at least with")
+assert lowest - end["heldout_accuracy"] > 3 * error
+
+# %% [markdown]
+# ## From zero
+# R1-Zero had no cold start. Here is Gemma 3 270M as it comes, all its 262,144
+# pieces allowed, TinyZero's prompt, the same puzzles and reward, the same
+# adapters and learning rate; 96 tokens an answer. On two cores such a step
+# takes minutes, so there are five, of 32 answers, and a panel of 32:
+#
+# ```sh
+# python notebooks/05_train.py --preset gemma3-270m --set model=WEIGHTS \
+#     --set dtype=float32 --set puzzles=tiny --set prompts=4 --set group=8 \
+#     --set completion_len=96 --set prompt_len=144 --set kl=0 --set lora=16 \
+#     --set learning_rate=2e-4 --set micro_batch=4 --set steps=5 \
+#     --set preflight=False --set eval_every=5 --set eval_puzzles=32 \
+#     --set pass_k=1 --set checkpoint_every=5 --out runs/zero
+# ```
+
+# %%
+zero = record.read(place / "zero")
+show.table(
+    ["step", "mean reward", "groups without signal", "tokens"],
+    [[row["step"], row["reward"], row["zero_variance_groups"], row["length"]]
+     for row in zero.rows if row["step"]],
+)  # fmt: skip
+
+# %%
+for kept in (zero.kept[0], zero.kept[-1]):
+    print(f"--- step {kept['step']}")
+    for text in kept["sampled"][:3]:
+        print(repr(text[:300]))
+
+# %%
+show.table(
+    ["step", f"right, of {len(zero.panel)}", "well-formed", "tokens"],
+    [[row["step"], row["outcomes"].get("right", 0),
+      sum(countdown.reward(*pair).value > 0 for pair in
+          zip(kept["sampled"], zero.panel, strict=True)),
+      row["heldout_length"]]
+     for row, kept in zip(zero.measured, zero.kept, strict=True)],
+)  # fmt: skip
+
+# %% [markdown]
+# No answer is right, before or after, in the panel or in training. The only
+# reward there ever is is the 0.1 for a well-formed expression, of one to four
+# in 32, and the five steps go after that: 1 of 32 well-formed, then 5. Look at
+# how. The prompt's example, `(1 + 2) / 3`, comes back, in a rain of closing
+# tags. This is what GRPO does where a base cannot do the task: it finds what is
+# paid for. (`preflight`, which that command switches off, says so beforehand:
+# no group with a right answer, no go.)
+#
+# ### Check
+
+# %%
+assert not any("right" in row["outcomes"] for row in zero.measured)
+assert not any(row["train_accuracy"] for row in zero.rows if row["step"])
 
 # %% [markdown]
 # ## Do the rules read this text?
@@ -466,11 +580,13 @@ show.table(
 #   it. Take a twelfth of the documents away, those that search, and the same
 #   run ends where one attempt ends. Three seeds each, of one base each.
 # - **Shown, for a real Gemma:** after a cold start that has the habit, the
-#   reward makes the habit the rule within ten steps, and three times as many
-#   answers right. The habit grows, not the skill of an attempt.
-# - **Not shown:** what Gemma does after a cold start *without* searches, or
-#   with none at all, for as many steps. One seed and 20 steps are little, and
-#   128 puzzles leave an error of 0.04.
+#   reward makes the habit the rule within ten steps, and more than doubles the
+#   right answers; after one that has it not, it does not make it. The habit
+#   grows, not the skill of an attempt.
+# - **Not shown:** what many more steps would do. Two runs with searches and
+#   one without, from one cold start each, and 20 steps are little; 128 puzzles
+#   leave an error of 0.04. That nothing comes from zero is said of five steps,
+#   of a model of this size, and of answers of 96 tokens.
 # - Gandhi et al. ([2503.01307](https://arxiv.org/abs/2503.01307)) primed Llama
 #   3.2 3B with such habits and found that it then learnt as Qwen did, which
 #   has them by nature. What is found here is of the same kind, on smaller
@@ -488,15 +604,16 @@ show.table(
 #
 # </details>
 #
-# 2. Make the other cold start, `--set search=0 --set jump=0.56`, run GRPO
-#    from it with the same settings, and bring its folder's record here. What
-#    would refute the sentence that the habit has to be there?
+# 2. Without searches, accuracy doubles all the same. Where does that come from,
+#    if not from going on? Look at the table of that run.
 #
 # <details><summary>Answer</summary>
 #
-# Backtracks well above zero at the end, with held-out accuracy beyond what
-# one attempt can hit. (Not measured here for Gemma; for the tiny model see
-# the curves at the top.)
+# From checking. Before, 96 of 128 answers jump, of which 6 are right; after,
+# 125 try a sum first, of which 24 are right (`traces.style` over
+# `alone.kept`). An attempt of the corpus tries the operation that comes
+# closest to the target, a jump does not. The attempts themselves hit as often
+# as before: 4 of 32, and 18 of 125.
 #
 # </details>
 #

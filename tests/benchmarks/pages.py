@@ -60,11 +60,11 @@ def gemma_runs() -> list[str]:
 
 
 def true_sums(run: record.Record, evaluation: int) -> str:
-    """The share of true ones among the sums that the sampled answers state, if they state any."""
+    """The share of true ones among the sums that the sampled answers state, if they are many."""
     pairs = zip(run.kept[evaluation]["sampled"], run.panel, strict=True)
     truths = [claim.true for pair in pairs for claim in traces.parse(*pair).claims]
     truths = [true for true in truths if true is not None]
-    return f"{sum(truths) / len(truths):.2f}" if truths else "–"
+    return f"{sum(truths) / len(truths):.2f}" if len(truths) > 50 else "–"
 
 
 if __name__ == "__main__":
