@@ -448,8 +448,10 @@ for seed in record:
 # %%
 def means(rows: list) -> str:
     """Accuracy, backtracks and tokens, each the mean over some rows."""
+    if not rows:
+        return ""
     three = [np.mean([x[kind] for x in rows]) for kind in kinds]
-    return "{:.2f}, {:.1f}, {:.0f}".format(*three) if rows else ""
+    return "{:.2f}, {:.1f}, {:.0f}".format(*three)
 
 
 def pushes(group: str, strength: float) -> list:
