@@ -9,6 +9,7 @@ plots.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -132,3 +133,14 @@ def separation(scores: Float[np.ndarray, " N"], tries: Bool[np.ndarray, " N"]) -
     ROC curve; 0.5 is chance."""
     high, low = scores[tries][:, None], scores[~tries]
     return float(np.mean((high > low) + 0.5 * (high == low)))
+
+
+def halves(
+    activations: Float[np.ndarray, "L N D"],
+    tries: Bool[np.ndarray, " N"],
+    first: Bool[np.ndarray, " N"],
+    find: Callable,
+) -> list[float]:
+    """Of each layer how a direction that `find` sees in the first half separates the other."""
+    found, rest = find(activations[:, first], tries[first]), activations[:, ~first]
+    return [separation(x @ d, tries[~first]) for x, d in zip(rest, found, strict=True)]

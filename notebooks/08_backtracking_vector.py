@@ -142,22 +142,15 @@ benchmarks = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
 stored = benchmarks / "backtracking.json"
 record = json.loads(stored.read_text()) if stored.exists() else []
 layers = range(model.config.layers)
-
-
-def apart(here: np.ndarray, find) -> list[float]:
-    """How well a direction of the even rows separates the odd ones."""
-    even = at.row % 2 == 0
-    found = find(stream[:, here & even], at.tries[here & even])
-    rest = here & ~even
-    return [steering.separation(stream[k, rest] @ found[k], at.tries[rest])
-            for k in layers]  # fmt: skip
-
+even = at.row % 2 == 0
 
 # %%
 crossroads = {"start": at.noes == 0, "first no": at.noes == 1,
               "every no": at.noes > 0}  # fmt: skip
 ways = {"difference": steering.difference, "probe": steering.probe}
-live = {(when, how): apart(here, find) for when, here in crossroads.items()
+live = {(when, how): steering.halves(stream[:, here], at.tries[here],
+                                     even[here], find)
+        for when, here in crossroads.items()
         for how, find in ways.items()}  # fmt: skip
 show.table(
     ["where", "found by", "decisions", *(f"layer {k}" for k in layers)],

@@ -19,7 +19,7 @@ from flax import nnx
 from tqdm.auto import tqdm
 
 from aha_lib import checkpoints, countdown, grpo, runtime, steering, traces, train, weights
-from aha_lib.presets import PUZZLES, SETTINGS
+from aha_lib.presets import PUZZLES, SETTINGS, Settings
 
 RECORD = Path(__file__).with_suffix(".json")
 SEEDS = 0, 1, 2
@@ -40,10 +40,10 @@ def drawn(seed: int, first: int, count: int) -> list[countdown.Puzzle]:
     return [countdown.generate(1000 + seed, first + i, **PUZZLES["tiny"]) for i in range(count)]
 
 
-def measured(model, tokenizer, puzzles, seed: int) -> dict:
+def measured(model, tokenizer, puzzles, seed: int, settings: Settings = TINY) -> dict:
     """What the model, as it is pushed now, does with some puzzles: one sample each."""
     out = train.rollout(
-        model, tokenizer, puzzles, jax.random.key(seed), TINY, group=1, temperature=1.0
+        model, tokenizer, puzzles, jax.random.key(seed), settings, group=1, temperature=1.0
     )
     parsed = [traces.parse(*pair) for pair in zip(out.texts, out.puzzles, strict=True)]
     refused = [t for t in parsed if t.attempts and t.attempts[0].verdict == "no"]
@@ -78,8 +78,13 @@ def directions(base, trained, tokenizer, seed: int) -> tuple[dict[str, np.ndarra
                 "shuffled": steering.difference(stream, rng.permutation(tries)),
                 **{name: rng.normal(size=found["learnt"].shape) for name in RANDOM}}  # fmt: skip
     for name, x in controls.items():
-        found[name] = x / np.linalg.norm(x, axis=1, keepdims=True) * size
+        found[name] = resized(x, size)
     return found, {"noes": np.bincount(at.noes).tolist(), "told": told(before, at)}
+
+
+def resized(x: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Directions [L, D] with the lengths [L, 1]."""
+    return x / np.linalg.norm(x, axis=1, keepdims=True) * size
 
 
 def told(before: np.ndarray, at: steering.Decisions) -> list[dict]:
@@ -88,12 +93,10 @@ def told(before: np.ndarray, at: steering.Decisions) -> list[dict]:
     even, rows = at.row % 2 == 0, []
     for when, here in cases.items():
         for how in (steering.difference, steering.probe):
-            found = how(before[:, here & even], at.tries[here & even])
-            tries = at.tries[here & ~even]
-            apart = [steering.separation(x @ d, tries)
-                     for x, d in zip(before[:, here & ~even], found, strict=True)]  # fmt: skip
+            tries = at.tries[here]
+            apart = steering.halves(before[:, here], tries, even[here], how)
             rows.append({"when": when, "how": how.__name__, "n": int(here.sum()),
-                         "tries": float(at.tries[here].mean()), "separation": apart})  # fmt: skip
+                         "tries": float(tries.mean()), "separation": apart})  # fmt: skip
     return rows
 
 

@@ -47,8 +47,7 @@ def main() -> None:
              "learnt": (learnt - before).mean(1)}  # fmt: skip
     size, rng = np.linalg.norm(found["difference"], axis=1, keepdims=True), np.random.default_rng(0)
     for name in ("random 0", "random 1"):
-        x = rng.normal(size=before[:, 0].shape)
-        found[name] = x / np.linalg.norm(x, axis=1, keepdims=True) * size
+        found[name] = backtracking.resized(rng.normal(size=before[:, 0].shape), size)
     cosine = np.sum(found["difference"] * found["learnt"], axis=1) / (
         size[:, 0] * np.linalg.norm(found["learnt"], axis=1)
     )
@@ -58,12 +57,11 @@ def main() -> None:
            "size": size[:, 0].tolist(), "base_size": np.linalg.norm(
                before[:, here], axis=2).mean(1).tolist(), "pushed": []}  # fmt: skip
     puzzles = backtracking.drawn(0, 512, 64)
-    backtracking.TINY = GEMMA  # the settings that `measured` samples by
-    row["base"] = backtracking.measured(base, tokenizer, puzzles, 0)
+    row["base"] = backtracking.measured(base, tokenizer, puzzles, 0, GEMMA)
     steering.add(base)
     for name, strength in tqdm(PLAN, unit="push"):
         steering.steer(base, found[name][LAST], LAST, strength)
-        got = backtracking.measured(base, tokenizer, puzzles, 0)
+        got = backtracking.measured(base, tokenizer, puzzles, 0, GEMMA)
         row["pushed"].append({"direction": name, "layer": LAST, "strength": strength} | got)
         checkpoints.write(RECORD, json.dumps(row) + "\n")
 
