@@ -119,16 +119,22 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(s.max_grad_norm), adam)
 
 
+def whole_rows(prompts, valid, completions, mask):
+    """Prompts [B, Tp] and their completions [B, T] as `Gemma.hidden` takes rows: tokens, positions
+    and segments, [B, Tp + T]."""
+    tokens = jnp.concatenate([prompts, completions], axis=1)
+    segments = jnp.concatenate([valid, mask], axis=1).astype(jnp.int32)
+    return tokens, jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0), segments
+
+
 def completion_logprobs(model, batch: Batch, temperature: float):
     """Log-probabilities [B, T] of the completions' tokens and entropies [B, T], in nats.
 
     The hidden state before each completion token predicts it: the last prompt token predicts the
     first, and no prompt token is ever a target.
     """
-    tokens = jnp.concatenate([batch.prompts, batch.completions], axis=1)
-    segments = jnp.concatenate([batch.valid, batch.mask], axis=1).astype(jnp.int32)
-    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
-    hidden = model.hidden(tokens, positions, segments)[:, batch.prompts.shape[1] - 1 : -1]
+    rows = whole_rows(batch.prompts, batch.valid, batch.completions, batch.mask)
+    hidden = model.hidden(*rows)[:, batch.prompts.shape[1] - 1 : -1]
     return model.logprobs(hidden, batch.completions, temperature=temperature)
 
 

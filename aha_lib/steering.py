@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import ArrayLike, Bool, Float, Int
 
-from aha_lib import traces
+from aha_lib import grpo, traces
 from aha_lib.gemma import Gemma
 from aha_lib.tokenizer import Tokenizer
 from aha_lib.train import Rollout
@@ -86,20 +86,18 @@ def _tokens_before(ids, end: int, tokenizer: Tokenizer) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _residuals(graph, params, tokens, segments):
-    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
-    return nnx.merge(graph, params).residuals(tokens, positions, segments)
+def _residuals(graph, params, *rows):
+    return nnx.merge(graph, params).residuals(*grpo.whole_rows(*rows))
 
 
 def activations(model: Gemma, out: Rollout, at: Decisions) -> Float[np.ndarray, "L N D"]:
     """The residual stream after every layer at the tokens of some decisions."""
     graph, params = nnx.split(model)
-    tokens = np.concatenate([out.prompts, out.completions.tokens], axis=1)
-    segments = np.concatenate([out.valid, out.completions.mask], axis=1).astype(np.int32)
+    parts = out.prompts, out.valid, out.completions.tokens, out.completions.mask
     found = np.zeros((model.config.layers, len(at.row), model.config.width), np.float32)
-    for start in range(0, len(tokens), ROWS):
-        rows = np.arange(start, start + ROWS) % len(tokens)  # the last go round: one shape
-        stream = _residuals(graph, params, tokens[rows], segments[rows])
+    for start in range(0, len(out.prompts), ROWS):
+        rows = np.arange(start, start + ROWS) % len(out.prompts)  # the last go round: one shape
+        stream = _residuals(graph, params, *(part[rows] for part in parts))
         here = np.flatnonzero((at.row >= start) & (at.row < start + ROWS))
         found[:, here] = stream[:, at.row[here] - start, at.token[here]]
     return found

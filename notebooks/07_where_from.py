@@ -13,7 +13,7 @@
 # habit that is there? And does what the tiny model shows hold for a real
 # Gemma?
 #
-# Two experiments. In the first, two tiny bases are pre-trained alike but for
+# Two experiments. In the first, three tiny bases are pre-trained alike but for
 # one thing, their habits, and then get the same reward. In the second, Gemma 3
 # 270M sees some thousand worked puzzles (a *cold start*, in the words of
 # [DeepSeek-R1](https://arxiv.org/abs/2501.12948)) and is then trained by GRPO
@@ -69,7 +69,7 @@ print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 preset = "tiny"
 
 # %% [markdown]
-# ## Two bases
+# ## Three bases
 # The tiny base has learnt from worked text that we wrote
 # (`aha_lib/corpus.py`). Most of its traces *jump* to an answer, some *check*
 # one attempt, a tenth *search*: they go on after a "no". One puzzle in all
@@ -94,13 +94,14 @@ for style in styles:
 
 # %% [markdown]
 # A second base has another corpus: the traces that would search jump instead.
-# Everything else is the same: the seed, the drills in arithmetic, the number
-# of documents, the steps. (`python -m aha_lib.pretrain --preset tiny-no-search
-# --out FOLDER` makes it, in about 40 minutes. A third preset, `tiny-jumps`,
-# does not even check.) The shares:
+# In the corpus of a third, those that would check jump too. Everything else is
+# the same: the seed, the drills in arithmetic, the number of documents, the
+# steps. (`python -m aha_lib.pretrain --preset tiny-no-search --out FOLDER`, or
+# `tiny-jumps`, makes such a base in about 40 minutes.) The shares:
 
 # %%
-bases = {"tiny": "jump, check, search", "tiny-no-search": "jump, check"}
+bases = {"tiny": "jump, check, search", "tiny-no-search": "jump, check",
+         "tiny-jumps": "jump"}  # fmt: skip
 show.table(
     ["preset", "habits", "drill", *styles],
     [[name, habits, *PRETRAINING[name].shares.values()]
@@ -125,6 +126,7 @@ def verdicts(name: str, count: int = 500) -> np.ndarray:
 # %%
 said = {name: verdicts(name) for name in bases}
 assert said["tiny"].max() > 1 and said["tiny-no-search"].max() == 1
+assert said["tiny-jumps"].max() == 0
 
 # %% [markdown]
 # ## The same reward
@@ -181,7 +183,7 @@ show.table(
 # %%
 ends = {name: {kind: np.array([run[kind][-1] for run in of])
                for kind in kinds} for name, of in by_base.items()}
-with_it, without = (ends[name] for name in bases)
+with_it, without, jumps = (ends[name] for name in bases)
 assert (without["backtracks"] < 0.05).all() and len(without["backtracks"]) > 2
 assert (with_it["backtracks"] > 1).all()
 assert without["accuracy"].max() < 0.5 < 0.9 < with_it["accuracy"].min()

@@ -1,0 +1,116 @@
+"""A GRPO step of this package, of TRL and of Tunix, measured in turn on this machine.
+
+    python tests/benchmarks/peers.py FOLDER
+
+makes an environment for each of the two in FOLDER, runs every program in its own process, three
+rounds in turn, and writes peers.json beside this file. Keep the machine quiet. Two works:
+
+- fixed: the tiny Gemma 3, 16 puzzles x 16 completions x 120 tokens, nothing stops early;
+- real: the preset "tiny", from the shipped base, its puzzles, reward and hyper-parameters (TRL too;
+  Tunix reads no such checkpoint). Ours evaluates every ten steps; TRL does not evaluate.
+
+A round's figure is the median over its steps but the first three, which compile; that of the real
+work over all but those, since lengths grow.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import venv
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PROJECT, RECORD = HERE.parent.parent, HERE / "peers.json"
+PACKAGES = {"ours": ["jax", "flax", "optax"],
+            "trl": ["torch", "transformers", "trl", "datasets", "accelerate"],
+            "tunix": ["google-tunix"]}  # fmt: skip
+PROGRAMS = {"ours": "ours.py", "trl": "with_trl.py", "tunix": "with_tunix.py"}
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(PROJECT), "HF_HUB_OFFLINE": "1",
+               "TRL_EXPERIMENTAL_SILENCE": "1"}  # fmt: skip
+WARM = 3  # steps left out
+
+
+def python(folder: Path, who: str) -> str:
+    """The Python of a peer's own environment, made if it is not there."""
+    if who == "ours":
+        return sys.executable
+    place = folder / who
+    if not (place / "bin/python").exists():
+        venv.create(place, with_pip=True)
+        subprocess.run([place / "bin/pip", "install", "-q", *PACKAGES[who]], check=True)
+    return str(place / "bin/python")
+
+
+def measure(folder: Path, who: str, work: str, steps: int) -> dict:
+    """One process: its medians, in seconds, and what it says of the whole."""
+    done = subprocess.run(
+        [python(folder, who), HERE / "peers" / PROGRAMS[who], work, str(steps)],
+        env=os.environ | ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
+    rows = [row for row in lines if "step" in row]
+    if len(rows) < WARM + 2:
+        sys.exit(done.stderr)
+    middle = {part: statistics.median(row[part] for row in rows[WARM:])
+              for part in ("step", "sample", "update")}  # fmt: skip
+    more = {} if "step" in lines[0] else lines[0]  # ours begins with the machine's matmul rate
+    if work == "real":
+        learnt = [row["loop"] for row in rows if (row.get("accuracy") or 0) >= 0.9]
+        heldout = [row["loop"] for row in rows if (row.get("heldout") or 0) >= 0.9]
+        more |= {"steps": len(rows), "loop": rows[-1]["loop"],
+                 "training_accuracy_0.9": learnt[0] if learnt else None,
+                 "heldout_0.9": heldout[0] if heldout else None}  # fmt: skip
+    return {"who": who, "work": work, **{k: round(v, 3) if v else v
+                                         for k, v in (middle | more).items()}}  # fmt: skip
+
+
+def versions(folder: Path, who: str, names: list[str]) -> dict[str, str]:
+    code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
+    said = subprocess.run([python(folder, who), "-c", code, *names], capture_output=True, text=True)
+    return dict(zip(names, said.stdout.split(), strict=True))
+
+
+def table(runs: list[dict]) -> None:
+    print(f"{'work':<8}{'who':<8}{'step':>8}{'sample':>8}{'update':>8}   seconds, a round each")
+    for work in ("fixed", "real"):
+        for who in ("ours", "trl", "tunix"):
+            of = [run for run in runs if (run["work"], run["who"]) == (work, who)]
+            if of:
+                middle = [statistics.median(run[k] for run in of)
+                          for k in ("step", "sample", "update")]  # fmt: skip
+                rounds = "  ".join(f"{run['step']:.2f}" for run in of)
+                print(f"{work:<8}{who:<8}" + "".join(f"{x:>8.2f}" for x in middle), " ", rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of the peers' environments")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=9, help="of the fixed work")
+    parser.add_argument("--real-steps", type=int, default=25, help="of the real work")
+    args = parser.parse_args()
+    runs = []
+    for turn in range(args.rounds):
+        for work, steps, who in (("fixed", args.steps, ["ours", "trl", "tunix"]),
+                                 ("real", args.real_steps, ["ours", "trl"])):  # fmt: skip
+            for name in who if turn % 2 == 0 else reversed(who):
+                runs.append(measure(args.folder, name, work, steps))
+                print(runs[-1], flush=True)
+    about = {
+        "date": str(date.today()),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        **{who: versions(args.folder, who, names) for who, names in PACKAGES.items()},
+    }
+    lines = ",\n".join(map(json.dumps, runs))
+    RECORD.write_text(f'{{"about": {json.dumps(about)},\n"runs": [\n{lines}\n]}}\n')
+    table(runs)
+
+
+if __name__ == "__main__":
+    main()

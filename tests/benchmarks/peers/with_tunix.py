@@ -1,0 +1,98 @@
+"""Tunix on the fixed work of ../peers.py: a JSON line a step. Run by its own environment's Python.
+
+`python with_tunix.py fixed STEPS`: a random Gemma 3 of the tiny shape, micro-batches of 64 rows.
+"""
+
+import json
+import random
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from tunix.models.gemma3 import model as gemma3
+from tunix.rl import rl_cluster
+from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
+from tunix.rl.rollout import base_rollout
+
+steps = int(sys.argv[2])
+words = ["<pad>", "<eos>", "<bos>", "<unk>", *map(str, range(101)), *"+-*/=,:()", "no", "yes",
+         "<answer>", "</answer>"]  # fmt: skip
+ids = {word: i for i, word in enumerate(words)}
+
+
+class Words:
+    """The tiny vocabulary as Tunix wants a tokenizer; no token ends a completion."""
+
+    def encode(self, text, **_):
+        return [ids.get(word, 3) for word in text.split()]
+
+    def decode(self, tokens, **_):
+        return " ".join(words[int(i)] for i in tokens)
+
+    def bos_id(self):
+        return 2
+
+    def eos_id(self):
+        return -1
+
+    def pad_id(self):
+        return 0
+
+
+shape = gemma3.ModelConfig(
+    num_layers=4, num_embed=len(words), embed_dim=128, hidden_dim=256, num_heads=4, head_dim=32,
+    num_kv_heads=1, sliding_window_size=128, param_dtype=jnp.float32,
+)  # fmt: skip
+mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
+with mesh:
+    actor = gemma3.Gemma3(shape, rngs=nnx.Rngs(0))
+roles = rl_cluster.Role
+cluster = rl_cluster.RLCluster(
+    actor=actor, reference=None, tokenizer=Words(),
+    cluster_config=rl_cluster.ClusterConfig(
+        role_to_mesh={role: mesh for role in (roles.ACTOR, roles.REFERENCE, roles.ROLLOUT)},
+        rollout_engine="vanilla",
+        training_config=rl_cluster.RLTrainingConfig(
+            actor_optimizer=optax.adamw(6e-4), eval_every_n_steps=1000, max_steps=steps,
+            mini_batch_size=16, train_micro_batch_size=4, rollout_micro_batch_size=16,
+            compute_logps_micro_batch_size=16,
+        ),
+        rollout_config=base_rollout.RolloutConfig(
+            max_tokens_to_generate=120, max_prompt_length=8, kv_cache_size=136, temperature=1.0,
+            top_p=1.0, top_k=None, eos_tokens=[100_000],
+        ),
+    ),
+)  # fmt: skip
+generate, die = cluster.generate, random.Random(0)
+clock = {"last": time.perf_counter(), "sample": 0.0}
+
+
+def timed_generate(*args, **kwargs):
+    start = time.perf_counter()
+    out = generate(*args, **kwargs)
+    jax.block_until_ready(jax.tree.leaves(out.tokens))
+    clock["sample"] += time.perf_counter() - start
+    return out
+
+
+def reward(prompts, completions, **_):
+    """Called once a step, after sampling: a line for the step before."""
+    now, sample = time.perf_counter(), clock["sample"]
+    whole = now - clock["last"]
+    print(json.dumps({"step": whole, "sample": sample, "update": whole - sample}), flush=True)
+    clock.update(last=now, sample=0.0)
+    return [die.random() for _ in completions]
+
+
+cluster.generate = timed_generate
+learner = GRPOLearner(
+    rl_cluster=cluster, reward_fns=reward,
+    algo_config=GRPOConfig(num_generations=16, num_iterations=1, beta=0.0, epsilon=0.2),
+)  # fmt: skip
+puzzle = lambda: " ".join(str(die.randint(1, 20)) for _ in range(3)) + f" = {die.randint(10, 99)} :"  # noqa: E731
+learner.train([{"prompts": np.array([puzzle() for _ in range(16)])} for _ in range(steps)])
