@@ -31,6 +31,8 @@ WEIGHTS = {
     "down": (("ff",), ("embed",)),
 }
 
+UNROLLED = 8  # layers at most of a model whose `hidden` is compiled layer by layer, without remat
+
 
 class Cache(NamedTuple):
     """Keys and values of the tokens seen so far.
@@ -119,7 +121,10 @@ class Gemma(nnx.Module):
             return x, x if keep else None
 
         layer = jax.checkpoint(layer) if self.remat else layer
-        return jax.lax.scan(layer, self._embed(tokens), (self._stacked(), _global_layers(c)))
+        inputs = (self._stacked(), _global_layers(c))
+        # What is kept for the backward pass a scan stacks: a copy each, which unrolled layers save.
+        unroll = c.layers if not self.remat and c.layers <= UNROLLED else 1
+        return jax.lax.scan(layer, self._embed(tokens), inputs, unroll=unroll)
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Next-token logits, float32; -1e30 for the padding, rows of the embedding without a token.

@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from aha_lib import objectives
 from aha_lib.presets import Settings
-from aha_lib.runtime import shard_batch, to_host, whole_shares
+from aha_lib.runtime import lanes, shard_batch, side_by_side, to_host, whole_shares
 
-BUCKETS = 4  # lengths to which micro-batches are padded: multiples of completion_len / BUCKETS
+BUCKETS = 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1  # of completion_len: what micro-batches are padded to
 
 
 class Batch(NamedTuple):
@@ -238,10 +238,10 @@ def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
     order = np.argsort(lengths, kind="stable")
     order = order[(lengths[order] > 0) & (all_rows | (batch.advantages[order] != 0))]
     rows = whole_shares(rows, "rows")
-    bucket = -(-batch.mask.shape[1] // BUCKETS)
+    buckets = np.ceil(np.array(BUCKETS) * batch.mask.shape[1]).astype(int)
     for start in range(0, len(order), rows):
         index = order[start : start + rows]
-        length = min(-(-lengths[index].max() // bucket) * bucket, batch.mask.shape[1])
+        length = buckets[np.searchsorted(buckets, lengths[index].max())]
         full = np.resize(index, rows)
         micro = jax.tree.map(lambda x: x[full], batch)  # noqa: B023
         micro = micro._replace(mask=micro.mask & (np.arange(rows) < len(index))[:, None])
@@ -268,6 +268,11 @@ def rescored(graph, params, batch: Batch, settings: Settings) -> Batch:
     return batch._replace(logprobs=ours, weights=weights.astype(np.float32))
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def _added(grads, more):
+    return jax.tree.map(jnp.add, grads, more)
+
+
 def train_step(graph, state: TrainState, reference, batch: Batch, settings: Settings):
     """One GRPO step on a whole batch (host arrays); gives the new state and the metrics.
 
@@ -283,12 +288,22 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
     tokens = float(max(batch.mask.sum(), 1))
     # These learn from rows without an advantage too.
     all_rows = s.kl > 0 or s.entropy_bonus != 0 or s.objective == "kimi"
+    def gradient(micros):
+        grads, watched = jax.tree.map(jnp.zeros_like, learned(state.params, s)[0]), []
+        for micro in micros:
+            grads, new = accumulate(graph, state.params, reference, grads, micro, tokens, s)
+            watched.append(new)
+        return grads, watched
+
     for _ in range(s.updates):
-        grads, before = jax.tree.map(jnp.zeros_like, learned(state.params, s)[0]), len(sums)
-        for micro in micro_batches(batch, s.micro_batch, all_rows=all_rows):
-            grads, watched = accumulate(graph, state.params, reference, grads, micro, tokens, s)
-            sums.append(watched)
-        value = sum((x["loss"] for x in sums[before:]), jnp.float32(0))
+        micros = list(micro_batches(batch, s.micro_batch, all_rows=all_rows))
+        count = max(1, min(lanes(state.params), len(micros)))
+        parts, watched = zip(
+            *side_by_side(gradient, [micros[i::count] for i in range(count)]), strict=True
+        )
+        grads, watched = functools.reduce(_added, parts), sum(watched, [])
+        sums += watched
+        value = sum((x["loss"] for x in watched), jnp.float32(0))
         state, grad_norm = apply(state, grads, s, value)
         skipped += not np.isfinite(float(grad_norm + value))
     trained = max(sum(float(x["tokens"]) for x in sums), 1)

@@ -282,7 +282,7 @@ _SHORT_CPU = replace(
 )  # fmt: skip
 
 SETTINGS: dict[str, Settings] = {
-    "tiny": Settings(),
+    "tiny": Settings(micro_batch=16, remat=False),
     "gemma3-270m-cpu": _SHORT_CPU,
     "gemma3-270m-short": _SHORT,
     "gemma3-270m": _gemma("gemma3-270m"),

@@ -14,7 +14,8 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from pathlib import Path
 
 import jax
@@ -280,6 +281,27 @@ def row_major(x: jax.Array, *names: str | None) -> jax.Array:
     where, order = spec(x.shape, names, mesh), Layout(tuple(range(x.ndim)))
     keep = functools.partial(with_layout_constraint, layouts=order)
     return jax.shard_map(keep, in_specs=where, out_specs=where)(x)  # else it would be replicated
+
+
+def lanes(params) -> int:
+    """In how many threads to run a program of these weights, each on its share of the rows.
+
+    XLA:CPU splits every operation among the cores and waits for the last of them, which takes
+    longer than a small model's operations do: two cores sample the tiny model no faster than one,
+    but two programs side by side twice as fast. Large weights each would read for itself. 1
+    on accelerators, and where a mesh spreads the rows.
+    """
+    small = sum(x.nbytes for x in jax.tree.leaves(params)) < 2**24  # fits a core's caches
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return min(4, os.cpu_count() or 1) if small and alone else 1
+
+
+def side_by_side(function: Callable, shares: Sequence) -> list:
+    """`function` of each share, in threads of their own if there are several."""
+    if len(shares) == 1:  # what JAX has been told about a mesh holds in this thread alone
+        return [function(shares[0])]
+    with futures.ThreadPoolExecutor(len(shares)) as pool:
+        return list(pool.map(function, shares))
 
 
 def to_host(tree):

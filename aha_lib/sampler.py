@@ -18,9 +18,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from aha_lib.gemma import Cache, Gemma
 from aha_lib.runtime import (
     constrain,
+    lanes,
     mesh_in_use,
     shard_batch,
     shardings,
+    side_by_side,
     to_host,
     whole_shares,
 )
@@ -85,13 +87,26 @@ def sample(
     """
     graph, params = nnx.split(model)
     params = ready(params, model.dtype, gather=gather)
+    write = functools.partial(
+        _sample, graph, params, key=key, group=group, length=length,
+        stop_ids=tuple(sorted(stop_ids)), pad_id=pad_id, temperature=temperature, stages=stages,
+    )  # fmt: skip
+    shares = np.array_split(np.arange(len(prompts)), min(lanes(params), len(prompts)))
+    parts = side_by_side(lambda i: write(prompts[i], valid[i], first=group * i[0]), shares)
+    return Completions(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _sample(
+    graph, params, prompts, valid, *, key, first, group, length, stop_ids, pad_id, temperature,
+    stages,
+) -> Completions:  # fmt: skip
+    """Of `sample`'s rows those from number `first` on that these prompts have."""
     P, count = len(prompts), group * len(prompts)
     # The last prompts and rows only fill the devices up: what does not divide is not spread.
     filled = np.arange(whole_shares(P, "draws")) % P
     index = np.arange(whole_shares(count, "draws"))  # which row of `out` each row written is
     order = np.minimum(index // group, P - 1)  # and which row of the cache it reads
-    rows = _prefill(graph, params, prompts[filled], valid[filled], key, order, count)
-    stop_ids = tuple(sorted(stop_ids))
+    rows = _prefill(graph, params, prompts[filled], valid[filled], key, order, count, first)
     out = Completions(
         np.full((len(index), length), pad_id, np.int32),
         np.zeros((len(index), length), np.float32),
@@ -151,17 +166,17 @@ def _converted(x, dtype, where):
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _prefill(graph, params, prompts, valid, key, order, count) -> _Rows:
+def _prefill(graph, params, prompts, valid, key, order, count, first=0) -> _Rows:
     """The rows to be written, row i after prompt order[i]; their cache still has a row a prompt.
 
-    Rows from `count` on are done.
+    Rows from `count` on are done. Row i draws as number `first` + i.
     """
     model, (P, T) = nnx.merge(graph, params), prompts.shape
     prompts, valid = shard_batch((jnp.asarray(prompts), jnp.asarray(valid)))
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
     hidden, cache = model.extend(prompts, positions, valid, model.empty_cache(P, T), 0)
     index = jnp.arange(len(order))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + index)
     position = positions[order, -1] + 1
     return _spread(_Rows(hidden[order, -1], position, index >= count, keys, cache))
 

@@ -612,17 +612,16 @@ assert texts[0] == texts[1]
 #
 # </details>
 #
-# 2. Pre-train a base that only ever jumps, `python -m aha_lib.pretrain --out
-#    runs/jump --set jump=0.8 --set check=0 --set search=0`, and run this
-#    notebook with `{"model": "runs/jump"}`. What do you expect, and what
-#    would surprise you?
+# 2. Pre-train a base that only ever jumps, `python -m aha_lib.pretrain --preset
+#    tiny-jumps --out runs/jump`, and run this notebook with
+#    `{"model": "runs/jump"}`. What do you expect, and what would surprise you?
 #
 # <details><summary>Answer</summary>
 #
-# To expect: it can learn to guess better, within what one jump can do, but
-# there is no search to amplify, so length and backtracks stay where they
-# were. If they do not, you have found emergence: look closely. (Measured is
-# the base without `search` that still has `check`: notebook 07.)
+# It can learn to guess better, within what one jump can do, but there is no
+# search to amplify. Done with three seeds (notebook 07): accuracy goes from
+# 0.10 to between 0.12 and 0.15, and all 256 answers still jump, in ten tokens.
+# If yours does not, you have found emergence: look closely.
 #
 # </details>
 #

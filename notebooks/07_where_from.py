@@ -170,15 +170,18 @@ show.table(
 )  # fmt: skip
 
 # %% [markdown]
-# One reward, two models. The base that has seen searches learns to search,
+# One reward, three models. The base that has seen searches learns to search,
 # and solves nearly all. The base that has not seen them learns, in as many
 # steps, what its habits can give: it jumps less and checks more, until it
 # checks nearly every time. But it does not go on after a "no", and one attempt
-# is right about one time in four (notebook 06).
+# is right about one time in four (notebook 06). And the base that has only seen
+# jumps goes on jumping, in ten tokens, before and after; it hardly guesses
+# better than it did.
 #
 # ### Check
-# What would refute it: a base without searches whose backtracks grow, or that
-# comes near the other in accuracy. Per seed, at the last evaluation:
+# What would refute it: a base without searches whose backtracks grow, one
+# without checks that checks, or either of them near the first in accuracy. Per
+# seed, at the last evaluation:
 
 # %%
 ends = {name: {kind: np.array([run[kind][-1] for run in of])
@@ -187,10 +190,23 @@ with_it, without, jumps = (ends[name] for name in bases)
 assert (without["backtracks"] < 0.05).all() and len(without["backtracks"]) > 2
 assert (with_it["backtracks"] > 1).all()
 assert without["accuracy"].max() < 0.5 < 0.9 < with_it["accuracy"].min()
+assert all(run["styles"][-1] == {"jump": 256} for run in by_base["tiny-jumps"])
+assert jumps["accuracy"].max() < without["accuracy"].min()
 
 # %% [markdown]
-# What it writes at the end, for the first puzzles of the panel: mostly one
-# attempt, a "no", and the answer that it has just called wrong.
+# Do jumps get better at all? All three seeds end a little above where they
+# began, on the panel of 256 (at the start 16 answers to each puzzle, so that
+# the end has nearly all of the error). Together:
+
+# %%
+begun = np.mean([run["accuracy"][0] for run in by_base["tiny-jumps"]])
+gain = jumps["accuracy"].mean() - begun
+error = np.sqrt(begun * (1 - begun) / (256 * len(jumps["accuracy"])))
+print(f"{begun:.3f} → {begun + gain:.3f}: {gain / error:.1f} standard errors")
+
+# %% [markdown]
+# What the second one writes at the end, for the first puzzles of the panel:
+# mostly one attempt, a "no", and the answer that it has just called wrong.
 
 # %%
 alone = by_base["tiny-no-search"][0]
@@ -580,7 +596,8 @@ show.table(
 # ## What is shown here, and what is not
 # - **Shown, for the tiny model:** the reward finds the habit, it does not make
 #   it. Take a twelfth of the documents away, those that search, and the same
-#   run ends where one attempt ends. Three seeds each, of one base each.
+#   run ends where one attempt ends; take those that check too, and it ends
+#   where a guess does. Three seeds each, of one base each.
 # - **Shown, for a real Gemma:** after a cold start that has the habit, the
 #   reward makes the habit the rule within ten steps, and more than doubles the
 #   right answers; after one that has it not, it does not make it. The habit

@@ -1,5 +1,7 @@
 """The sampler against full forward passes of each row alone, without a cache."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,12 @@ def model():
         norm = getattr(model.layers, name)
         norm[...] = norm[...] + 1.5
     return model
+
+
+@pytest.fixture
+def one_lane(monkeypatch):
+    """All rows in one thread, for tests that look at what happens inside."""
+    monkeypatch.setattr(sampler, "lanes", lambda params: 1)
 
 
 def sample(model, key=KEY, *, prompts=PROMPTS, width=8, **changes):
@@ -63,7 +71,7 @@ def rows_of(out, prompts=PROMPTS):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, temperature):
+def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, one_lane, temperature):
     moves, move = [], sampler._move
     monkeypatch.setattr(sampler, "_move", lambda *args: moves.append(args[1]) or move(*args))
     out = sample(model, temperature=temperature)
@@ -78,7 +86,7 @@ def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, tempera
         np.testing.assert_allclose(logprobs, expected, atol=2e-5)
 
 
-def test_lengthening_never_holds_two_whole_caches(model, monkeypatch):
+def test_lengthening_never_holds_two_whole_caches(model, monkeypatch, one_lane):
     real, shorter = sampler._move, []
 
     def move(x, order, slots):
@@ -128,6 +136,25 @@ def test_stages_do_not_show(model, stages):
     np.testing.assert_allclose(out.logprobs, staged.logprobs, atol=2e-5)
 
 
+@pytest.mark.parametrize("lanes", [2, 3, 8])
+def test_lanes_do_not_show(model, monkeypatch, lanes):
+    threads, real = set(), sampler._sample
+
+    def watched(*args, **kwargs):
+        threads.add(threading.get_ident())
+        return real(*args, **kwargs)
+
+    outs = []
+    for count in (1, lanes):
+        monkeypatch.setattr(sampler, "lanes", lambda params, count=count: count)
+        outs.append(sample(model))
+        monkeypatch.setattr(sampler, "_sample", watched)
+    assert len(threads) == min(lanes, len(PROMPTS)), "a thread a lane, a prompt at least in each"
+    np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
+    np.testing.assert_array_equal(outs[0].mask, outs[1].mask)
+    np.testing.assert_allclose(outs[0].logprobs, outs[1].logprobs, atol=2e-5)
+
+
 def test_a_completion_of_fewer_tokens_than_stages(model):
     out, longer = sample(model, length=1, stages=4), sample(model)
     np.testing.assert_array_equal(out.tokens, longer.tokens[:, :1])
@@ -147,7 +174,7 @@ def test_same_key_same_tokens_other_key_others(model):
     assert (first.tokens != other.tokens).any(axis=1).mean() > 0.9
 
 
-def test_a_group_shares_its_prefill_and_differs(model, monkeypatch):
+def test_a_group_shares_its_prefill_and_differs(model, monkeypatch, one_lane):
     shapes, extend = [], Gemma.extend
 
     def spy(self, tokens, *rest):
