@@ -149,8 +149,8 @@ class Gemma(nnx.Module):
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         """Log-probability of each target token and entropy of its distribution, in nats.
 
-        Both of the distribution softmax(logits / temperature). At most `chunk` logits (1 GiB, over
-        all devices) exist at a time, in the backward pass too.
+        Both of the distribution softmax(logits / temperature). More than `chunk` logits (1 GiB over
+        all devices) never exist at a time: they are computed in parts, and again going backward.
         """
         B, T = targets.shape
         chunks = min(T, -(-B * T * self.config.vocab // chunk))
@@ -159,7 +159,6 @@ class Gemma(nnx.Module):
         hidden = jnp.pad(hidden, (*padding, (0, 0))).reshape(len(hidden), chunks, size, -1)
         targets = jnp.pad(targets, padding).reshape(len(targets), chunks, size)
 
-        @jax.checkpoint
         def piece(_, inputs):
             h, t = inputs
             logs = jax.nn.log_softmax(self.logits(h) / temperature)
@@ -167,6 +166,7 @@ class Gemma(nnx.Module):
             chosen = jnp.sum(jnp.where(hit, logs, 0), axis=-1)
             return None, (chosen, -jnp.sum(jnp.exp(logs) * logs, axis=-1))
 
+        piece = jax.checkpoint(piece) if chunks > 1 else piece
         _, both = jax.lax.scan(piece, None, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1)))
         return tuple(x.swapaxes(0, 1).reshape(len(targets), -1)[:, :T] for x in both)
 

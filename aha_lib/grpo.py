@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from aha_lib import objectives
 from aha_lib.presets import Settings
-from aha_lib.runtime import lanes, shard_batch, side_by_side, to_host, whole_shares
+from aha_lib.runtime import in_lanes, lanes, shard_batch, to_host, whole_shares
 
-BUCKETS = 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1  # of completion_len: what micro-batches are padded to
+BUCKETS = 4  # lengths to which micro-batches are padded: multiples of completion_len / BUCKETS
 
 
 class Batch(NamedTuple):
@@ -238,10 +238,10 @@ def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
     order = np.argsort(lengths, kind="stable")
     order = order[(lengths[order] > 0) & (all_rows | (batch.advantages[order] != 0))]
     rows = whole_shares(rows, "rows")
-    buckets = np.ceil(np.array(BUCKETS) * batch.mask.shape[1]).astype(int)
+    bucket = -(-batch.mask.shape[1] // BUCKETS)
     for start in range(0, len(order), rows):
         index = order[start : start + rows]
-        length = buckets[np.searchsorted(buckets, lengths[index].max())]
+        length = min(-(-lengths[index].max() // bucket) * bucket, batch.mask.shape[1])
         full = np.resize(index, rows)
         micro = jax.tree.map(lambda x: x[full], batch)  # noqa: B023
         micro = micro._replace(mask=micro.mask & (np.arange(rows) < len(index))[:, None])
@@ -299,7 +299,7 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
         micros = list(micro_batches(batch, s.micro_batch, all_rows=all_rows))
         count = max(1, min(lanes(state.params), len(micros)))
         parts, watched = zip(
-            *side_by_side(gradient, [micros[i::count] for i in range(count)]), strict=True
+            *in_lanes(gradient, [micros[i::count] for i in range(count)]), strict=True
         )
         grads, watched = functools.reduce(_added, parts), sum(watched, [])
         sums += watched

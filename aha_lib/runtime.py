@@ -296,7 +296,7 @@ def lanes(params) -> int:
     return min(4, os.cpu_count() or 1) if small and alone else 1
 
 
-def side_by_side(function: Callable, shares: Sequence) -> list:
+def in_lanes(function: Callable, shares: Sequence) -> list:
     """`function` of each share, in threads of their own if there are several."""
     if len(shares) == 1:  # what JAX has been told about a mesh holds in this thread alone
         return [function(shares[0])]

@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from aha_lib.gemma import Cache, Gemma
 from aha_lib.runtime import (
     constrain,
+    in_lanes,
     lanes,
     mesh_in_use,
     shard_batch,
     shardings,
-    side_by_side,
     to_host,
     whole_shares,
 )
@@ -92,7 +92,7 @@ def sample(
         stop_ids=tuple(sorted(stop_ids)), pad_id=pad_id, temperature=temperature, stages=stages,
     )  # fmt: skip
     shares = np.array_split(np.arange(len(prompts)), min(lanes(params), len(prompts)))
-    parts = side_by_side(lambda i: write(prompts[i], valid[i], first=group * i[0]), shares)
+    parts = in_lanes(lambda i: write(prompts[i], valid[i], first=group * i[0]), shares)
     return Completions(*map(np.concatenate, zip(*parts, strict=True)))
 
 

@@ -239,6 +239,17 @@ def test_gradient_is_that_of_the_mean_over_tokens(monkeypatch, model, reference,
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
+def test_lanes_do_not_show(monkeypatch, model, reference, batch):
+    """Micro-batches in threads side by side: the same gradient and the same metrics."""
+    found = []
+    for count in (1, 2, 5):
+        monkeypatch.setattr(grpo, "lanes", lambda params, count=count: count)
+        found.append(gradient(monkeypatch, model, batch, BASE, reference))
+    for grads, metrics in found[1:]:
+        assert_same(grads, found[0][0])
+        assert metrics == pytest.approx(found[0][1], rel=1e-5)
+
+
 def test_micro_batches_hold_every_row_with_signal_once(batch):
     for everything in (False, True):
         seen = []

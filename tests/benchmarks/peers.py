@@ -7,10 +7,11 @@ rounds in turn, and writes peers.json beside this file. Keep the machine quiet. 
 
 - fixed: the tiny Gemma 3, 16 puzzles x 16 completions x 120 tokens, nothing stops early;
 - real: the preset "tiny", from the shipped base, its puzzles, reward and hyper-parameters (TRL too;
-  Tunix reads no such checkpoint). Ours evaluates every ten steps; TRL does not evaluate.
+  Tunix reads no such checkpoint). The round is the seed. Ours evaluates every ten steps, TRL never.
 
-A round's figure is the median over its steps but the first three, which compile; that of the real
-work over all but those, since lengths grow.
+A round's figures are medians over its steps but the first three, which compile. Our compiled
+programs are kept for the rounds after the first, as the headless job keeps them: `loop` and the
+seconds to 0.9 of the first round hold compilation, those of the others do not.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 import venv
 from datetime import date
 from pathlib import Path
@@ -46,12 +49,14 @@ def python(folder: Path, who: str) -> str:
     return str(place / "bin/python")
 
 
-def measure(folder: Path, who: str, work: str, steps: int) -> dict:
+def measure(folder: Path, who: str, work: str, steps: int, seed: int) -> dict:
     """One process: its medians, in seconds, and what it says of the whole."""
+    start = time.perf_counter()
     done = subprocess.run(
-        [python(folder, who), HERE / "peers" / PROGRAMS[who], work, str(steps)],
+        [python(folder, who), HERE / "peers" / PROGRAMS[who], work, str(steps), str(seed)],
         env=os.environ | ENVIRONMENT, capture_output=True, text=True,
     )  # fmt: skip
+    wall = time.perf_counter() - start
     lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
     rows = [row for row in lines if "step" in row]
     if len(rows) < WARM + 2:
@@ -62,11 +67,11 @@ def measure(folder: Path, who: str, work: str, steps: int) -> dict:
     if work == "real":
         learnt = [row["loop"] for row in rows if (row.get("accuracy") or 0) >= 0.9]
         heldout = [row["loop"] for row in rows if (row.get("heldout") or 0) >= 0.9]
-        more |= {"steps": len(rows), "loop": rows[-1]["loop"],
+        more |= {"steps": len(rows), "loop": rows[-1]["loop"], "outside": wall - rows[-1]["loop"],
                  "training_accuracy_0.9": learnt[0] if learnt else None,
                  "heldout_0.9": heldout[0] if heldout else None}  # fmt: skip
-    return {"who": who, "work": work, **{k: round(v, 3) if v else v
-                                         for k, v in (middle | more).items()}}  # fmt: skip
+    figures = {k: v and round(v, 3) for k, v in (middle | more).items()}
+    return {"who": who, "work": work, "seed": seed, **figures}
 
 
 def versions(folder: Path, who: str, names: list[str]) -> dict[str, str]:
@@ -94,12 +99,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9, help="of the fixed work")
     parser.add_argument("--real-steps", type=int, default=25, help="of the real work")
     args = parser.parse_args()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
     runs = []
     for turn in range(args.rounds):
         for work, steps, who in (("fixed", args.steps, ["ours", "trl", "tunix"]),
                                  ("real", args.real_steps, ["ours", "trl"])):  # fmt: skip
             for name in who if turn % 2 == 0 else reversed(who):
-                runs.append(measure(args.folder, name, work, steps))
+                runs.append(measure(args.folder, name, work, steps, turn))
                 print(runs[-1], flush=True)
     about = {
         "date": str(date.today()),

@@ -14,14 +14,14 @@ from aha_lib import countdown, grpo, runtime, sampler, train, weights
 from aha_lib.presets import SETTINGS
 
 
-def fixed(steps: int) -> None:
+def fixed(steps: int, seed: int) -> None:
     """16 puzzles x 16 completions x 120 tokens, nothing stops early, rewards from a die."""
     s = dataclasses.replace(SETTINGS["tiny"], completion_len=120, clip_high=0.2)
     model, tokenizer, _ = weights.load("tiny")
     model.remat = s.remat
     graph, params = nnx.split(model)
     state = grpo.TrainState(params, grpo.optimizer(s).init(params))
-    die = np.random.default_rng(0)
+    die = np.random.default_rng(seed)
     for number in range(1, steps + 1):
         start, puzzles = time.perf_counter(), train.puzzles(s, number)
         ids = [tokenizer.encode(countdown.prompt(puzzle, s.template)) for puzzle in puzzles]
@@ -43,12 +43,13 @@ def fixed(steps: int) -> None:
              tokens=int(out.mask.sum()))  # fmt: skip
 
 
-def real(steps: int) -> None:
+def real(steps: int, seed: int) -> None:
     """The preset "tiny" as it is, evaluations and checkpoints included in `loop` alone."""
-    settings, began = dataclasses.replace(SETTINGS["tiny"], steps=steps), time.perf_counter()
+    began, settings = time.perf_counter(), SETTINGS["tiny"]
+    settings = dataclasses.replace(settings, steps=steps, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         for row in train.train(settings, folder):
-            parts = {f"{x}": row.get(f"{x}_seconds", 0.0) for x in ("sample", "reward", "update")}
+            parts = {x: row.get(f"{x}_seconds", 0.0) for x in ("sample", "reward", "update")}
             tell(step=sum(parts.values()), loop=time.perf_counter() - began, number=row["step"],
                  accuracy=row.get("train_accuracy"), heldout=row.get("heldout_accuracy"),
                  length=row.get("length"), **parts)  # fmt: skip
@@ -60,6 +61,7 @@ def tell(**row) -> None:
 
 if __name__ == "__main__":
     runtime.keep_memory()
+    runtime.compilation_cache()
     side, size = jax.random.normal(jax.random.key(0), (2048, 2048)), 2048
     product = jax.jit(lambda x: x @ x)
     product(side).block_until_ready()
@@ -67,4 +69,5 @@ if __name__ == "__main__":
     for _ in range(10):
         product(side).block_until_ready()
     tell(matmul=10 * 2 * size**3 / (time.perf_counter() - start) / 1e9)  # GFLOP/s
-    globals()[sys.argv[1]](int(sys.argv[2]))
+    work, steps, seed = sys.argv[1:]
+    {"fixed": fixed, "real": real}[work](int(steps), int(seed))

@@ -1,6 +1,6 @@
 """TRL on the two works of ../peers.py: a JSON line a step. Run by its own environment's Python.
 
-`python with_trl.py fixed|real STEPS`, with this repository on PYTHONPATH, for its puzzles, its
+`python with_trl.py fixed|real STEPS SEED`, with this repository on PYTHONPATH, for its puzzles, its
 reward and its tiny base. No gradient checkpointing, a whole batch at once: the fastest found.
 """
 
@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 import aha_lib
 from aha_lib import countdown
 
-work, steps = sys.argv[1], int(sys.argv[2])
+work, steps, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 base = Path(aha_lib.__file__).parent / "data/tiny"
 ranges = dict(numbers=3, low=1, high=20, target_low=10, target_high=99, bound=100)
 words = ["<pad>", "<eos>", "<bos>", "<unk>", *map(str, range(101)), *"+-*/=,:()", "no", "yes",
@@ -31,7 +31,7 @@ tokenizer = PreTrainedTokenizerFast(
     unk_token="<unk>", padding_side="left",
 )  # fmt: skip
 model = Gemma3ForCausalLM.from_pretrained(base, dtype="float32")
-die, seen = random.Random(0), {}
+die, seen = random.Random(seed), {}
 
 
 def reward(completions, numbers, target, **_):
@@ -44,7 +44,7 @@ def reward(completions, numbers, target, **_):
     return rewards
 
 
-puzzles = [countdown.generate(0, i, **ranges) for i in range(16 * (steps + 1))]
+puzzles = [countdown.generate(seed, i, **ranges) for i in range(16 * (steps + 1))]
 rows = [{"prompt": "<bos> " + countdown.prompt(p), "numbers": list(p.numbers), "target": p.target}
         for p in puzzles]  # fmt: skip
 settings = GRPOConfig(
@@ -53,7 +53,7 @@ settings = GRPOConfig(
     gradient_accumulation_steps=1, gradient_checkpointing=False, num_iterations=1,
     learning_rate=6e-4, lr_scheduler_type="constant_with_warmup", warmup_steps=5, adam_beta2=0.95,
     beta=0.0, temperature=1.0, top_k=0, epsilon=0.2, epsilon_high=0.28, loss_type="dapo",
-    max_grad_norm=1.0, max_steps=steps, logging_steps=1000, report_to=[], bf16=False, use_cpu=True,
+    max_grad_norm=1.0, seed=seed, max_steps=steps, logging_steps=1000, report_to=[], bf16=False, use_cpu=True,
     save_strategy="no", disable_tqdm=True,
     generation_kwargs={"min_new_tokens": 120} if work == "fixed" else None,  # nothing ends early
 )  # fmt: skip

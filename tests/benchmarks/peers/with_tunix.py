@@ -1,6 +1,6 @@
 """Tunix on the fixed work of ../peers.py: a JSON line a step. Run by its own environment's Python.
 
-`python with_tunix.py fixed STEPS`: a random Gemma 3 of the tiny shape, micro-batches of 64 rows.
+`python with_tunix.py fixed STEPS SEED`: a random Gemma 3 of the tiny shape, micro-batches of 64 rows.
 """
 
 import json
@@ -19,7 +19,7 @@ from tunix.rl import rl_cluster
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rollout import base_rollout
 
-steps = int(sys.argv[2])
+steps, seed = int(sys.argv[2]), int(sys.argv[3])
 words = ["<pad>", "<eos>", "<bos>", "<unk>", *map(str, range(101)), *"+-*/=,:()", "no", "yes",
          "<answer>", "</answer>"]  # fmt: skip
 ids = {word: i for i, word in enumerate(words)}
@@ -68,7 +68,7 @@ cluster = rl_cluster.RLCluster(
         ),
     ),
 )  # fmt: skip
-generate, die = cluster.generate, random.Random(0)
+generate, die = cluster.generate, random.Random(seed)
 clock = {"last": time.perf_counter(), "sample": 0.0}
 
 
