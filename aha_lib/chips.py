@@ -43,8 +43,9 @@ def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
 
     Each phase takes the longest of its operations, its bytes of HBM and its bytes between cores
     (scaling book, "roofline"). Forward: 2 N + 4 L H h S operations for a token that attends to S
-    ("transformers"); an update is four of them (forward, recomputed, and backward twice), and one
-    for the reference. A decoded token reads the weights and its rows' KV cache ("inference").
+    ("transformers"); an update is three of them (forward, and backward twice), one more if layers
+    are recomputed, and one for the reference. A decoded token reads the weights and its rows' KV
+    cache ("inference").
     """
     s, c, cores = settings, config, chip.cores
     head = c.vocab * c.width
@@ -59,7 +60,7 @@ def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
     cache = rows / cores * context * 4 * c.layers * c.kv_heads * c.head_dim
     read = (layers if s.gather else layers / cores) + 2 * head / cores + cache
     moved = 0 if s.gather else layers
-    update = (4 + (s.kl > 0)) * forward(rows * length, length)
+    update = (3 + s.remat + (s.kl > 0)) * forward(rows * length, length)
     gathers = (3 + (s.kl > 0)) * layers * math.ceil(rows / s.micro_batch)  # 2, and the gradient's
     return {
         "prefill": max(forward(s.prompts * s.prompt_len, s.prompt_len), layers / chip.ici),

@@ -273,6 +273,28 @@ def _added(grads, more):
     return jax.tree.map(jnp.add, grads, more)
 
 
+def gradient(graph, params: nnx.State, reference, batch: Batch, settings: Settings):
+    """The gradient of the mean over a batch's trained tokens, and each micro-batch's sums.
+
+    Micro-batches one after the other; in several threads where `runtime.lanes` has them.
+    """
+    s, tokens = settings, float(max(batch.mask.sum(), 1))
+    # These learn from rows without an advantage too.
+    all_rows = s.kl > 0 or s.entropy_bonus != 0 or s.objective == "kimi"
+    micros = list(micro_batches(batch, s.micro_batch, all_rows=all_rows))
+    count = max(1, min(lanes(params), len(micros)))
+
+    def add(share):
+        grads, sums = jax.tree.map(jnp.zeros_like, learned(params, s)[0]), []
+        for micro in share:
+            grads, new = accumulate(graph, params, reference, grads, micro, tokens, s)
+            sums.append(new)
+        return grads, sums
+
+    grads, sums = zip(*in_lanes(add, [micros[i::count] for i in range(count)]), strict=True)
+    return functools.reduce(_added, grads), [x for of_lane in sums for x in of_lane]
+
+
 def train_step(graph, state: TrainState, reference, batch: Batch, settings: Settings):
     """One GRPO step on a whole batch (host arrays); gives the new state and the metrics.
 
@@ -285,27 +307,12 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
         batch = batch._replace(weights=objectives.token_weights(batch.mask, s.norm, s.group))
     if s.importance_cap:
         batch = rescored(graph, state.params, batch, s)
-    tokens = float(max(batch.mask.sum(), 1))
-    # These learn from rows without an advantage too.
-    all_rows = s.kl > 0 or s.entropy_bonus != 0 or s.objective == "kimi"
-    def gradient(micros):
-        grads, watched = jax.tree.map(jnp.zeros_like, learned(state.params, s)[0]), []
-        for micro in micros:
-            grads, new = accumulate(graph, state.params, reference, grads, micro, tokens, s)
-            watched.append(new)
-        return grads, watched
-
     for _ in range(s.updates):
-        micros = list(micro_batches(batch, s.micro_batch, all_rows=all_rows))
-        count = max(1, min(lanes(state.params), len(micros)))
-        parts, watched = zip(
-            *in_lanes(gradient, [micros[i::count] for i in range(count)]), strict=True
-        )
-        grads, watched = functools.reduce(_added, parts), sum(watched, [])
-        sums += watched
-        value = sum((x["loss"] for x in watched), jnp.float32(0))
+        grads, new = gradient(graph, state.params, reference, batch, s)
+        value = sum((x["loss"] for x in new), jnp.float32(0))
         state, grad_norm = apply(state, grads, s, value)
         skipped += not np.isfinite(float(grad_norm + value))
+        sums += new
     trained = max(sum(float(x["tokens"]) for x in sums), 1)
     watch = "entropy", "kl", "clip_fraction"
     means = {k: float(sum(x[k] for x in sums)) / trained for k in watch}

@@ -83,7 +83,8 @@ def sample(
     log-probabilities are then those at temperature 1). No top-k or top-p: they would make the
     returned log-probabilities those of another distribution than the one trained on. `gather`
     copies the sharded layers whole to every device, once; False where they do not fit: they are
-    then gathered layer by layer, for every token.
+    then gathered layer by layer, for every token. The prompts are dealt out to several threads
+    where `runtime.lanes` has them.
     """
     graph, params = nnx.split(model)
     params = ready(params, model.dtype, gather=gather)

@@ -769,6 +769,33 @@ plt.show()
 # everywhere is the slope: as long as memory sets the pace, more rows are
 # nearly free.
 #
+# ### Two programs side by side
+#
+# One cost of starting can be seen. XLA shares each operation out among a
+# CPU's cores and waits for the last of them; the tiny model's operations are
+# over in a fraction of a millisecond, and the waiting takes about as long as
+# the second core saves. So on a CPU `sample` shares out the *puzzles*, if the
+# model is small: as many threads as cores, a whole program in each, that
+# wait for nobody. A single puzzle cannot be shared out. Compare 256 rows of
+# one puzzle with the same number of eight:
+
+# %%
+def rate(puzzles, rows=256, new_tokens=32):
+    """Tokens a second for so many rows, of so many puzzles."""
+    return rows * new_tokens / seconds(lambda: sampler.sample(
+        model, padded[:puzzles], valid[:puzzles], key, group=rows // puzzles,
+        length=new_tokens, stop_ids=(-1,), pad_id=tokenizer.pad_id,
+    ), repeats)  # fmt: skip
+
+
+threads = runtime.lanes(nnx.state(model))
+print(f"one puzzle {rate(1):,.0f} tokens/s, eight {rate(8):,.0f}, the latter",
+      f"in {threads} thread(s)")  # fmt: skip
+
+# %% [markdown]
+# On an accelerator, and for a large model, it is one thread for both, and the
+# two rates differ little: there the operations are long.
+#
 # Where is that ridge for the Gemmas? With the published figures of one TPU
 # v5e chip (197 TFLOP/s in bfloat16, 819 GB/s), two bytes per number and
 # 1,024 slots of cache. This library's cache keeps all slots for every layer.

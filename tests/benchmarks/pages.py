@@ -2,14 +2,17 @@
 
 What fits, from fits.json: all rows into notebooks/what_fits.md, the first row of each of four
 models into README.md. Gemma's runs, from their records: a table into README.md, and gemma.png.
-Each goes between the lines that mark its place. Measures nothing itself.
+Seconds a step, of this package and its peers, from peers.json: a table into README.md. Each goes
+between the lines that mark its place. Measures nothing itself.
 """
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import fits
+import peers
 
 from aha_lib import record, show, traces
 
@@ -17,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FEW = 4
 GEMMA = record.DATA / "gemma3-270m"
 COLD = {"seed": "with searches", "no_search": "without", "zero": "none"}  # by the folder's name
+PEERS = {"trl": "trl", "tunix": "google-tunix"}  # and their packages
+WORKS = {"fixed": "16 × 16 completions of 120 tokens", "real": "the preset `tiny`, steps 4 to 25"}
 KINDS = {"greedy": 3, "length": 1, "backtracks": 2}  # and their digits
 
 
@@ -30,7 +35,8 @@ def pages() -> dict[Path, str]:
     texts = {ROOT / page: written((ROOT / page).read_text(), "what fits", [head, rule, *lines])
              for page, lines in tables.items()}  # fmt: skip
     readme = ROOT / "README.md"
-    return texts | {readme: written(texts[readme], "Gemma's runs", gemma_runs())}
+    text = written(texts[readme], "Gemma's runs", gemma_runs())
+    return texts | {readme: written(text, "seconds a step", steps())}
 
 
 def written(text: str, name: str, lines: list[str]) -> str:
@@ -56,6 +62,21 @@ def gemma_runs() -> list[str]:
             sums = " → ".join(true_sums(run, i) for i in (0, -1))
             cells = name, run.settings.seed, run.settings.steps, accuracy, *others, sums
             lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def steps() -> list[str]:
+    """Seconds a step of each work of peers.json: the rounds' median, least and most."""
+    stored = json.loads(peers.RECORD.read_text())
+    trl, tunix = (stored["about"][who][PEERS[who]] for who in PEERS)
+    lines = [f"| work | this project | TRL {trl} | Tunix {tunix} |", "|---|---|---|---|"]
+    for work, name in WORKS.items():
+        cells = []
+        for who in ("ours", *PEERS):
+            of = [x["step"] for x in stored["runs"] if (x["work"], x["who"]) == (work, who)]
+            ends = of and f"{statistics.median(of):.1f} ({min(of):.1f} to {max(of):.1f})"
+            cells.append(ends or "–")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

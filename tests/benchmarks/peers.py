@@ -27,6 +27,8 @@ import venv
 from datetime import date
 from pathlib import Path
 
+from aha_lib.presets import MODELS, SETTINGS
+
 HERE = Path(__file__).parent
 PROJECT, RECORD = HERE.parent.parent, HERE / "peers.json"
 PACKAGES = {"ours": ["jax", "flax", "optax"],
@@ -53,11 +55,11 @@ def measure(folder: Path, who: str, work: str, steps: int, seed: int) -> dict:
     """One process: its medians, in seconds, and what it says of the whole."""
     start = time.perf_counter()
     done = subprocess.run(
-        [python(folder, who), HERE / "peers" / PROGRAMS[who], work, str(steps), str(seed)],
+        [python(folder, who), HERE / "peer_steps" / PROGRAMS[who], work, str(steps), str(seed)],
         env=os.environ | ENVIRONMENT, capture_output=True, text=True,
     )  # fmt: skip
     wall = time.perf_counter() - start
-    lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
+    lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith('{"')]
     rows = [row for row in lines if "step" in row]
     if len(rows) < WARM + 2:
         sys.exit(done.stderr)
@@ -80,6 +82,15 @@ def versions(folder: Path, who: str, names: list[str]) -> dict[str, str]:
     return dict(zip(names, said.stdout.split(), strict=True))
 
 
+def reached(run: dict) -> float:
+    """Our update's operations a second as a share of the matmul rate of the same process."""
+    c, s = MODELS["tiny"], SETTINGS["tiny"]
+    length = s.prompt_len + 120
+    each = 2 * c.parameters + 4 * c.layers * c.heads * c.head_dim * length  # of a token, forward
+    work = 3 * s.prompts * s.group * length * each  # backward twice as many
+    return work / run["update"] / run["matmul"] / 1e9
+
+
 def table(runs: list[dict]) -> None:
     print(f"{'work':<8}{'who':<8}{'step':>8}{'sample':>8}{'update':>8}   seconds, a round each")
     for work in ("fixed", "real"):
@@ -90,6 +101,12 @@ def table(runs: list[dict]) -> None:
                           for k in ("step", "sample", "update")]  # fmt: skip
                 rounds = "  ".join(f"{run['step']:.2f}" for run in of)
                 print(f"{work:<8}{who:<8}" + "".join(f"{x:>8.2f}" for x in middle), " ", rounds)
+    shares = [
+        f"{reached(run):.0%}" for run in runs if (run["work"], run["who"]) == ("fixed", "ours")
+    ]
+    print("our update, of the matmul rate:", *shares)
+    learnt = [run["heldout_0.9"] for run in runs if (run["work"], run["who"]) == ("real", "ours")]
+    print("our loop's seconds to 0.9 held-out, the first with compilation:", *learnt)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Tunix on the fixed work of ../peers.py: a JSON line a step. Run by its own environment's Python.
 
-`python with_tunix.py fixed STEPS SEED`: a random Gemma 3 of the tiny shape, micro-batches of 64 rows.
+`python with_tunix.py fixed STEPS SEED`: a random Gemma 3 of the tiny shape, 64 rows at a time.
 """
 
 import json

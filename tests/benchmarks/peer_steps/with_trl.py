@@ -53,8 +53,8 @@ settings = GRPOConfig(
     gradient_accumulation_steps=1, gradient_checkpointing=False, num_iterations=1,
     learning_rate=6e-4, lr_scheduler_type="constant_with_warmup", warmup_steps=5, adam_beta2=0.95,
     beta=0.0, temperature=1.0, top_k=0, epsilon=0.2, epsilon_high=0.28, loss_type="dapo",
-    max_grad_norm=1.0, seed=seed, max_steps=steps, logging_steps=1000, report_to=[], bf16=False, use_cpu=True,
-    save_strategy="no", disable_tqdm=True,
+    max_grad_norm=1.0, seed=seed, max_steps=steps, logging_steps=1000, report_to=[], bf16=False,
+    use_cpu=True, save_strategy="no", disable_tqdm=True,
     generation_kwargs={"min_new_tokens": 120} if work == "fixed" else None,  # nothing ends early
 )  # fmt: skip
 trainer = GRPOTrainer(
