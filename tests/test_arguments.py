@@ -1,9 +1,11 @@
 """Settings from a command line, and what is said of bad ones."""
 
+import dataclasses
+
 import pytest
 
 from aha_lib import arguments
-from aha_lib.presets import PRETRAINING, Settings
+from aha_lib.presets import PRETRAINING, SETTINGS
 
 
 def test_settings_from_the_command_line(tmp_path):
@@ -11,8 +13,9 @@ def test_settings_from_the_command_line(tmp_path):
             "--set", "scale_by_std=false", "--set", "steps=30"]  # fmt: skip
     settings, out = arguments.parse(line)
     assert out == tmp_path
-    assert settings == Settings(steps=30, seed=1, kl=0.01, scale_by_std=False)
-    assert arguments.parse(["--out", "x"])[0] == Settings()
+    changes = dict(steps=30, seed=1, kl=0.01, scale_by_std=False)
+    assert settings == dataclasses.replace(SETTINGS["tiny"], **changes)
+    assert arguments.parse(["--out", "x"])[0] == SETTINGS["tiny"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Where we run: told from files and environment, explained where JAX cannot start, laid out."""
 
+import os
 import platform
 import subprocess
 import sys
+import threading
 import types
 
 import jax
@@ -320,3 +322,25 @@ def test_to_host():
     whole = runtime.to_host(tree)
     assert all(isinstance(x, np.ndarray) for x in whole.values())
     assert whole["a"].tolist() == [0, 1, 2]
+
+
+def test_lanes_are_for_small_weights_on_a_cpu_alone(monkeypatch):
+    small, large = {"a": np.zeros(8, np.float32)}, {"a": np.zeros(2**22, np.float32)}
+    for cores, lanes in ((1, 1), (2, 2), (64, 4)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert (runtime.lanes(small), runtime.lanes(large)) == (lanes, 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert runtime.lanes(small) == 1
+
+
+def test_in_lanes():
+    here, wait = threading.get_ident(), threading.Barrier(3, timeout=60)
+    assert runtime.in_lanes(lambda _: threading.get_ident(), [0]) == [here]
+
+    def meet(x):  # returns when all three are there: they do run side by side
+        wait.wait()
+        return x, threading.get_ident() == here
+
+    assert runtime.in_lanes(meet, [3, 1, 2]) == [(3, False), (1, False), (2, False)]
+    with pytest.raises(ZeroDivisionError):
+        runtime.in_lanes(lambda x: 1 / x, [1, 0])
