@@ -179,7 +179,7 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         micro = runtime.whole_shares(s.micro_batch, "rows")
     key, order = place(jax.eval_shape(jax.random.key, 0)), np.arange(rows) % count
     prompts = np.zeros((count, s.prompt_len), np.int32)
-    begin = (graph, weights, prompts, prompts > 0, key, order, rows)
+    begin = (graph, weights, prompts, prompts > 0, key, order, rows, 0)
     slots = s.prompt_len + s.completion_len
     last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
 

@@ -167,7 +167,7 @@ def _converted(x, dtype, where):
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _prefill(graph, params, prompts, valid, key, order, count, first=0) -> _Rows:
+def _prefill(graph, params, prompts, valid, key, order, count, first) -> _Rows:
     """The rows to be written, row i after prompt order[i]; their cache still has a row a prompt.
 
     Rows from `count` on are done. Row i draws as number `first` + i.
