@@ -145,8 +145,21 @@ by_base = {name: [run for run in runs if run["base"] == name]
 kinds = {"accuracy": "accuracy on held-out puzzles",
          "length": "tokens in a response",
          "backtracks": "backtracks in a response"}  # fmt: skip
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-for axis, (kind, title) in zip(axes, kinds.items(), strict=True):
+
+
+def panels(draw) -> None:
+    """A panel for each kind of curve, which `draw` puts there."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    for axis, (kind, title) in zip(axes, kinds.items(), strict=True):
+        draw(axis, kind)
+        axis.set(title=title, xlabel="GRPO step", ylim=(0, None))
+        axis.grid(axis="y", alpha=0.25)
+    axes[0].legend(frameon=False, title="habits of the base", fontsize=8)
+    plt.show()
+
+
+# %%
+def of_tiny(axis, kind: str) -> None:
     for colour, (name, of) in enumerate(by_base.items()):
         for run in of:
             axis.plot(run["evaluated"], run[kind], f"C{colour}", lw=0.8,
@@ -154,10 +167,9 @@ for axis, (kind, title) in zip(axes, kinds.items(), strict=True):
         if of:
             axis.plot(of[0]["evaluated"], np.mean([r[kind] for r in of], 0),
                       f"C{colour}", lw=2.4, label=bases[name])  # fmt: skip
-    axis.set(title=title, xlabel="GRPO step", ylim=(0, None))
-    axis.grid(axis="y", alpha=0.25)
-axes[0].legend(frameon=False, title="habits of the base", fontsize=8)
-plt.show()
+
+
+panels(of_tiny)
 
 # %%
 show.table(
@@ -374,8 +386,9 @@ assert np.mean(gains) > 6 * error / np.sqrt(len(gains))
 
 # %%
 alone = record.read(place / "no_search")
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-for axis, (kind, title) in zip(axes, kinds.items(), strict=True):
+
+
+def of_gemma(axis, kind: str) -> None:
     for colour, (habits, of) in enumerate({"jump, check, search": gemma,
                                            "jump, check": [alone]}.items()):
         for i, run in enumerate(of):
@@ -383,10 +396,9 @@ for axis, (kind, title) in zip(axes, kinds.items(), strict=True):
                       [row[f"heldout_{kind}"] for row in run.measured],
                       f"C{colour}", marker="o", ms=4,
                       label="" if i else habits)  # fmt: skip
-    axis.set(title=title, xlabel="GRPO step", ylim=(0, None))
-    axis.grid(axis="y", alpha=0.25)
-axes[0].legend(frameon=False, title="habits of the base", fontsize=8)
-plt.show()
+
+
+panels(of_gemma)
 
 # %%
 show.table(

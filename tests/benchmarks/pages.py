@@ -73,7 +73,7 @@ def steps() -> list[str]:
     for work, name in WORKS.items():
         cells = []
         for who in ("ours", *PEERS):
-            of = [x["step"] for x in stored["runs"] if (x["work"], x["who"]) == (work, who)]
+            of = [run["step"] for run in peers.rounds(stored["runs"], work, who)]
             ends = of and f"{statistics.median(of):.1f} ({min(of):.1f} to {max(of):.1f})"
             cells.append(ends or "–")
         lines.append(f"| {name} | {' | '.join(cells)} |")

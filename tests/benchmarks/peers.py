@@ -16,6 +16,7 @@ seconds to 0.9 of the first round hold compilation, those of the others do not.
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -24,15 +25,18 @@ import sys
 import tempfile
 import time
 import venv
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+from aha_lib import chips
 from aha_lib.presets import MODELS, SETTINGS
 
 HERE = Path(__file__).parent
 PROJECT, RECORD = HERE.parent.parent, HERE / "peers.json"
 PACKAGES = {"ours": ["jax", "flax", "optax"],
-            "trl": ["torch", "transformers", "trl", "datasets", "accelerate"],
+            "trl": ["torch", "transformers", "trl", "datasets", "accelerate",
+                    "sentencepiece", "protobuf"],
             "tunix": ["google-tunix"]}  # fmt: skip
 PROGRAMS = {"ours": "ours.py", "trl": "with_trl.py", "tunix": "with_tunix.py"}
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(PROJECT), "HF_HUB_OFFLINE": "1",
@@ -67,11 +71,9 @@ def measure(folder: Path, who: str, work: str, steps: int, seed: int) -> dict:
               for part in ("step", "sample", "update")}  # fmt: skip
     more = {} if "step" in lines[0] else lines[0]  # ours begins with the machine's matmul rate
     if work == "real":
-        learnt = [row["loop"] for row in rows if (row.get("accuracy") or 0) >= 0.9]
-        heldout = [row["loop"] for row in rows if (row.get("heldout") or 0) >= 0.9]
-        more |= {"steps": len(rows), "loop": rows[-1]["loop"], "outside": wall - rows[-1]["loop"],
-                 "training_accuracy_0.9": learnt[0] if learnt else None,
-                 "heldout_0.9": heldout[0] if heldout else None}  # fmt: skip
+        more |= {"steps": len(rows), "loop": rows[-1]["loop"], "outside": wall - rows[-1]["loop"]}
+        for key, name in (("accuracy", "training_accuracy_0.9"), ("heldout", "heldout_0.9")):
+            more[name] = next((x["loop"] for x in rows if (x.get(key) or 0) >= 0.9), None)
     figures = {k: v and round(v, 3) for k, v in (middle | more).items()}
     return {"who": who, "work": work, "seed": seed, **figures}
 
@@ -84,28 +86,25 @@ def versions(folder: Path, who: str, names: list[str]) -> dict[str, str]:
 
 def reached(run: dict) -> float:
     """Our update's operations a second as a share of the matmul rate of the same process."""
-    c, s = MODELS["tiny"], SETTINGS["tiny"]
-    length = s.prompt_len + 120
-    each = 2 * c.parameters + 4 * c.layers * c.heads * c.head_dim * length  # of a token, forward
-    work = 3 * s.prompts * s.group * length * each  # backward twice as many
-    return work / run["update"] / run["matmul"] / 1e9
+    here = chips.Chip("", 1, 0, run["matmul"] * 1e9, math.inf, math.inf, 0)
+    settings = replace(SETTINGS["tiny"], completion_len=120)
+    return chips.estimate(MODELS["tiny"], settings, here)["update"] / run["update"]
+
+
+def rounds(runs: list[dict], work: str, who: str) -> list[dict]:
+    return [run for run in runs if (run["work"], run["who"]) == (work, who)]
 
 
 def table(runs: list[dict]) -> None:
+    parts = "step", "sample", "update"
     print(f"{'work':<8}{'who':<8}{'step':>8}{'sample':>8}{'update':>8}   seconds, a round each")
-    for work in ("fixed", "real"):
-        for who in ("ours", "trl", "tunix"):
-            of = [run for run in runs if (run["work"], run["who"]) == (work, who)]
-            if of:
-                middle = [statistics.median(run[k] for run in of)
-                          for k in ("step", "sample", "update")]  # fmt: skip
-                rounds = "  ".join(f"{run['step']:.2f}" for run in of)
-                print(f"{work:<8}{who:<8}" + "".join(f"{x:>8.2f}" for x in middle), " ", rounds)
-    shares = [
-        f"{reached(run):.0%}" for run in runs if (run["work"], run["who"]) == ("fixed", "ours")
-    ]
+    for work, who in dict.fromkeys((run["work"], run["who"]) for run in runs):
+        of = rounds(runs, work, who)
+        middle = "".join(f"{statistics.median(run[k] for run in of):>8.2f}" for k in parts)
+        print(f"{work:<8}{who:<8}{middle}   " + "  ".join(f"{run['step']:.2f}" for run in of))
+    shares = (f"{reached(run):.0%}" for run in rounds(runs, "fixed", "ours"))
     print("our update, of the matmul rate:", *shares)
-    learnt = [run["heldout_0.9"] for run in runs if (run["work"], run["who"]) == ("real", "ours")]
+    learnt = (run["heldout_0.9"] for run in rounds(runs, "real", "ours"))
     print("our loop's seconds to 0.9 held-out, the first with compilation:", *learnt)
 
 
@@ -119,7 +118,7 @@ def main() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
     runs = []
     for turn in range(args.rounds):
-        for work, steps, who in (("fixed", args.steps, ["ours", "trl", "tunix"]),
+        for work, steps, who in (("fixed", args.steps, [*PROGRAMS]),
                                  ("real", args.real_steps, ["ours", "trl"])):  # fmt: skip
             for name in who if turn % 2 == 0 else reversed(who):
                 runs.append(measure(args.folder, name, work, steps, turn))

@@ -9,28 +9,26 @@ import random
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Gemma3ForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-import aha_lib
 from aha_lib import countdown
+from aha_lib.presets import PUZZLES, SETTINGS
+from aha_lib.tokenizer import TINY_PATH, TINY_WORDS
 
 work, steps, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-base = Path(aha_lib.__file__).parent / "data/tiny"
-ranges = dict(numbers=3, low=1, high=20, target_low=10, target_high=99, bound=100)
-words = ["<pad>", "<eos>", "<bos>", "<unk>", *map(str, range(101)), *"+-*/=,:()", "no", "yes",
-         "<answer>", "</answer>"]  # fmt: skip
+s, length = SETTINGS["tiny"], 120 if work == "fixed" else SETTINGS["tiny"].completion_len
+words = ["<pad>", "<eos>", "<bos>", "<unk>", *TINY_WORDS]
 pieces = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
 pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=pieces, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
     unk_token="<unk>", padding_side="left",
 )  # fmt: skip
-model = Gemma3ForCausalLM.from_pretrained(base, dtype="float32")
+model = Gemma3ForCausalLM.from_pretrained(TINY_PATH.parent, dtype="float32")
 die, seen = random.Random(seed), {}
 
 
@@ -44,18 +42,20 @@ def reward(completions, numbers, target, **_):
     return rewards
 
 
-puzzles = [countdown.generate(seed, i, **ranges) for i in range(16 * (steps + 1))]
+count = s.prompts * (steps + 1)
+puzzles = [countdown.generate(seed, i, **PUZZLES[s.puzzles]) for i in range(count)]
 rows = [{"prompt": "<bos> " + countdown.prompt(p), "numbers": list(p.numbers), "target": p.target}
         for p in puzzles]  # fmt: skip
 settings = GRPOConfig(
-    output_dir=tempfile.mkdtemp(), per_device_train_batch_size=256, num_generations=16,
-    max_completion_length=120 if work == "fixed" else 144, shuffle_dataset=False,
-    gradient_accumulation_steps=1, gradient_checkpointing=False, num_iterations=1,
-    learning_rate=6e-4, lr_scheduler_type="constant_with_warmup", warmup_steps=5, adam_beta2=0.95,
-    beta=0.0, temperature=1.0, top_k=0, epsilon=0.2, epsilon_high=0.28, loss_type="dapo",
-    max_grad_norm=1.0, seed=seed, max_steps=steps, logging_steps=1000, report_to=[], bf16=False,
-    use_cpu=True, save_strategy="no", disable_tqdm=True,
-    generation_kwargs={"min_new_tokens": 120} if work == "fixed" else None,  # nothing ends early
+    output_dir=tempfile.mkdtemp(), per_device_train_batch_size=s.prompts * s.group,
+    num_generations=s.group, max_completion_length=length, shuffle_dataset=False,
+    gradient_accumulation_steps=1, gradient_checkpointing=False, num_iterations=s.updates,
+    learning_rate=s.learning_rate, lr_scheduler_type="constant_with_warmup", warmup_steps=s.warmup,
+    adam_beta2=0.95, beta=s.kl, temperature=s.temperature, top_k=0, epsilon=s.clip_low,
+    epsilon_high=s.clip_high, loss_type="dapo", max_grad_norm=s.max_grad_norm, seed=seed,
+    max_steps=steps, logging_steps=1000, report_to=[], bf16=False, use_cpu=True,
+    save_strategy="no", disable_tqdm=True,
+    generation_kwargs={"min_new_tokens": length} if work == "fixed" else None,  # nothing ends early
 )  # fmt: skip
 trainer = GRPOTrainer(
     model=model, reward_funcs=reward, args=settings, train_dataset=Dataset.from_list(rows),

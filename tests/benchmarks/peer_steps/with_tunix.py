@@ -1,6 +1,7 @@
 """Tunix on the fixed work of ../peers.py: a JSON line a step. Run by its own environment's Python.
 
-`python with_tunix.py fixed STEPS SEED`: a random Gemma 3 of the tiny shape, 64 rows at a time.
+`python with_tunix.py fixed STEPS SEED`, with this repository on PYTHONPATH for the tiny shape and
+its vocabulary: a random Gemma 3, 64 rows at a time.
 """
 
 import json
@@ -19,9 +20,12 @@ from tunix.rl import rl_cluster
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rollout import base_rollout
 
+from aha_lib.presets import MODELS, SETTINGS
+from aha_lib.tokenizer import TINY_WORDS
+
 steps, seed = int(sys.argv[2]), int(sys.argv[3])
-words = ["<pad>", "<eos>", "<bos>", "<unk>", *map(str, range(101)), *"+-*/=,:()", "no", "yes",
-         "<answer>", "</answer>"]  # fmt: skip
+c, s = MODELS["tiny"], SETTINGS["tiny"]
+words = ["<pad>", "<eos>", "<bos>", "<unk>", *TINY_WORDS]
 ids = {word: i for i, word in enumerate(words)}
 
 
@@ -45,8 +49,9 @@ class Words:
 
 
 shape = gemma3.ModelConfig(
-    num_layers=4, num_embed=len(words), embed_dim=128, hidden_dim=256, num_heads=4, head_dim=32,
-    num_kv_heads=1, sliding_window_size=128, param_dtype=jnp.float32,
+    num_layers=c.layers, num_embed=len(words), embed_dim=c.width, hidden_dim=c.ff,
+    num_heads=c.heads, head_dim=c.head_dim, num_kv_heads=c.kv_heads, sliding_window_size=c.window,
+    param_dtype=jnp.float32,
 )  # fmt: skip
 mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
 with mesh:
@@ -58,13 +63,13 @@ cluster = rl_cluster.RLCluster(
         role_to_mesh={role: mesh for role in (roles.ACTOR, roles.REFERENCE, roles.ROLLOUT)},
         rollout_engine="vanilla",
         training_config=rl_cluster.RLTrainingConfig(
-            actor_optimizer=optax.adamw(6e-4), eval_every_n_steps=1000, max_steps=steps,
-            mini_batch_size=16, train_micro_batch_size=4, rollout_micro_batch_size=16,
-            compute_logps_micro_batch_size=16,
+            actor_optimizer=optax.adamw(s.learning_rate), eval_every_n_steps=1000, max_steps=steps,
+            mini_batch_size=s.prompts, train_micro_batch_size=s.prompts // 4,
+            rollout_micro_batch_size=s.prompts, compute_logps_micro_batch_size=s.prompts,
         ),
         rollout_config=base_rollout.RolloutConfig(
-            max_tokens_to_generate=120, max_prompt_length=8, kv_cache_size=136, temperature=1.0,
-            top_p=1.0, top_k=None, eos_tokens=[100_000],
+            max_tokens_to_generate=120, max_prompt_length=s.prompt_len, kv_cache_size=136,
+            temperature=1.0, top_p=1.0, top_k=None, eos_tokens=[100_000],
         ),
     ),
 )  # fmt: skip
@@ -92,7 +97,7 @@ def reward(prompts, completions, **_):
 cluster.generate = timed_generate
 learner = GRPOLearner(
     rl_cluster=cluster, reward_fns=reward,
-    algo_config=GRPOConfig(num_generations=16, num_iterations=1, beta=0.0, epsilon=0.2),
+    algo_config=GRPOConfig(num_generations=s.group, num_iterations=1, beta=0.0, epsilon=0.2),
 )  # fmt: skip
 puzzle = lambda: " ".join(str(die.randint(1, 20)) for _ in range(3)) + f" = {die.randint(10, 99)} :"  # noqa: E731
-learner.train([{"prompts": np.array([puzzle() for _ in range(16)])} for _ in range(steps)])
+learner.train([{"prompts": np.array([puzzle() for _ in range(s.prompts)])} for _ in range(steps)])
