@@ -6,43 +6,32 @@ with depth. Two ways through the same block: `hidden` (training: whole rows, rem
 or rewards; takes token ids and gives hidden states and logits.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from aha_lib.block import WEIGHTS, attend, finish, project, rms_norm, rope_tables, softcap
 from aha_lib.presets import ModelConfig
 from aha_lib.runtime import constrain, row_major
-
-# Logical axes of each weight, inputs then outputs; runtime.RULES maps them to the mesh. They are
-# the parameters' metadata `axes`: under flax's own name, `out_sharding`, it would look for mesh
-# axes called so, and each version of flax in another way.
-WEIGHTS = {
-    "q": (("embed",), ("heads", "head")),
-    "k": (("embed",), ("kv_heads", "head")),
-    "v": (("embed",), ("kv_heads", "head")),
-    "o": (("heads", "head"), ("embed",)),
-    "gate": (("embed",), ("ff",)),
-    "up": (("embed",), ("ff",)),
-    "down": (("ff",), ("embed",)),
-}
 
 UNROLLED = 8  # layers at most of a model whose `hidden` is compiled layer by layer, without remat
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far.
+    """Keys and values of the tokens seen so far, those of global and of local layers.
 
-    Rows are left-padded, so that all of them write the same slot next.
+    Rows are left-padded, so that all of them write the same slot next. A local layer's slots may be
+    fewer, down to its window: they are a ring, slot t of the others is its slot t mod R.
     """
 
-    k: Float[Array, "L B K S h"]
-    v: Float[Array, "L B K S h"]
-    valid: Bool[Array, "B S"]  # slots that hold a token, not padding
+    k: Float[Array, "Lg B K S h"]
+    v: Float[Array, "Lg B K S h"]
+    local_k: Float[Array, "Ll B K R h"]
+    local_v: Float[Array, "Ll B K R h"]
 
 
 class Layers(nnx.Module):
@@ -83,26 +72,18 @@ class Gemma(nnx.Module):
         self.layers = Layers(config, rngs, param_dtype)
         self.final_norm = nnx.Param(jnp.zeros(config.width, param_dtype), axes=(None,))
 
-    def hidden(
-        self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        segments: Int[Array, "B T"],
-    ) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"],
+               segments: Int[Array, "B T"]) -> Float[Array, "B T D"]:  # fmt: skip
         """Final hidden states of whole rows; `remat`: layers are computed again going backward.
 
         Tokens attend to earlier tokens of the same segment (document, or 1 for a row's tokens
         and 0 for its padding). `positions` count within the segment, from 0.
         """
         x, _ = self._through(tokens, positions, segments, keep=False)
-        return _rms_norm(x, self.final_norm[...], self.config.norm_eps)
+        return rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
-    def residuals(
-        self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        segments: Int[Array, "B T"],
-    ) -> Float[Array, "L B T D"]:
+    def residuals(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"],
+                  segments: Int[Array, "B T"]) -> Float[Array, "L B T D"]:  # fmt: skip
         """The residual stream after each layer, of rows as `hidden` takes them."""
         return self._through(tokens, positions, segments, keep=True)[1]
 
@@ -111,17 +92,17 @@ class Gemma(nnx.Module):
         slots = jnp.arange(tokens.shape[1])
         mask = (segments[:, :, None] == segments[:, None, :]) & (slots[:, None] >= slots)
         near = slots[:, None] - slots < c.window
-        rope = _rope_tables(c, positions)
+        rope = rope_tables(c, positions)
 
         def layer(x, inputs):
             p, is_global = inputs
-            q, k, v = _project(c, p, x, jnp.where(is_global, *rope))
-            attended = _attend(c, q, k, v, mask & (is_global | near))
-            x = _finish(c, p, x, attended)
+            q, k, v = project(c, p, x, jnp.where(is_global, *rope))
+            attended = attend(c, q, k, v, mask & (is_global | near))
+            x = finish(c, p, x, attended)
             return x, x if keep else None
 
         layer = jax.checkpoint(layer) if self.remat else layer
-        inputs = (self._stacked(), _global_layers(c))
+        inputs = (self._stacked(), (jnp.arange(c.layers) + 1) % c.global_every == 0)
         # What is kept for the backward pass a scan stacks: a copy each, which unrolled layers save.
         unroll = c.layers if not self.remat and c.layers <= UNROLLED else 1
         return jax.lax.scan(layer, self._embed(tokens), inputs, unroll=unroll)
@@ -135,18 +116,13 @@ class Gemma(nnx.Module):
         hidden = constrain(hidden)  # whole on every device: a few positions, not the table, move
         out = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
         out = constrain(out, *[None] * (out.ndim - 1), "vocab")
-        c, out = self.config, _softcap(out, self.config.final_softcap)
+        c, out = self.config, softcap(out, self.config.final_softcap)
         tokens = jnp.arange(c.vocab) < c.vocab - c.padding
         return jnp.where(tokens, out, -1e30) if c.padding else out  # finite: entropies are
 
-    def logprobs(
-        self,
-        hidden: Float[Array, "B T D"],
-        targets: Int[Array, "B T"],
-        *,
-        temperature: float = 1.0,
-        chunk: int = 2**28,
-    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    def logprobs(self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *,
+                 temperature: float = 1.0, chunk: int = 2**28,
+                 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:  # fmt: skip
         """Log-probability of each target token and entropy of its distribution, in nats.
 
         Both of the distribution softmax(logits / temperature). More than `chunk` logits (1 GiB over
@@ -173,45 +149,65 @@ class Gemma(nnx.Module):
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """A cache for `rows` sequences of at most `slots` tokens, in the activations' dtype."""
         c = self.config
-        zeros = jnp.zeros((c.layers, rows, c.kv_heads, slots, c.head_dim), self.dtype)
-        return Cache(zeros, zeros, jnp.zeros((rows, slots), bool))
+        far = c.layers // c.global_every
+        shape = (rows, c.kv_heads, slots, c.head_dim)
+        k, local = (jnp.zeros((n, *shape), self.dtype) for n in (far, c.layers - far))
+        return Cache(k, k, local, local)
 
-    def extend(
-        self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        valid: Bool[Array, "B T"],
-        cache: Cache,
-        slot: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+    def extend(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache,
+               slot: Int[Array, ""] | int) -> tuple[Float[Array, "B T D"], Cache]:  # fmt: skip
         """Read T new tokens per row into slots `slot`, `slot` + 1, … and give their hidden states.
 
         Prefill is one call with the left-padded prompts at slot 0, decode one call per token.
-        `positions` count a row's tokens from 0, padding left out; `valid` is False for padding,
-        which nobody attends to. The cache is a loop carry that XLA
-        updates in place: never pass it through a scan's inputs and outputs, that copies it.
+        `positions` count a row's tokens from 0, padding left out: a token at position p sees the p
+        slots before its own, whatever lies further back is padding. Several tokens at a time may
+        not go round a ring's end. The cache is a loop carry that XLA updates in place: never pass
+        it through a scan's inputs and outputs, that copies it.
         """
-        c = self.config
-        seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, slot))
-        query, key = slot + jnp.arange(tokens.shape[1])[:, None], jnp.arange(seen.shape[1])
-        mask = seen[:, None, :] & (query >= key)
-        near = query - key < c.window
-        rope = _rope_tables(c, positions)
+        c, weights, every = self.config, self._stacked(), self.config.global_every
+        query = slot + jnp.arange(tokens.shape[1])[:, None]  # slots of the new tokens
 
-        def layer(carry, inputs):
-            x, keys, values = carry
-            p, is_global, index = inputs
-            q, k, v = _project(c, p, x, jnp.where(is_global, *rope))
-            keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, 0, slot, 0))
-            values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, 0, slot, 0))
-            keys, values = (row_major(x, None, "rows", "kv_heads") for x in (keys, values))
-            attended = _attend(c, q, keys[index], values[index], mask & (is_global | near))
-            return (_finish(c, p, x, attended), keys, values), None
+        def of_kind(k, v, rope, window):
+            """The loop body of the layers whose keys and values are the cache's arrays `k`, `v`."""
+            ring = getattr(cache, k).shape[3]
+            # A cell holds the newest token whose slot, modulo the ring's size, is the cell's.
+            back = query - (query[-1] - (query[-1] - jnp.arange(ring)) % ring)
+            mask = (back >= 0) & (back <= positions[:, :, None]) & (back < window)
 
-        inputs = (self._stacked(), _global_layers(c), jnp.arange(c.layers))
-        start = (self._embed(tokens), cache.k, cache.v)
-        (x, keys, values), _ = jax.lax.scan(layer, start, inputs)
-        return _rms_norm(x, self.final_norm[...], c.norm_eps), Cache(keys, values, seen)
+            def put(array, new, at):
+                array = jax.lax.dynamic_update_slice(array, new[None], (at, 0, 0, slot % ring, 0))
+                return row_major(array, None, "rows", "kv_heads")
+
+            def layer(i, carry):
+                x, cache = carry
+                at = i // every if k == "k" else i - i // every  # which layer of its kind
+                p = {name: jax.lax.dynamic_index_in_dim(w, i, keepdims=False)
+                     for name, w in weights.items()}  # fmt: skip
+                q, *new = project(c, p, x, rope)
+                keys, values = (put(getattr(cache, name), array, at)
+                                for name, array in zip((k, v), new, strict=True))  # fmt: skip
+                x = finish(c, p, x, attend(c, q, keys[at], values[at], mask))
+                return x, cache._replace(**{k: keys, v: values})
+
+            return layer
+
+        rope, rope_local = rope_tables(c, positions)
+        near = of_kind("local_k", "local_v", rope_local, c.window)
+        far = of_kind("k", "v", rope, math.inf)
+
+        def period(n, carry):
+            """Some local layers and the global one after them."""
+            if every > 1:
+                after = lambda i, carry: near(n * every + i, carry)  # noqa: E731
+                carry = jax.lax.fori_loop(0, every - 1, after, carry)
+            return far((n + 1) * every - 1, carry)
+
+        carry, periods = (self._embed(tokens), cache), c.layers // every
+        carry = jax.lax.fori_loop(0, periods, period, carry) if periods else carry
+        if c.layers % every:  # a period cut short
+            carry = jax.lax.fori_loop(periods * every, c.layers, near, carry)
+        x, cache = carry
+        return rms_norm(x, self.final_norm[...], c.norm_eps), cache
 
     def _embed(self, tokens):
         x = self.embed[...].astype(self.dtype)[tokens]
@@ -226,117 +222,5 @@ class Gemma(nnx.Module):
 
 def abstract(config: ModelConfig, *, dtype=jnp.float32, param_dtype=jnp.float32) -> Gemma:
     """A Gemma of shapes and dtypes alone, to be filled: no array is made."""
-    build = functools.partial(Gemma, config, dtype=dtype, param_dtype=param_dtype)
-    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
-
-
-def _global_layers(c: ModelConfig) -> Bool[Array, " L"]:
-    return (jnp.arange(c.layers) + 1) % c.global_every == 0
-
-
-def _linear(p, name, x):
-    """`x` times a weight, and times its adapters where there are some (see lora)."""
-    axes = len(WEIGHTS[name][0])
-    y = _product(x, p[name], axes)
-    if f"{name}_a" not in p:
-        return y
-    return y + _product(_product(x, p[f"{name}_a"], axes), p[f"{name}_b"], 1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x, w, axes):
-    """`tensordot` that adds up in float32 and rounds once, in the backward pass too.
-
-    Left to itself, JAX's derivative multiplies a float32 by a bfloat16 array, which a CPU does
-    three times as slowly as two bfloat16 ones.
-    """
-    return jnp.tensordot(x, w, axes, preferred_element_type=jnp.float32).astype(x.dtype)
-
-
-def _product_forward(x, w, axes):
-    return _product(x, w, axes), (x, w)
-
-
-def _product_backward(axes, kept, g):
-    x, w = kept
-    rows, out = x.ndim - axes, w.ndim - axes
-    dx = jax.lax.dot_general(
-        g, w, ((range(rows, rows + out), range(axes, w.ndim)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    dw = jax.lax.dot_general(
-        x, g, ((range(rows), range(rows)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return dx.astype(x.dtype), dw.astype(w.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-def _project(c, p, x, rope):
-    """Queries [B, T, H, h], keys and values [B, K, T, h] of one layer."""
-    x = _rms_norm(x, p["pre_attn_norm"], c.norm_eps)
-    q, k, v = (_linear(p, name, x) for name in "qkv")
-    if c.qk_norm:
-        q, k = _rms_norm(q, p["q_norm"], c.norm_eps), _rms_norm(k, p["k_norm"], c.norm_eps)
-    q = _rotate(q, rope) * (c.query_scalar or c.head_dim) ** -0.5
-    return q, _rotate(k, rope).swapaxes(1, 2), v.swapaxes(1, 2)
-
-
-def _attend(c, q, k, v, mask):
-    """Grouped-query attention; the heads that share a KV head are folded into its rows.
-
-    Softmax is normalised after the product with the values: h numbers to divide, not S.
-    """
-    B, T, H, h = q.shape
-    K, S = k.shape[1:3]
-    q = q.reshape(B, T, K, H // K, h).swapaxes(1, 2).reshape(B, K, T * H // K, h)
-    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
-    scores = _softcap(scores, c.attn_softcap).reshape(B, K, T, H // K, S)
-    scores = jnp.where(mask[:, None, :, None, :], scores, -1e30)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = weights.sum(-1, keepdims=True)
-    weights = weights.reshape(B, K, T * H // K, S).astype(v.dtype)
-    out = jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=jnp.float32)
-    out = (out.reshape(B, K, T, H // K, h) / total).astype(v.dtype)
-    return out.swapaxes(1, 2).reshape(B, T, H, h)
-
-
-def _finish(c, p, x, attended):
-    """The rest of a layer: output projection, GeGLU feed-forward, their norms and residuals."""
-    y = _linear(p, "o", attended)
-    x = x + (_rms_norm(y, p["post_attn_norm"], c.norm_eps) if c.post_norms else y)
-    y = _rms_norm(x, p["pre_ff_norm"], c.norm_eps)
-    y = jax.nn.gelu(_linear(p, "gate", y), approximate=True) * _linear(p, "up", y)
-    y = _linear(p, "down", y)
-    x = x + (_rms_norm(y, p["post_ff_norm"], c.norm_eps) if c.post_norms else y)
-    x = x + p["push"] if "push" in p else x
-    return constrain(x, "rows")  # else XLA may split the width, and sum logits over devices
-
-
-def _rms_norm(x, scale, eps):
-    """RMSNorm (1910.07467) with Gemma's 1 + w, in float32."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (y * (1 + scale.astype(jnp.float32))).astype(x.dtype)
-
-
-def _rope_tables(c, positions) -> tuple[Array, Array]:
-    """Cosines and sines for global and for local layers, each [2, B, T, 1, h / 2] (2104.09864)."""
-    exponents = jnp.arange(c.head_dim // 2) * (2 / c.head_dim)
-
-    def table(base, scale):
-        angles = (positions[..., None, None] / scale) * base**-exponents
-        return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
-
-    return table(c.rope_base, c.rope_scale), table(c.rope_base_local, 1.0)
-
-
-def _rotate(x, rope):
-    cos, sin = rope
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-
-
-def _softcap(x, cap):
-    return jnp.tanh(x / cap) * cap if cap else x
+    how = dict(dtype=dtype, param_dtype=param_dtype)
+    return nnx.eval_shape(lambda: Gemma(config, rngs=nnx.Rngs(0), **how))

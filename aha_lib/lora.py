@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from aha_lib import runtime
-from aha_lib.gemma import WEIGHTS, Gemma, abstract
+from aha_lib.block import WEIGHTS
+from aha_lib.gemma import Gemma, abstract
 
 
 def add(

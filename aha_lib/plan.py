@@ -184,13 +184,18 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
     last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
 
     def moved(rows, order, slots):
-        cache = jax.eval_shape(lambda xs: [sampler._move(x, order, slots) for x in xs], rows.cache)
+        long = sampler._slots(slots, config.window)
+        cache = [jax.eval_shape(functools.partial(sampler._move, slots=n), x, order)
+                 for x, n in zip(rows.cache, long, strict=True)]  # fmt: skip
         return jax.tree.map(spread, rows._replace(cache=Cache(*cache)))
 
     def move(name, old, order, slots):
-        other = max(_held(old.cache.k), _held(moved(old, order, slots).cache.k))
-        resident = aside + other + _held((weights, old[:-1], old.cache.valid))
-        return f"sample: {name}", resident, lambda: sampler._move.lower(old.cache.v, order, slots)
+        both = [max(map(_held, pair)) for pair in zip(old.cache, moved(old, order, slots).cache,
+                                                      strict=True)]  # fmt: skip
+        n = int(np.argmax(both))  # the largest array moves, the others wait, at their largest
+        resident = aside + sum(both) - both[n] + _held((weights, old[:-1]))
+        array, long = old.cache[n], sampler._slots(slots, config.window)[n]
+        return f"sample: {name}", resident, lambda: sampler._move.lower(array, order, long)
 
     read = jax.tree.map(spread, jax.eval_shape(sampler._prefill, *begin))
     shorter, longer = (moved(read, order, n) for n in (slots - last, slots))

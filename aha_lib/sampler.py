@@ -27,6 +27,8 @@ from aha_lib.runtime import (
     whole_shares,
 )
 
+BLOCK = 128  # tokens of which a draw adds up the probabilities at a time: the lanes of a TPU
+
 
 class Completions(NamedTuple):
     """What the model wrote, on the host: B = P · G rows, those of a group side by side."""
@@ -91,6 +93,7 @@ def sample(
     write = functools.partial(
         _sample, graph, params, key=key, group=group, length=length,
         stop_ids=tuple(sorted(stop_ids)), pad_id=pad_id, temperature=temperature, stages=stages,
+        window=model.config.window,
     )  # fmt: skip
     shares = np.array_split(np.arange(len(prompts)), min(lanes(params), len(prompts)))
     parts = in_lanes(lambda i: write(prompts[i], valid[i], first=group * i[0]), shares)
@@ -99,7 +102,7 @@ def sample(
 
 def _sample(
     graph, params, prompts, valid, *, key, first, group, length, stop_ids, pad_id, temperature,
-    stages,
+    stages, window,
 ) -> Completions:  # fmt: skip
     """Of `sample`'s rows those from number `first` on that these prompts have."""
     P, count = len(prompts), group * len(prompts)
@@ -116,9 +119,10 @@ def _sample(
     bounds = sorted({round(length * i / stages) for i in range(stages + 1)})
     for start, stop in zip(bounds, bounds[1:], strict=False):
         cache = []
-        for x in rows.cache:  # in turn, each freed once copied: never two whole caches at a time
-            cache.append(_move(x, order, prompts.shape[1] + stop))
-            x.delete()
+        slots = _slots(prompts.shape[1] + stop, window)
+        for x, n in zip(rows.cache, slots, strict=True):
+            cache.append(_move(x, order, n))
+            x.delete()  # once copied: there are never two whole caches
         rows = rows._replace(cache=Cache(*cache))
         rows, *written = _decode(
             graph, params, rows, temperature, slot=prompts.shape[1] + start, length=stop - start,
@@ -175,7 +179,7 @@ def _prefill(graph, params, prompts, valid, key, order, count, first) -> _Rows:
     model, (P, T) = nnx.merge(graph, params), prompts.shape
     prompts, valid = shard_batch((jnp.asarray(prompts), jnp.asarray(valid)))
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-    hidden, cache = model.extend(prompts, positions, valid, model.empty_cache(P, T), 0)
+    hidden, cache = model.extend(prompts, positions, model.empty_cache(P, T), 0)
     index = jnp.arange(len(order))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + index)
     position = positions[order, -1] + 1
@@ -210,9 +214,7 @@ def _decode(graph, params, rows, temperature, *, slot, length, stop_ids, pad_id)
         written = (put(tokens, token), put(logprobs, jnp.where(rows.done, 0, logprob)),
                    put(mask, ~rows.done))  # fmt: skip
         done = rows.done | jnp.isin(token, jnp.array(stop_ids))
-        hidden, cache = model.extend(
-            token[:, None], rows.position[:, None], ~rows.done[:, None], rows.cache, slot + t
-        )
+        hidden, cache = model.extend(token[:, None], rows.position[:, None], rows.cache, slot + t)
         return t + 1, _Rows(hidden[:, 0], rows.position + 1, done, rows.key, cache), written
 
     start = (0, _spread(rows), shard_batch(written))
@@ -222,33 +224,50 @@ def _decode(graph, params, rows, temperature, *, slot, length, stop_ids, pad_id)
 
 def _spread(rows: _Rows) -> _Rows:
     """Rows over `fsdp`; of the cache, KV heads over `tp` too."""
-    k, v = (constrain(x, None, "rows", "kv_heads") for x in rows.cache[:2])
-    return _Rows(*shard_batch(rows[:-1]), Cache(k, v, shard_batch(rows.cache.valid)))
+    cache = (constrain(x, None, "rows", "kv_heads") for x in rows.cache)
+    return _Rows(*shard_batch(rows[:-1]), Cache(*cache))
 
 
 def _draw(logs, keys, position):
-    """One token per row by inverting the distribution's sum: one uniform number a row, not V."""
+    """One token per row by inverting the distribution's sum: one uniform number a row, not V.
+
+    The sum goes over blocks of tokens, then over those of one block: V numbers are read, not V sums
+    written.
+    """
     fold = jax.vmap(jax.random.fold_in)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(fold(keys, position))
-    sums = jnp.cumsum(jnp.exp(logs), axis=-1)
-    return jnp.sum(sums <= uniform[:, None] * sums[:, -1:], axis=-1)
+    blocks = jnp.pad(jnp.exp(logs), ((0, 0), (0, -logs.shape[1] % BLOCK)))
+    blocks = blocks.reshape(len(logs), -1, BLOCK)
+    sums = jnp.cumsum(blocks.sum(-1), axis=-1)
+    goal = uniform[:, None] * sums[:, -1:]
+    block = jnp.sum(sums <= goal, axis=-1, keepdims=True)
+    before = jnp.where(block > 0, jnp.take_along_axis(sums, block - 1, axis=1), 0)
+    within = jnp.cumsum(jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0], axis=-1)
+    return BLOCK * block[:, 0] + jnp.sum(within <= goal - before, axis=-1)
+
+
+def _slots(length: int, window: int) -> tuple[int, int, int, int]:
+    """Slots of the arrays of a `Cache` while rows grow to `length`: see `_move`."""
+    near = min(length, window or length)
+    return length, length, near, near
 
 
 @functools.partial(jax.jit, static_argnames="slots")
 def _move(x, order, slots):
     """An array of a cache with its rows `order` (None: all) and `slots` slots, the new ones empty.
 
-    A layer at a time: whatever rows are picked from is whole on every device meanwhile.
+    Of more slots the last are kept, as the ring that `Gemma.extend` goes on writing. A layer at a
+    time: whatever rows are picked from is whole on every device meanwhile.
     """
+    old = x.shape[3]
 
     def part(x):
         x = x if order is None else x[order]
-        axis = max(1, x.ndim - 2)  # of the slots, in `valid` and in k and v: see gemma.Cache
-        x = jnp.pad(x, [(0, (slots - n) * (i == axis)) for i, n in enumerate(x.shape)])
-        return constrain(x, "rows", *["kv_heads"] * (x.ndim > 2))
+        if slots < old:
+            x = jnp.roll(x[..., old - slots :, :], old % slots, axis=2)
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, max(0, slots - old)), (0, 0)])
+        return constrain(x, "rows", "kv_heads")
 
-    if x.ndim == 2:
-        return part(x)
     return constrain(jax.lax.map(part, x), None, "rows", "kv_heads")
 
 

@@ -133,12 +133,8 @@ def separation(scores: Float[np.ndarray, " N"], tries: Bool[np.ndarray, " N"]) -
     return float(np.mean((high > low) + 0.5 * (high == low)))
 
 
-def halves(
-    activations: Float[np.ndarray, "L N D"],
-    tries: Bool[np.ndarray, " N"],
-    first: Bool[np.ndarray, " N"],
-    find: Callable,
-) -> list[float]:
+def halves(activations: Float[np.ndarray, "L N D"], tries: Bool[np.ndarray, " N"],
+           first: Bool[np.ndarray, " N"], find: Callable) -> list[float]:  # fmt: skip
     """Of each layer how a direction that `find` sees in the first half separates the other."""
     found, rest = find(activations[:, first], tries[first]), activations[:, ~first]
     return [separation(x @ d, tries[~first]) for x, d in zip(rest, found, strict=True)]

@@ -13,6 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 
 import jax
@@ -157,7 +158,6 @@ def step(graph, state, reference, tokenizer, settings: Settings, number: int, ke
     out = draw(puzzles(s, number), key)
     start = time.perf_counter()
     batch, grouped, _ = scored(out, s)
-    backtracks = [traces.parse(*x).backtracks for x in zip(out.texts, out.puzzles, strict=True)]
     rewarded = time.perf_counter()
     right, draws = (grouped == 1).astype(float), 1
     while draws <= s.refills and not grpo.has_signal(right).all():
@@ -166,7 +166,10 @@ def step(graph, state, reference, tokenizer, settings: Settings, number: int, ke
         batch, right = grpo.refill(batch, right, more, (more_rewards == 1).astype(float))
         draws += 1
     refilled = time.perf_counter()
-    state, updated = grpo.train_step(graph, state, reference, batch, s)
+    with futures.ThreadPoolExecutor(1) as beside:  # Python counts while the devices learn
+        parsed = beside.map(traces.parse, out.texts, out.puzzles)
+        state, updated = grpo.train_step(graph, state, reference, batch, s)
+        backtracks = [trace.backtracks for trace in parsed]
     end, count = time.perf_counter(), int(out.completions.mask.sum())
     return state, {
         "step": number,

@@ -405,9 +405,14 @@ print("XLA counts the same")
 
 # %%
 def cache(s, b):
-    """Bytes of a row's KV cache, half of the completion written."""
+    """Bytes of a row's KV cache, half of the completion written.
+
+    Local layers keep no more than their window.
+    """
     c, held = shape(s.preset), s.prompt_len + s.completion_len / 2
-    return 2 * c.layers * c.kv_heads * c.head_dim * b * held
+    far = c.layers // c.global_every
+    slots = far * held + (c.layers - far) * min(held, c.window)
+    return 2 * c.kv_heads * c.head_dim * b * slots
 
 
 def batches(s, devices):
@@ -523,7 +528,7 @@ def read(state, tokens, positions, filled):
     model = nnx.merge(graph, state)
     R, T = tokens.shape
     empty = model.empty_cache(R, length)
-    hidden, _ = model.extend(tokens, positions, tokens >= 0, empty, filled)
+    hidden, _ = model.extend(tokens, positions, empty, filled)
     return model.logits(hidden[:, -1])
 
 

@@ -206,13 +206,15 @@ plt.show()
 # %% [markdown]
 # Work without a cache grows with the square of the length. Now by hand:
 # `Gemma.extend` reads tokens into a cache, from a given slot on. The cache
-# holds, for every layer and row, a key and a value per slot.
+# holds, for every layer and row, a key and a value per slot. *Local* layers,
+# which look no further back than their window, have arrays of their own:
+# section 7 says why.
 
 # %%
 @nnx.jit
-def read(model, tokens, positions, valid, cache, slot):
+def read(model, tokens, positions, cache, slot):
     """Next-token logits after reading `tokens`, and the longer cache."""
-    hidden, cache = model.extend(tokens, positions, valid, cache, slot)
+    hidden, cache = model.extend(tokens, positions, cache, slot)
     return model.logits(hidden[:, -1]), cache
 
 
@@ -222,7 +224,7 @@ def cached_greedy(ids, length):
     cache = model.empty_cache(1, len(ids) + length)
     new, positions, slot, out = [ids], [range(len(ids))], 0, []
     while True:
-        arrays = jnp.array(new), jnp.array(positions), jnp.array(new) >= 0
+        arrays = jnp.array(new), jnp.array(positions)
         logits, cache = read(model, *arrays, cache, slot)
         out.append(int(logits[0].argmax()))
         if out[-1] in tokenizer.stop_ids or len(out) == length:
@@ -233,9 +235,10 @@ def cached_greedy(ids, length):
 
 # %%
 cache = model.empty_cache(1, len(prompts[0]) + length)
-print("keys  ", cache.k.shape, "= layers, rows, KV heads, slots, size")
-print("values", cache.v.shape)
-print(f"{(cache.k.nbytes + cache.v.nbytes) / 2**20:.2f} MiB for one row")
+for name, array in cache._asdict().items():
+    print(f"{name:8}", array.shape)
+print("= layers, rows, KV heads, slots, size;",
+      f"{sum(x.nbytes for x in cache) / 2**20:.2f} MiB for one row")  # fmt: skip
 
 # %% [markdown]
 # ### Check: the cache changes nothing
@@ -667,7 +670,7 @@ graph, state = nnx.split(nnx.eval_shape(one_layer))
 
 def one_step(state, tokens, cache):
     model = nnx.merge(graph, state)
-    hidden, cache = model.extend(tokens, tokens, tokens >= 0, cache, 40)
+    hidden, cache = model.extend(tokens, tokens, cache, 40)
     return model.logits(hidden), cache
 
 
@@ -796,11 +799,15 @@ print(f"one puzzle {rate(1):,.0f} tokens/s, eight {rate(8):,.0f}, the latter",
 # On an accelerator, and for a large model, it is one thread for both, and the
 # two rates differ little: there the operations are long.
 #
+# ### A cache that forgets
+#
 # Where is that ridge for the Gemmas? With the published figures of one TPU
 # v5e chip (197 TFLOP/s in bfloat16, 819 GB/s), two bytes per number and
-# 1,024 slots of cache. This library's cache keeps all slots for every layer.
-# A local layer of Gemma 2 or 3 never looks further back than its window: the
-# second table is of a cache that forgot the rest.
+# 1,024 slots of cache. A local layer of Gemma 2 or 3 never looks further back
+# than its window. So its part of the sampler's cache is a **ring**: once it
+# is full, the newest token takes the place of the one that has just gone out
+# of sight. The first table is of a cache that kept everything, the second of
+# one that forgets, as this library's does.
 
 # %%
 from aha_lib.presets import MODELS
@@ -831,10 +838,9 @@ for forgets in (False, True):
                                      for rows in (1, 32, 256)))  # fmt: skip
 
 # %% [markdown]
-# Neither table is a promise. The first is the roof of this library's sampler,
-# the second that of a better cache: of Gemma 3 1B's 26 layers 22 see 512
-# tokens only, and at 256 rows to forget the rest
-# makes it half as fast again. (The windows of Gemma 2, 4,096, and of 4B,
+# Neither table is a promise: both are roofs. Of Gemma 3 1B's 26 layers 22 see
+# 512 tokens only, and at 256 rows forgetting the rest allows half as many
+# tokens again. (The windows of Gemma 2, 4,096, and of 4B,
 # 1,024, are not exceeded here.) What matters shows in both. From one row to
 # 32, throughput grows 16 to 29 times. From 32 to 256 it depends on the
 # cache: `gemma-2b` keeps a single KV head and still gains 4.6 times,

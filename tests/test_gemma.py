@@ -31,8 +31,8 @@ def forward(model, tokens, positions, segments):
 
 
 @nnx.jit
-def extend(model, tokens, positions, valid, cache, slot):
-    hidden, cache = model.extend(tokens, positions, valid, cache, slot)
+def extend(model, tokens, positions, cache, slot):
+    hidden, cache = model.extend(tokens, positions, cache, slot)
     return model.logits(hidden), cache
 
 
@@ -53,12 +53,12 @@ def decode(model, rows, lengths, slots):
         tokens[i, width - n :] = row[:n]
     positions = np.arange(width) - (width - np.array(lengths))[:, None]
     cache = model.empty_cache(len(rows), slots)
-    logits, cache = extend(model, tokens, np.maximum(positions, 0), positions >= 0, cache, 0)
+    logits, cache = extend(model, tokens, np.maximum(positions, 0), cache, 0)
     found = [[*logits[i, width - n :]] for i, n in enumerate(lengths)]
     for t in range(min(len(row) - n for row, n in zip(rows, lengths, strict=True))):
         new = np.array([[row[n + t]] for row, n in zip(rows, lengths, strict=True)])
         at = np.array(lengths)[:, None] + t
-        logits, cache = extend(model, new, at, np.ones_like(at, bool), cache, width + t)
+        logits, cache = extend(model, new, at, cache, width + t)
         for i, row in enumerate(logits[:, 0]):
             found[i].append(row)
     return [np.array(row) for row in found]
@@ -87,14 +87,14 @@ def test_greedy_continuation(name):
     B, T = prompt.shape
     cache = model.empty_cache(B, expected.shape[1])
     at = np.broadcast_to(np.arange(T), (B, T))
-    logits, cache = extend(model, prompt, at, np.ones((B, T), bool), cache, 0)
+    logits, cache = extend(model, prompt, at, cache, 0)
     rows, over = [prompt], np.zeros(B, bool)
     for t in range(T, expected.shape[1]):
         new = np.where(over, 0, np.argmax(logits[:, -1], axis=-1))
         over |= new == 1
         rows.append(new[:, None])
         at = np.full((B, 1), t)
-        logits, cache = extend(model, new[:, None], at, np.ones((B, 1), bool), cache, t)
+        logits, cache = extend(model, new[:, None], at, cache, t)
     assert (np.concatenate(rows, axis=1) == expected).all()
 
 

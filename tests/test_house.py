@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from modules that stand before it.
-ORDER = """install presets arguments config_json runtime tokenizer gemma lora weights countdown
-traces sampler objectives grpo session checkpoints train steering record show dashboard chips plan
-vocabulary corpus pretrain""".split()
+ORDER = """install presets arguments config_json runtime tokenizer block gemma lora weights
+countdown traces sampler objectives grpo session checkpoints train steering record show dashboard
+chips plan vocabulary corpus pretrain""".split()
 NO_JAX = {"countdown": set(), "traces": {"countdown"}}  # and what they may have of aha_lib
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "aha_lib").glob("*.py"))}

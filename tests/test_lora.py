@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from aha_lib import lora, runtime, weights
-from aha_lib.gemma import WEIGHTS, Gemma
+from aha_lib.block import WEIGHTS
+from aha_lib.gemma import Gemma
 from aha_lib.presets import ModelConfig
 
 CONFIG = ModelConfig(vocab=32, layers=3, width=24, heads=4, kv_heads=2, head_dim=8, ff=40,
@@ -74,7 +75,7 @@ def test_they_act_as_the_product_of_their_matrices(base, model):
 
 def test_prefill_has_them_too(model):
     positions = jnp.broadcast_to(jnp.arange(9), TOKENS.shape)
-    hidden, _ = model.extend(TOKENS, positions, positions >= 0, model.empty_cache(2, 9), 0)
+    hidden, _ = model.extend(TOKENS, positions, model.empty_cache(2, 9), 0)
     np.testing.assert_allclose(model.logits(hidden), forward(model), rtol=0, atol=1e-4)
 
 

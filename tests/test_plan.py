@@ -1,11 +1,14 @@
 """What fits, by XLA's own TPU compiler: it runs here without a TPU."""
 
 import dataclasses
+import math
+import re
 
+import jax
 import pytest
 
-from aha_lib import plan
-from aha_lib.presets import MODELS
+from aha_lib import gemma, plan
+from aha_lib.presets import MODELS, SETTINGS
 
 pytest.importorskip("libtpu", reason="libtpu, of the extra tpu, is the TPU compiler")
 
@@ -39,6 +42,41 @@ def test_layers_that_are_not_computed_again_are_held():
         answer = plan.plan("tiny", "v3-8", **SMALL | {"micro_batch": 16}, remat=remat)
         held[remat] = next(p.total for p in answer.programs if p.name == "update: gradient")
     assert held[False] > 1.2 * held[True]
+
+
+def decoding(**changes):
+    """What the compiled decode loop copies and gathers on a v5e: shapes of large arrays."""
+    settings = dataclasses.replace(SETTINGS["gemma3-270m"], **changes)
+    mesh = plan._mesh(plan.CHIPS["v5e-8"], 1)
+    jax.clear_caches()  # of what is lowered: another function may stand in for one of its own
+    found = {name: lower for name, _, lower in plan.programs(CONFIG, settings, mesh)}
+    with jax.set_mesh(mesh):
+        compiled = found["sample: decode"]().compile()
+    text = re.sub(r"\{[^{}]*\}", "", compiled.as_text())  # layouts
+    each = re.findall(r"= \(?\w+\[([\d,]+)\]\S* (copy|all-gather)(?:-start)?\(", text)
+    shapes = {"copy": set(), "all-gather": set()}
+    for dims, name in each:
+        shape = tuple(map(int, dims.split(",")))
+        shapes[name] |= {shape} if math.prod(shape) >= 2**18 else set()
+    return shapes, compiled.memory_analysis()
+
+
+CONFIG = MODELS["gemma3-270m"]
+ROWS = SETTINGS["gemma3-270m"].prompts * SETTINGS["gemma3-270m"].group // 8  # of a core
+SLICES = {(1, ROWS, 1, slots, 256) for slots in (1280, 512)}  # of a layer's keys, or values
+ARRAYS = {(layers, *of[1:]) for of, layers in zip(sorted(SLICES), (15, 3), strict=True)}
+
+
+def test_the_decode_loop_copies_no_cache_and_gathers_no_weights(monkeypatch):
+    shapes, memory = decoding()
+    assert not shapes["copy"] & (SLICES | ARRAYS) and not shapes["all-gather"]
+    cache = 2 * 2 * sum(map(math.prod, ARRAYS))  # bytes: keys and values in bfloat16
+    assert memory.alias_size_in_bytes == pytest.approx(cache, rel=0.01), "written in place"
+    assert memory.temp_size_in_bytes < cache / 4
+    weights = {(1, 640, 2048), (1, 2048, 640)}
+    assert decoding(gather=False)[0]["all-gather"] >= weights, "layers are gathered if asked"
+    monkeypatch.setattr(gemma, "row_major", lambda x, *names: x)
+    assert decoding()[0]["copy"] >= SLICES | ARRAYS, "what the layout is for"
 
 
 def test_largest_is_the_last_that_fits(monkeypatch):

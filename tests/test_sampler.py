@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from aha_lib import sampler
-from aha_lib.gemma import Gemma
+from aha_lib.gemma import Cache, Gemma
 from aha_lib.presets import ModelConfig
 
 CONFIG = ModelConfig(
@@ -73,11 +73,13 @@ def rows_of(out, prompts=PROMPTS):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, one_lane, temperature):
     moves, move = [], sampler._move
-    monkeypatch.setattr(sampler, "_move", lambda *args: moves.append(args[1]) or move(*args))
+    monkeypatch.setattr(sampler, "_move", lambda *args: moves.append(args[1:]) or move(*args))
     out = sample(model, temperature=temperature)
-    assert len(moves[0]) == 48, "every row starts with its prompt's cache"
+    first, second = (dict(zip(Cache._fields, moves[i : i + 4], strict=True)) for i in (0, 4))
+    assert len(first["k"][0]) == 48, "every row starts with its prompt's cache"
     if temperature:  # the likeliest tokens need not stop
-        assert len(moves[3]) < 48, "rows that are done are dropped"
+        assert len(second["k"][0]) < 48, "rows that are done are dropped"
+    assert (second["k"][1], second["local_k"][1]) == (28, 6), "a local layer keeps its window"
     for prompt, tokens, logprobs in rows_of(out):
         logits = full_logits(model, prompt + tokens)[len(prompt) - 1 : -1]
         if temperature == 0:
@@ -138,10 +140,10 @@ def test_stages_do_not_show(model, stages):
 
 @pytest.mark.parametrize("lanes", [2, 3, 8])
 def test_lanes_do_not_show(model, monkeypatch, lanes):
-    threads, real = set(), sampler._sample
+    real, together = sampler._sample, threading.Barrier(min(lanes, len(PROMPTS)), timeout=60)
 
     def watched(*args, **kwargs):
-        threads.add(threading.get_ident())
+        together.wait()  # fails unless each lane has a thread, and a prompt at least
         return real(*args, **kwargs)
 
     outs = []
@@ -149,7 +151,6 @@ def test_lanes_do_not_show(model, monkeypatch, lanes):
         monkeypatch.setattr(sampler, "lanes", lambda params, count=count: count)
         outs.append(sample(model))
         monkeypatch.setattr(sampler, "_sample", watched)
-    assert len(threads) == min(lanes, len(PROMPTS)), "a thread a lane, a prompt at least in each"
     np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
     np.testing.assert_array_equal(outs[0].mask, outs[1].mask)
     np.testing.assert_allclose(outs[0].logprobs, outs[1].logprobs, atol=2e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aha_lib import countdown, gemma, grpo, lora, sampler, steering, train, weights
+from aha_lib import block, countdown, grpo, lora, sampler, steering, train, weights
 from aha_lib.gemma import Gemma
 from aha_lib.presets import PUZZLES, SETTINGS, ModelConfig
 
@@ -48,7 +48,7 @@ def rollout(base):
 def test_the_residual_stream_ends_where_the_hidden_states_begin(model):
     stream = nnx.jit(lambda m: m.residuals(TOKENS, POSITIONS, jnp.ones_like(TOKENS)))(model)
     assert stream.shape == (3, *TOKENS.shape, 24)
-    last = gemma._rms_norm(stream[-1], model.final_norm[...], CONFIG.norm_eps)
+    last = block.rms_norm(stream[-1], model.final_norm[...], CONFIG.norm_eps)
     np.testing.assert_allclose(last, forward(model), rtol=1e-5, atol=1e-5)
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import gc
 import itertools
 import json
+import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -81,6 +83,43 @@ def spied(monkeypatch, module, name, watch=lambda args, kwargs, result: result):
 
     monkeypatch.setattr(module, name, spy)
     return calls
+
+
+# Programs
+
+
+@pytest.fixture
+def compiled():
+    """Names of the programs that JAX compiles from now on."""
+
+    class Names(logging.Handler):
+        def emit(self, record):
+            names.extend(re.findall(r"^Compiling (?:jit\()?(\w+)", record.getMessage()))
+
+    names, listener = [], Names()
+    jax.config.update("jax_log_compiles", True)
+    logging.getLogger("jax").addHandler(listener)
+    yield names
+    logging.getLogger("jax").removeHandler(listener)
+    jax.config.update("jax_log_compiles", False)
+
+
+def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rewarded, tmp_path):
+    settings = dataclasses.replace(settings, steps=12, kl=0.0, micro_batch=2, learning_rate=1e-4)
+    lengths, by_step = [], []
+    for row in train.train(settings, tmp_path / "first"):
+        by_step.append([*compiled])
+        lengths.append(row.get("length"))
+        compiled.clear()
+    assert len({*lengths}) > 8, "completions of many lengths"
+    assert {"_prefill", "_decode"} <= {*by_step[0]} and {"accumulate", "apply"} <= {*by_step[1]}
+    later = list(itertools.chain(*by_step[3:]))
+    assert {*later} <= {"_decode", "_move", "_pick", "accumulate"}
+    every = list(itertools.chain(*by_step))
+    assert every.count("_decode") <= 16, "four stages of 8, 4, 2 or 1 rows"
+    assert every.count("accumulate") <= grpo.BUCKETS
+    run(settings, tmp_path / "second")
+    assert not {*compiled} & {*every, "_decode"} - {"map"}, "nothing is compiled twice"
 
 
 # Puzzles

@@ -420,7 +420,7 @@ def greedy(model, ids, count):
     while len(written) < len(ids) + count:
         slot = len(written) - len(new)
         at = jnp.array([range(slot, len(written))])
-        hidden, cache = extend(model, jnp.array([new]), at, at >= 0, cache, slot)
+        hidden, cache = extend(model, jnp.array([new]), at, cache, slot)
         new = [int(model.logits(hidden[0, -1:]).argmax())]
         written += new
     return written[len(ids) :]

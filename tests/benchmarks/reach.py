@@ -50,7 +50,7 @@ def held_back(graph, params, prompts, valid, key, *, length, answer, yes, stop, 
     model, (B, T) = nnx.merge(graph, params), prompts.shape
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
     cache = model.empty_cache(B, T + length)
-    hidden, cache = model.extend(prompts, positions, valid, cache, 0)
+    hidden, cache = model.extend(prompts, positions, cache, 0)
 
     def step(carry, t):
         hidden, cache, position, done, free = carry
@@ -60,9 +60,7 @@ def held_back(graph, params, prompts, valid, key, *, length, answer, yes, stop, 
             jax.random.fold_in(key, t), jnp.where(barred, -jnp.inf, logits)
         )
         token = jnp.where(done, pad, drawn)
-        hidden, cache = model.extend(
-            token[:, None], position[:, None], ~done[:, None], cache, T + t
-        )
+        hidden, cache = model.extend(token[:, None], position[:, None], cache, T + t)
         after = (hidden[:, 0], cache, position + 1, done | (token == stop), free | (token == yes))
         return after, (token, ~done)
 
