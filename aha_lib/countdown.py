@@ -55,18 +55,9 @@ def is_held_out(numbers: tuple[int, ...]) -> bool:
     return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10 == 0
 
 
-def generate(
-    seed: int,
-    index: int,
-    *,
-    numbers: int | tuple[int, ...] = 3,
-    low: int = 1,
-    high: int = 99,
-    target_low: int = 10,
-    target_high: int = 100,
-    bound: int | None = None,
-    held_out: bool = False,
-) -> Puzzle:
+def generate(seed: int, index: int, *, numbers: int | tuple[int, ...] = 3, low: int = 1,
+             high: int = 99, target_low: int = 10, target_high: int = 100,
+             bound: int | None = None, held_out: bool = False) -> Puzzle:  # fmt: skip
     """The solvable puzzle number `index` of the endless list that `seed` names.
 
     Deterministic in (seed, index, held_out) and the settings, on every platform. Numbers are drawn

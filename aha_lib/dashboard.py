@@ -45,9 +45,11 @@ def newest(out: Path, count: int = 3) -> str:
     return "<br>".join(view.data for view in views)
 
 
-def watch(out: str | Path, *, seconds: float = 5.0, dollars: float = 0.0) -> widgets.Widget:
-    """Figures, newest completions and a stop button of a run, redrawn until the run is over.
+def watch(out: str | Path, *, seconds: float = 5.0, share: float = 0.02,
+          dollars: float = 0.0) -> widgets.Widget:  # fmt: skip
+    """Figures, newest completions and a stop button of a run, until the run is over.
 
+    A line is renewed every few seconds, the figures as often as takes a `share` of a core's time.
     From a thread: the cell is done at once, so that the button answers. The run saves the step
     that it is at, and stops; the same command goes on from there.
     """
@@ -58,16 +60,20 @@ def watch(out: str | Path, *, seconds: float = 5.0, dollars: float = 0.0) -> wid
         (out / "stop").touch()
         button.description = "Stopping …"
 
-    def redraw() -> bool:
-        line.value, over = state(out, dollars)
+    def redraw() -> None:
         drawn = io.BytesIO()
         show.curve(record.read(out).rows, panels=9).savefig(drawn, format="png")
         picture.value, completions.value = drawn.getvalue(), newest(out)
-        return over
 
     def follow() -> None:
-        while not redraw():
-            time.sleep(seconds)
+        over, due = False, 0.0
+        while not over:
+            line.value, over = state(out, dollars)
+            began = time.monotonic()
+            if over or began >= due:
+                redraw()
+                due = began + (time.monotonic() - began) / share
+            time.sleep(seconds * (not over))
         button.disabled = True
 
     button.on_click(ask)

@@ -62,10 +62,27 @@ def test_newest_beside_the_base(out):
     assert seen.count("step 0") == seen.count("step 2") == 3 and "3 + 3 = 7" in seen
 
 
+def test_figures_take_no_more_than_their_share(out, monkeypatch):
+    drawn, curve = [], dashboard.show.curve
+    monkeypatch.setattr(dashboard.show, "curve", lambda *a, **k: drawn.append(1) or curve(*a, **k))
+    (button, line), *_ = (
+        getattr(child, "children", child)
+        for child in dashboard.watch(out, seconds=0.01, share=1e-9).children
+    )
+    until(lambda: drawn)
+    add(out, 2)
+    until(lambda: line.value.startswith("step 2 of 3"))
+    assert len(drawn) == 1, "the line goes on without them"
+    (out / "stopped.txt").write_text("Stopped.\n")
+    until(lambda: button.disabled)
+    assert len(drawn) == 2, "the last figures are those of the end"
+
+
 def test_watch_redraws_until_the_run_is_over_and_asks_it_to_stop(out):
     (button, line), picture, completions = (
-        getattr(child, "children", child) for child in dashboard.watch(out, seconds=0.01).children
-    )  # fmt: skip
+        getattr(child, "children", child)
+        for child in dashboard.watch(out, seconds=0.01, share=1.0).children
+    )
     assert isinstance(picture, widgets.Image)
     until(lambda: completions.value)
     first = bytes(picture.value)

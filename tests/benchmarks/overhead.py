@@ -2,13 +2,16 @@
 
     python tests/benchmarks/overhead.py --steps 60
 
-Saving (what the loop waits for), logging, rewards, and a dashboard over the same folder that draws
-every five seconds, as `dashboard.watch` does in another process. Evaluations and the first five
-steps, which compile, are left out.
+Saving (what the loop waits for), logging, rewards, and a dashboard over the same folder, a line
+every five seconds and figures for its share of the time, as `dashboard.watch` has them in another
+process; evaluations by themselves. The first steps, which compile, are left out; what evaluations
+compile was compiled by a run before. Taking traces apart goes on while the model learns: here only
+the waiting for it would show.
 """
 
 import argparse
 import dataclasses
+import inspect
 import io
 import tempfile
 import time
@@ -25,8 +28,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     steps = parser.parse_args().steps
-    settings = dataclasses.replace(SETTINGS["tiny"], steps=steps, eval_every=steps)
-    spent = Counter()
+    settings, spent = dataclasses.replace(SETTINGS["tiny"], steps=steps), Counter()
+    with tempfile.TemporaryDirectory() as folder:  # so that evaluations compile nothing below
+        for _ in train.train(settings, folder):
+            pass
 
     def timed(function, part):
         def call(*args, **kwargs):
@@ -42,6 +47,7 @@ def main() -> None:
         setattr(checkpoints, name, timed(getattr(checkpoints, name), part))
     for name in ("any_host", "signs"):
         setattr(session, name, timed(getattr(session, name), "logging"))
+    train.evaluate = timed(train.evaluate, "evaluations")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for row in train.train(settings, out):
@@ -49,18 +55,25 @@ def main() -> None:
                 spent.clear()
                 began = time.perf_counter()
             if row["step"] == steps - 1:
-                whole = time.perf_counter() - began
+                measured = spent.pop("evaluations")
+                whole = time.perf_counter() - began - measured
                 break
             spent["rewards"] += row.get("reward_seconds", 0.0)
         began = time.perf_counter()
-        rows = train.read_rows(out / "metrics.jsonl")
-        show.curve(rows, panels=9).savefig(io.BytesIO(), format="png")
-        dashboard.state(out), dashboard.newest(out)
-        spent["dashboard"] = (time.perf_counter() - began) * whole / 5
+        dashboard.state(out)
+        lines = time.perf_counter() - began
+        show.curve(train.read_rows(out / "metrics.jsonl"), panels=9).savefig(io.BytesIO())
+        dashboard.newest(out)
+        figures = time.perf_counter() - began - lines
+        share = inspect.signature(dashboard.watch).parameters["share"].default
+        spent["dashboard"] = lines * whole / 5 + share * whole
+        print(f"a line takes {lines:.3f} s, figures {figures:.3f} s: every {figures / share:.0f} s")
     spent["together"] = sum(spent.values())
     for part, seconds in spent.items():
         print(f"{part:<10} {seconds:7.2f} s  {seconds / whole:6.2%}")
     print(f"of         {whole:7.2f} s for {steps - 6} steps")
+    of_all = measured / (whole + measured)
+    print(f"and {measured:.2f} s of evaluations beside them, {of_all:.2%} of all")
 
 
 if __name__ == "__main__":
