@@ -1,7 +1,8 @@
 """Writes tables into pages, from what was measured: `python tests/benchmarks/pages.py`.
 
 What fits, from fits.json: all rows into notebooks/what_fits.md, the first row of each of four
-models into README.md. Gemma's runs, from their records: a table into README.md, and gemma.png.
+models into README.md. The tiny model's runs and Gemma's, from their records: a table each into
+README.md, curve.png and gemma.png.
 Seconds a step, of this package and its peers, from peers.json: a table into README.md. Each goes
 between the lines that mark its place. Measures nothing itself.
 """
@@ -18,7 +19,7 @@ from aha_lib import record, show, traces
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FEW = 4
-GEMMA = record.DATA / "gemma3-270m"
+TINY, GEMMA = record.DATA / "run", record.DATA / "gemma3-270m"
 COLD = {"seed": "with searches", "no_search": "without", "zero": "none"}  # by the folder's name
 PEERS = {"trl": "trl", "tunix": "google-tunix"}  # and their packages
 WORKS = {"fixed": "16 × 16 completions of 120 tokens", "real": "the preset `tiny`, steps 4 to 25"}
@@ -35,7 +36,8 @@ def pages() -> dict[Path, str]:
     texts = {ROOT / page: written((ROOT / page).read_text(), "what fits", [head, rule, *lines])
              for page, lines in tables.items()}  # fmt: skip
     readme = ROOT / "README.md"
-    text = written(texts[readme], "Gemma's runs", gemma_runs())
+    text = written(texts[readme], "the tiny model's runs", tiny_runs())
+    text = written(text, "Gemma's runs", gemma_runs())
     return texts | {readme: written(text, "seconds a step", steps())}
 
 
@@ -65,6 +67,22 @@ def gemma_runs() -> list[str]:
     return lines
 
 
+def tiny_runs() -> list[str]:
+    """The held-out panel's figures of each shipped run, before and after and on the way."""
+    lines = ["| seed | accuracy, base | step 10 | step 20 | step 60 | greedy, step 60 | tokens "
+             "| backtracks |", "|---" * 8 + "|"]  # fmt: skip
+    for folder in sorted(TINY.glob("seed*")):
+        run = record.read(folder)
+        at = {row["step"]: row for row in run.measured}
+        cells = [str(run.settings.seed), *(f"{at[n]['heldout_accuracy']:.3f}"
+                                           for n in (0, 10, 20, 60))]  # fmt: skip
+        cells.append(f"{at[60]['heldout_greedy']:.3f}")
+        cells += [" → ".join(f"{at[n][f'heldout_{of}']:.{digits}f}" for n in (0, 60))
+                  for of, digits in KINDS.items() if of != "greedy"]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def steps() -> list[str]:
     """Seconds a step of each work of peers.json: the rounds' median, least and most."""
     stored = json.loads(peers.RECORD.read_text())
@@ -91,5 +109,6 @@ def true_sums(run: record.Record, evaluation: int) -> str:
 if __name__ == "__main__":
     for page, text in pages().items():
         page.write_text(text)
-    seeds = [record.read(folder).rows for folder in sorted(GEMMA.glob("seed*"))]
-    show.curve(*seeds).savefig(ROOT / "notebooks/gemma.png", dpi=100)
+    for name, place in (("curve", TINY), ("gemma", GEMMA)):
+        seeds = [record.read(folder).rows for folder in sorted(place.glob("seed*"))]
+        show.curve(*seeds).savefig(ROOT / f"notebooks/{name}.png", dpi=100)

@@ -85,4 +85,5 @@ if __name__ == "__main__":
             if (case, seed) not in done:
                 runs.append(run(case, seed, shared | changes | every | dict(seed=seed)))
                 write(file, about, runs)
+                jax.clear_caches()  # else programs of all settings stay: there are many
     print(*table(runs), sep="\n")
