@@ -1208,29 +1208,45 @@ print(f"{len(cases)} variants, {len(seeds)} paired seeds")
 # ahead on all of three seeds without overlap, and chance alone gives about
 # two such pairs. So ask it the other way round: how far apart would the best
 # and the worst of these means be, if the names meant nothing? Shuffle the
-# names within each seed, many times, and take the 95th percentile of that
+# names within each seed, many times, and take a high percentile of that
 # range. Only a pair that is further apart is called different (Tukey's
-# procedure, by permutation): it errs in one *set* of comparisons of twenty.
+# procedure, by permutation).
+#
+# A variant that differs from all others widens the yardstick for the rest. So
+# there is a second look, without it. Each look errs in one set of comparisons
+# of forty, both together in one of twenty.
 
 
 # %%
-def least_difference(ends, level=0.95, shuffles=10_000):
-    """The range of means that shuffled names exceed in 5 % of the cases."""
+def least_difference(ends, level=0.975, shuffles=10_000):
+    """The range of means that shuffled names seldom exceed."""
     shuffled = np.random.default_rng(0).permuted(
         np.repeat(ends[None], shuffles, axis=0), axis=2)  # fmt: skip
     return np.quantile(np.ptp(shuffled.mean(1), axis=1), level)
 
 
 # %%
-enough = len(seeds) >= 5 and len(cases) > 1
-if enough:
-    limit = least_difference(ends)
-    mean = ends.mean(0)
-    apart = [(a, b) for i, a in enumerate(cases) for j, b in enumerate(cases)
-             if mean[i] - mean[j] > limit]  # fmt: skip
-    print(f"means differ if they are {limit:.3f} apart:",
+def look(which):
+    """The least difference, and the pairs of these variants beyond it."""
+    some, mean = ends[:, which], ends.mean(0)
+    limit = least_difference(some)
+    apart = [(cases[a], cases[b]) for a in which for b in which
+             if mean[a] - mean[b] > limit]  # fmt: skip
+    print(f"{len(which)} variants: means differ if {limit:.3f} apart:",
           ", ".join(f"{a} > {b}" for a, b in apart)
           or "no difference is shown")  # fmt: skip
+    return limit, apart
+
+
+# %%
+enough = len(seeds) >= 5 and len(cases) > 1
+every, limit = list(range(len(cases))), 0
+if enough:
+    limit, apart = look(every)
+    rest = [i for i in every if sum(cases[i] in pair for pair in apart)
+            < len(cases) - 1]  # fmt: skip
+    if len(rest) < len(cases):
+        limit, apart = look(rest)
 else:
     print("fewer than five paired seeds: nothing can be said yet")
 
@@ -1238,10 +1254,10 @@ else:
 def dots():
     """A dot for each seed, and for each variant its mean and half `limit`."""
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for i in range(len(cases)):
+    for i in every:
         axis.plot(ends[:, i], np.full(len(seeds), i), "o", color="0.6", ms=4)
-        axis.errorbar(mean[i], i, xerr=limit / 2, fmt="|", color="C0", ms=12,
-                      capsize=4)  # fmt: skip
+        axis.errorbar(ends[:, i].mean(), i, xerr=limit / 2, fmt="|",
+                      color="C0", ms=12, capsize=4)  # fmt: skip
     axis.set_yticks(range(len(cases)), cases)
     axis.invert_yaxis()
     axis.set(xlabel="held-out accuracy after the run",
@@ -1265,11 +1281,55 @@ for i, name in enumerate(cases if seeds else ()):
           f" {drawn / len(seeds):11.0f} a run {clipped:10.1%}")  # fmt: skip
 
 # %% [markdown]
-# A pair that is not named above is not shown to differ, whatever the order of
-# its dots. And mind what is *not* equal: DAPO draws again until its groups
-# have signal, so it sees more puzzles than the others for the same number of
-# updates, and the learning rate was not tuned for any of them.
+# RLOO stands apart, below all others. Does it not learn? Look at its training
+# accuracy, step by step:
+
+# %%
+def curves(axis, name):
+    """Training accuracy of each seed."""
+    for run in (at[name, seed] for seed in seeds):
+        axis.plot(run["train_accuracy"], color="C0", lw=0.8, alpha=0.6)
+    axis.set(title=name, xlabel="step", ylim=(0, 1))
+    axis.grid(alpha=0.3)
+
+
+if enough:
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), sharey=True,
+                                layout="constrained")  # fmt: skip
+    for axis, name in zip(axes, ("rloo", "cispo", "grpo"), strict=True):
+        curves(axis, name)
+    plt.show()
+
+# %% [markdown]
+# It learns as fast as any, and then falls apart. It is the one variant here
+# whose loss has nothing that holds it back, neither a clip nor a KL term, and
+# its advantages are not divided by anything, so that the learning rate, the
+# same for all and tuned for none, may simply be too high for it. That is a
+# guess: these runs do not take the causes apart.
 #
+# Of the others GRPO and DAPO end above CISPO. No other pair is shown to
+# differ, whatever the order of the dots. And mind what is *not* equal: DAPO
+# draws again until its groups have signal, so it has seen three times as many
+# puzzles as the others for the same number of updates.
+#
+# ### Check: what was said
+# If the runs are made anew, the sentences above may no longer hold.
+
+# %%
+if enough and len(cases) == 7:
+    best = {name: max(np.mean([at[name, seed]["train_accuracy"][i]
+                               for seed in seeds]) for i in range(30))
+            for name in cases}  # fmt: skip
+    last = {name: np.mean([at[name, seed]["train_accuracy"][-5:]
+                           for seed in seeds]) for name in cases}  # fmt: skip
+    print({name: f"{best[name]:.2f}, then {last[name]:.2f}" for name in cases})
+    assert best["rloo"] > 0.9 and last["rloo"] < best["rloo"] - 0.3
+    assert all(last[name] > best[name] - 0.1 for name in cases
+               if name not in ("rloo", "cispo"))  # fmt: skip
+    assert set(cases) - {cases[i] for i in rest} == {"rloo"}
+    assert set(apart) == {("grpo", "cispo"), ("dapo", "cispo")}
+
+# %% [markdown]
 # ### Check: the procedure itself
 #
 # On numbers of which we know that no name matters, it may find a difference
@@ -1277,7 +1337,7 @@ for i, name in enumerate(cases if seeds else ()):
 
 # %%
 fake = np.random.default_rng(1).normal(size=(200, 8, 7))
-found = [np.ptp(x.mean(0)) > least_difference(x, shuffles=400) for x in fake]
+found = [np.ptp(x.mean(0)) > least_difference(x, 0.95, 400) for x in fake]
 print(f"a difference where there is none: {np.mean(found):.1%} of 200 sets")
 assert 0.005 < np.mean(found) < 0.12
 fake[0, :, 2] += 5

@@ -810,10 +810,9 @@ show.explorer(panel, runs[0].kept)
 #
 # <details><summary>Answer</summary>
 #
-# Of the samples of seed 0, in seven at all steps together. Three say "yes"
-# and are cut off right there by the limit; one finds it, says "yes", goes on
-# all the same and is cut off; three write another expression than the one
-# they have found, with a sign exchanged: an error of copying.
+# Of the samples of seed 0, in three at all steps together. One says "yes" and
+# is cut off right there by the limit; two write another expression than the
+# one they have found, with a number or a sign exchanged: errors of copying.
 #
 # </details>
 #

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from aha_lib import train
+from aha_lib import runtime, train
 from aha_lib.presets import SETTINGS, VARIANTS
 
 SHORT = dict(steps=30, prompts=8, learning_rate=1e-3, eval_puzzles=1024, pass_k=1)
@@ -69,6 +69,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, help="of a run; else as SETS has it")
     parser.add_argument("--out", type=Path, help="the file; else SET.json beside this one")
     args = parser.parse_args()
+    runtime.keep_memory()
     shared, cases, seeds = SETS[args.set]
     shared = shared | (dict(steps=args.steps) if args.steps else {})
     every = dict(eval_every=shared.get("steps", 60), checkpoint_every=shared.get("steps", 60))
