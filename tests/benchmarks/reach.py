@@ -18,10 +18,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 
-from aha_lib import grpo, sampler, traces, train, weights
+from aha_lib import sampler, traces, train, weights
 from aha_lib.presets import Settings
 
 FILE = Path(__file__).with_suffix(".json")
@@ -36,12 +35,9 @@ def trained(folder: Path):
     s = Settings(**json.loads(record.read_text())) if record.exists() else Settings()
     for _ in train.train(s, folder):
         pass
-    model, tokenizer, _ = weights.load(s.model)
-    graph, params = nnx.split(model)
-    state = grpo.TrainState(params, grpo.optimizer(s).init(params))
-    with ocp.CheckpointManager((folder / "checkpoints").resolve()) as manager:
-        restored = manager.restore(s.steps, args=ocp.args.StandardRestore(state))
-    return s, tokenizer, graph, params, restored.params
+    better, tokenizer, s = train.trained(folder)
+    graph, base = nnx.split(weights.load(s.model)[0])
+    return s, tokenizer, graph, base, nnx.state(better)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "length", "answer", "yes", "stop", "pad"))
