@@ -607,7 +607,7 @@ if answer and answer.fits and not answer.settings.lora:
 
 # %%
 if answer:
-    greedy = plan.plan(small, chip, prompts=512)
+    greedy = plan.plan(small, chip, prompts=2048)
     print(greedy)
     assert not greedy.fits or chip != "v5e-8"
 

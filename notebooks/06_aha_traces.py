@@ -501,9 +501,9 @@ if learnt:
     assert np.mean(repeats) > 2 * np.mean(others)
 
 # %% [markdown]
-# Mostly the loop. Of the four of seed 0 one gets there with more room, by a
-# lucky slip; three go on in circles. And where they go beyond the lengths
-# that the model has ever seen, its language comes apart. The end of one:
+# The loop. Of the nine of seed 0 none gets there with more room: six go on in
+# circles, two give up, one slips. And where they go beyond the lengths that
+# the model has ever seen, its language may come apart. The end of one:
 
 # %%
 if more:
@@ -575,12 +575,13 @@ show.table(
 # %% [markdown]
 # Three things to see. With *one* draw the trained model is far ahead of the
 # base at the same cost: the base's next k that costs at least as much is in
-# the check below. With *many* draws the base comes close: it was within its
-# reach; RL has made it likely, not possible. And the base that had to search,
-# without any training, is at one draw where the trained model is, at the same
-# length. What GRPO has taught this model is one thing: not to answer before
-# the "yes". (On text of the world no such bar exists to put up: one token
-# tells neither that a search is needed nor that it has ended well.)
+# the check below. With *many* draws the base draws level, at 64 with one
+# puzzle more than the trained model: it was within its reach; RL has made it
+# likely, not possible. And the base that had to search, without any training,
+# is at one draw where the trained model is, at the same length. What GRPO has
+# taught this model is one thing: not to answer before the "yes". (On text of
+# the world no such bar exists to put up: one token tells neither that a
+# search is needed nor that it has ended well.)
 #
 # ### Check
 # Between two k there is nothing: no line is drawn through them, and the
@@ -594,7 +595,9 @@ if {"base", "trained"} <= set(curves) and learnt:
     print(f"trained: {price[0]:.0f} tokens, {once[0]:.3f}; base, best of"
           f" {enough + 1}: {cost[enough]:.0f} tokens, {passed[enough]:.3f}")
     assert cost[enough] >= price[0] and once[0] > passed[enough]
-    assert passed[-1] > 0.85  # within its reach
+    assert passed[-1] > 0.99  # within its reach
+    if min(len(passed), len(once)) >= 64:  # 1 / 256 is a puzzle
+        assert abs(passed[63] - once[63]) < 0.01
     made = curves.get("base, no answer before a yes")
     assert made is None or abs(made[1][0] - once[0]) < 0.03
     assert made is None or abs(made[0][0] / price[0] - 1) < 0.1
