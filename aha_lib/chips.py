@@ -57,9 +57,7 @@ def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
         return tokens * operations / cores / chip.flops
 
     context = s.prompt_len + 5 / 8 * s.completion_len  # mean length of the cache in four stages
-    far = c.layers // c.global_every
-    seen = far * context + (c.layers - far) * min(context, c.window)  # slots, over all layers
-    cache = rows / cores * seen * 4 * c.kv_heads * c.head_dim
+    cache = rows / cores * c.slots(context) * 4 * c.kv_heads * c.head_dim
     read = (layers if s.gather else layers / cores) + 2 * head / cores + cache
     moved = 0 if s.gather else layers
     update = (3 + s.remat + (s.kl > 0)) * forward(rows * length, length)

@@ -45,6 +45,13 @@ def newest(out: Path, count: int = 3) -> str:
     return "<br>".join(view.data for view in views)
 
 
+def figures(out: Path) -> tuple[bytes, str]:
+    """The run's curves as a PNG, and its newest completions as HTML."""
+    drawn = io.BytesIO()
+    show.curve(record.read(out).rows, panels=9).savefig(drawn, format="png")
+    return drawn.getvalue(), newest(out)
+
+
 def watch(out: str | Path, *, seconds: float = 5.0, share: float = 0.02,
           dollars: float = 0.0) -> widgets.Widget:  # fmt: skip
     """Figures, newest completions and a stop button of a run, until the run is over.
@@ -60,20 +67,15 @@ def watch(out: str | Path, *, seconds: float = 5.0, share: float = 0.02,
         (out / "stop").touch()
         button.description = "Stopping …"
 
-    def redraw() -> None:
-        drawn = io.BytesIO()
-        show.curve(record.read(out).rows, panels=9).savefig(drawn, format="png")
-        picture.value, completions.value = drawn.getvalue(), newest(out)
-
     def follow() -> None:
         over, due = False, 0.0
         while not over:
             line.value, over = state(out, dollars)
             began = time.monotonic()
             if over or began >= due:
-                redraw()
+                picture.value, completions.value = figures(out)
                 due = began + (time.monotonic() - began) / share
-            time.sleep(seconds * (not over))
+            time.sleep(0 if over else seconds)
         button.disabled = True
 
     button.on_click(ask)

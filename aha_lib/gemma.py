@@ -149,9 +149,8 @@ class Gemma(nnx.Module):
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """A cache for `rows` sequences of at most `slots` tokens, in the activations' dtype."""
         c = self.config
-        far = c.layers // c.global_every
-        shape = (rows, c.kv_heads, slots, c.head_dim)
-        k, local = (jnp.zeros((n, *shape), self.dtype) for n in (far, c.layers - far))
+        counts = c.global_layers, c.layers - c.global_layers
+        k, local = (jnp.zeros((n, rows, c.kv_heads, slots, c.head_dim), self.dtype) for n in counts)
         return Cache(k, k, local, local)
 
     def extend(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache,
@@ -202,7 +201,7 @@ class Gemma(nnx.Module):
                 carry = jax.lax.fori_loop(0, every - 1, after, carry)
             return far((n + 1) * every - 1, carry)
 
-        carry, periods = (self._embed(tokens), cache), c.layers // every
+        carry, periods = (self._embed(tokens), cache), c.global_layers
         carry = jax.lax.fori_loop(0, periods, period, carry) if periods else carry
         if c.layers % every:  # a period cut short
             carry = jax.lax.fori_loop(periods * every, c.layers, near, carry)

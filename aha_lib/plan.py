@@ -190,11 +190,11 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         return jax.tree.map(spread, rows._replace(cache=Cache(*cache)))
 
     def move(name, old, order, slots):
-        both = [max(map(_held, pair)) for pair in zip(old.cache, moved(old, order, slots).cache,
-                                                      strict=True)]  # fmt: skip
+        new = moved(old, order, slots).cache
+        both = [max(map(_held, pair)) for pair in zip(old.cache, new, strict=True)]
         n = int(np.argmax(both))  # the largest array moves, the others wait, at their largest
         resident = aside + sum(both) - both[n] + _held((weights, old[:-1]))
-        array, long = old.cache[n], sampler._slots(slots, config.window)[n]
+        array, long = old.cache[n], new[n].shape[3]
         return f"sample: {name}", resident, lambda: sampler._move.lower(array, order, long)
 
     read = jax.tree.map(spread, jax.eval_shape(sampler._prefill, *begin))

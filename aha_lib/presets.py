@@ -48,6 +48,15 @@ class ModelConfig:
         return 3 if self.qk_norm else 2 if self.post_norms else 1
 
     @property
+    def global_layers(self) -> int:
+        return self.layers // self.global_every
+
+    def slots(self, tokens: float) -> float:
+        """Slots, over all layers, of a row's cache of so many tokens: local ones keep a window."""
+        local = self.layers - self.global_layers
+        return self.global_layers * tokens + local * min(tokens, self.window)
+
+    @property
     def parameters(self) -> int:
         """Number of parameters, the (tied) embedding counted once."""
         attention = self.width * self.head_dim * 2 * (self.heads + self.kv_heads)

@@ -410,9 +410,7 @@ def cache(s, b):
     Local layers keep no more than their window.
     """
     c, held = shape(s.preset), s.prompt_len + s.completion_len / 2
-    far = c.layers // c.global_every
-    slots = far * held + (c.layers - far) * min(held, c.window)
-    return 2 * c.kv_heads * c.head_dim * b * slots
+    return 2 * c.kv_heads * c.head_dim * b * c.slots(held)
 
 
 def batches(s, devices):

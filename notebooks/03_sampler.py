@@ -815,9 +815,7 @@ from aha_lib.presets import MODELS
 
 def slots_seen(c, slots):
     """The mean over layers of the slots that a layer can see."""
-    local = sum((i + 1) % c.global_every != 0 for i in range(c.layers))
-    near = min(slots, c.window or slots)
-    return (local * near + (c.layers - local) * slots) / c.layers
+    return c.slots(slots) / c.layers
 
 
 # %%

@@ -119,7 +119,8 @@ def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rew
     assert every.count("_decode") <= 16, "four stages of 8, 4, 2 or 1 rows"
     assert every.count("accumulate") <= grpo.BUCKETS
     run(settings, tmp_path / "second")
-    assert not {*compiled} & {*every, "_decode"} - {"map"}, "nothing is compiled twice"
+    again = {*compiled} - {"map"}  # a program of JAX's own, made anew by each run
+    assert not again & {*every}, "nothing is compiled twice"
 
 
 # Puzzles

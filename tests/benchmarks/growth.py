@@ -92,9 +92,7 @@ class Case:
     def bounds(self, flops: float, bandwidth: float) -> tuple[float, float]:
         """Seconds of sampling and of the update at the machine's roofs."""
         (rows, length, _), c, s = self.size, self.config, self.settings
-        far = c.layers // c.global_every
-        seen = [s.prompt_len + t for t in range(length)]
-        slots = sum(far * n + (c.layers - far) * min(n, c.window) for n in seen)
+        slots = sum(c.slots(s.prompt_len + t) for t in range(length))
         moved = 4 * (length * c.parameters + rows * slots * 2 * c.kv_heads * c.head_dim)
         work = rows * (length * 2 * c.parameters + slots * 4 * c.heads * c.head_dim)
         here = chips.Chip("", 1, 0, flops, math.inf, math.inf, 0)

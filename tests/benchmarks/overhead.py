@@ -12,13 +12,12 @@ the waiting for it would show.
 import argparse
 import dataclasses
 import inspect
-import io
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-from aha_lib import checkpoints, dashboard, session, show, train
+from aha_lib import checkpoints, dashboard, session, train
 from aha_lib.presets import SETTINGS
 
 PARTS = {"save": "saving", "append": "logging", "say": "logging"}
@@ -62,12 +61,11 @@ def main() -> None:
         began = time.perf_counter()
         dashboard.state(out)
         lines = time.perf_counter() - began
-        show.curve(train.read_rows(out / "metrics.jsonl"), panels=9).savefig(io.BytesIO())
-        dashboard.newest(out)
-        figures = time.perf_counter() - began - lines
+        dashboard.figures(out)
+        drawn = time.perf_counter() - began - lines
         share = inspect.signature(dashboard.watch).parameters["share"].default
         spent["dashboard"] = lines * whole / 5 + share * whole
-        print(f"a line takes {lines:.3f} s, figures {figures:.3f} s: every {figures / share:.0f} s")
+        print(f"a line takes {lines:.3f} s, figures {drawn:.3f} s: every {drawn / share:.0f} s")
     spent["together"] = sum(spent.values())
     for part, seconds in spent.items():
         print(f"{part:<10} {seconds:7.2f} s  {seconds / whole:6.2%}")
