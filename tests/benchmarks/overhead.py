@@ -54,7 +54,7 @@ def main() -> None:
                 spent.clear()
                 began = time.perf_counter()
             if row["step"] == steps - 1:
-                measured = spent.pop("evaluations")
+                measured = spent.pop("evaluations", 0.0)
                 whole = time.perf_counter() - began - measured
                 break
             spent["rewards"] += row.get("reward_seconds", 0.0)
