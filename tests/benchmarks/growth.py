@@ -1,13 +1,18 @@
 """How sampling and the update grow with rows, length, parameters and devices, on this machine.
 
     python tests/benchmarks/growth.py
+    python tests/benchmarks/growth.py --gemma accelerator.json
 
-prints a table and writes growth.json beside this file. From the tiny Gemma at 256 rows x 120 tokens
-one thing is changed at a time; nothing stops early. Seconds are the least of three rounds, each in
-every case once. Beside them the share of this machine's roof, measured in the same process: of
-decoding the larger of operations over the rate of a matmul and bytes (weights and live cache, a
-token) over the rate of a sum that reads as much; of the update its operations over that rate. Keep
-the machine quiet.
+The first prints a table and writes growth.json beside this file. From the tiny Gemma at 256 rows x
+120 tokens one thing is changed at a time; nothing stops early. Seconds are the least of three
+rounds, each in every case once. Beside them the share of this machine's roof, measured in the same
+process: of decoding the larger of operations over the rate of a matmul and bytes (weights and live
+cache, a token) over the rate of a sum that reads as much; of the update its operations over that
+rate. Keep the machine quiet.
+
+The second is for an accelerator: Gemma 3 270M and 1B, whole vocabulary, random weights, bfloat16
+activations, on all devices there are. It also says how far the trainer's log-probabilities are
+from the sampler's.
 """
 
 import argparse
@@ -29,7 +34,7 @@ from flax import nnx
 
 from aha_lib import chips, grpo, runtime, sampler
 from aha_lib.gemma import Gemma
-from aha_lib.presets import MODELS, SETTINGS, ModelConfig
+from aha_lib.presets import MODELS, SETTINGS, ModelConfig, Settings
 
 RECORD = Path(__file__).with_suffix(".json")
 TINY, GROUP = MODELS["tiny"], 16
@@ -39,6 +44,11 @@ CASES = {  # what grows: rows, tokens, width
     "parameters": [(256, 120, width) for width in (64, 128, 256, 512)],
 }
 DEVICES = (1, 2, 4)  # that share the cores
+GEMMAS = [  # preset, rows, tokens
+    ("gemma3-270m", 512, 256),
+    ("gemma3-1b", 512, 256),
+    ("gemma3-270m", 64, 64),
+]
 
 
 def shape(width: int) -> ModelConfig:
@@ -55,22 +65,25 @@ def least(function, rounds: int = 3) -> float:
     return min(times)
 
 
-def roofs() -> tuple[float, float]:
-    """Operations a second of a matmul, bytes a second of a sum over 64 MB."""
-    square, data = jnp.ones((1024, 1024)), jnp.ones(2**24)
+def roofs(dtype="float32", side=1024, count=2**24) -> tuple[float, float]:
+    """Operations a second of a matmul, bytes a second of a sum over so many numbers."""
+    square, data = jnp.ones((side, side), dtype), jnp.ones(count, dtype)
     product, total = jax.jit(lambda x: x @ x), jax.jit(jnp.sum)
     jax.block_until_ready((product(square), total(data)))
-    return 2 * 1024**3 / least(lambda: product(square), 30), 2**26 / least(lambda: total(data), 30)
+    times = least(lambda: product(square), 30), least(lambda: total(data), 30)
+    return 2 * side**3 / times[0], data.nbytes / times[1]
 
 
 class Case:
     """A model and a batch of one size: what is timed."""
 
-    def __init__(self, rows: int, length: int, width: int):
-        self.size, self.config = (rows, length, width), shape(width)
-        s = SETTINGS["tiny"]
+    def __init__(self, config: ModelConfig, s: Settings, rows: int, length: int):
+        self.config, self.rows, self.length = config, rows, length
         self.settings = dataclasses.replace(s, prompts=rows // GROUP, completion_len=length)
-        self.graph, params = nnx.split(Gemma(self.config, rngs=nnx.Rngs(0)))
+        dtype, param_dtype = runtime.dtypes(s.dtype)
+        model = Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
+        model.remat, self.bytes = s.remat, dtype.itemsize
+        self.graph, params = nnx.split(model)
         mesh = runtime.make_mesh()
         params = jax.device_put(params, runtime.shardings(params, mesh))
         self.state = grpo.TrainState(params, grpo.optimizer(s).init(params))
@@ -79,29 +92,40 @@ class Case:
     def sample(self):
         return sampler.sample(
             nnx.merge(self.graph, self.state.params), self.prompts, self.prompts > 0,
-            jax.random.key(0), group=GROUP, length=self.size[1], stop_ids=(-1,), pad_id=0,
+            jax.random.key(0), group=GROUP, length=self.length, stop_ids=(-1,), pad_id=0,
         )  # fmt: skip
 
-    def update(self, out):
+    def batch(self, out):
         gains = np.random.default_rng(0).normal(size=len(out.mask)).astype(np.float32)
         prompts = np.repeat(self.prompts, GROUP, axis=0)
-        batch = grpo.Batch(prompts, prompts > 0, out.tokens, out.mask, out.logprobs, gains)
+        return grpo.Batch(prompts, prompts > 0, out.tokens, out.mask, out.logprobs, gains)
+
+    def update(self, out):
+        batch = self.batch(out)
         self.state, _ = grpo.train_step(self.graph, self.state, None, batch, self.settings)
         return self.state
 
+    def mismatch(self) -> tuple[float, float]:
+        """Mean and greatest |trainer's - sampler's| log-probability of the sampled tokens, nats."""
+        batch = self.batch(self.sample())
+        ours = grpo.rescored(self.graph, self.state.params, batch, self.settings).logprobs
+        gaps = np.abs(ours - batch.logprobs)[batch.mask]
+        return float(gaps.mean()), float(gaps.max())
+
     def bounds(self, flops: float, bandwidth: float) -> tuple[float, float]:
         """Seconds of sampling and of the update at the machine's roofs."""
-        (rows, length, _), c, s = self.size, self.config, self.settings
+        rows, length, c, s = self.rows, self.length, self.config, self.settings
         slots = sum(c.slots(s.prompt_len + t) for t in range(length))
-        moved = 4 * (length * c.parameters + rows * slots * 2 * c.kv_heads * c.head_dim)
+        moved = length * c.parameters + rows * slots * 2 * c.kv_heads * c.head_dim
         work = rows * (length * 2 * c.parameters + slots * 4 * c.heads * c.head_dim)
         here = chips.Chip("", 1, 0, flops, math.inf, math.inf, 0)
-        return max(moved / bandwidth, work / flops), chips.estimate(c, s, here)["update"]
+        sampling = max(self.bytes * moved / bandwidth, work / flops)
+        return sampling, chips.estimate(c, s, here)["update"]
 
 
-def measure(sizes, rounds: int = 3) -> list[dict]:
-    """Rows of figures for cases of these sizes, in turn."""
-    cases, best = [Case(*size) for size in sizes], {}
+def measure(cases: list[Case], rates: tuple[float, float], rounds: int = 3) -> list[dict]:
+    """Rows of figures for cases, in turn; `rates` as from `roofs`, of all devices together."""
+    first, best = {}, {}
     for turn in range(rounds + 1):  # the first compiles
         for case in cases:
             start = time.perf_counter()
@@ -112,17 +136,36 @@ def measure(sizes, rounds: int = 3) -> list[dict]:
             times = middle - start, time.perf_counter() - middle
             if turn:
                 best[case] = tuple(map(min, times, best.get(case, times)))
-    flops, bandwidth = roofs()
+            else:
+                first[case] = sum(times)
     rows = []
     for case in cases:
-        bounds = case.bounds(flops, bandwidth)
+        bounds = case.bounds(*rates)
         shares = [round(bound / took, 3) for bound, took in zip(bounds, best[case], strict=True)]
-        rows.append({"rows": case.size[0], "length": case.size[1],
+        rows.append({"rows": case.rows, "length": case.length,
                      "parameters": case.config.parameters, "devices": jax.device_count(),
                      "sample": round(best[case][0], 3), "update": round(best[case][1], 3),
-                     "share": shares, "GFLOP/s": round(flops / 1e9),
-                     "GB/s": round(bandwidth / 1e9, 1)})  # fmt: skip
+                     "first": round(first[case], 1), "share": shares,
+                     "GFLOP/s": round(rates[0] / 1e9),
+                     "GB/s": round(rates[1] / 1e9, 1)})  # fmt: skip
     return rows
+
+
+def gemmas(file: Path) -> None:
+    """Figures of `GEMMAS` on the devices that are here, one model after the other, into a file."""
+    devices = jax.devices()
+    rates = [len(devices) * rate for rate in roofs("bfloat16", 8192, 2**30)]
+    found = {"device": f"{len(devices)} x {devices[0].device_kind}", "date": str(date.today()),
+             "jax": jax.__version__, "rows": []}  # fmt: skip
+    for name, rows, length in GEMMAS:
+        own = dict(kl=0.0, prompt_len=64, micro_batch=32, temperature=1.0)
+        case = Case(MODELS[name], dataclasses.replace(SETTINGS[name], **own), rows, length)
+        row = {"model": name, **measure([case], rates, 2)[0]}
+        row["mismatch"] = [float(f"{x:.2g}") for x in case.mismatch()]
+        found["rows"].append(row)
+        print(row, flush=True)
+        file.write_text(json.dumps(found, indent=1) + "\n")
+        del case
 
 
 def table(found: dict[str, list[dict]]) -> None:
@@ -138,9 +181,15 @@ def table(found: dict[str, list[dict]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=[*CASES, "devices"], help="print one JSON of it")
-    only = parser.parse_args().only
-    if only:
-        print(json.dumps(measure(CASES.get(only, [(256, 120, 128)]))))
+    parser.add_argument("--gemma", metavar="FILE", help="Gemma on this accelerator, into FILE")
+    args = parser.parse_args()
+    if args.gemma:
+        gemmas(Path(args.gemma))
+        return
+    if args.only:
+        sizes = CASES.get(args.only, [(256, 120, 128)])
+        cases = [Case(shape(width), SETTINGS["tiny"], *size) for *size, width in sizes]
+        print(json.dumps(measure(cases, roofs())))
         return
     found = {}
     for name, devices in [*((name, 1) for name in CASES), *(("devices", n) for n in DEVICES)]:

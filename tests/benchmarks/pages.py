@@ -51,19 +51,27 @@ def written(text: str, name: str, lines: list[str]) -> str:
 
 
 def gemma_runs() -> list[str]:
-    """A row for each recorded run of Gemma 3 270M, from its first to its last evaluation."""
-    lines = ["| cold start | seed | steps | accuracy | greedy | tokens | backtracks | true sums |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for kind, name in COLD.items():
-        for folder in sorted(GEMMA.glob(f"{kind}*")):
-            run = record.read(folder)
-            ends = [run.measured[i] for i in (0, -1)]
-            accuracy = " → ".join(f"{row['heldout_accuracy']:.3f}" for row in run.measured)
-            others = [" → ".join(f"{row[f'heldout_{of}']:.{digits}f}" for row in ends)
-                      for of, digits in KINDS.items()]  # fmt: skip
-            sums = " → ".join(true_sums(run, i) for i in (0, -1))
-            cells = name, run.settings.seed, run.settings.steps, accuracy, *others, sums
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+    """A row for each recorded run of Gemma 3 270M, with its accuracy at the start, after 10 and 20
+    steps and at the end."""
+    lines = ["| cold start | seed | steps × answers | accuracy | greedy | tokens | backtracks "
+             "| true sums |", "|---" * 8 + "|"]  # fmt: skip
+    for place in (GEMMA, GEMMA / "h100"):
+        for kind, name in COLD.items():
+            for folder in sorted(place.glob(f"{kind}*")):
+                run = record.read(folder)
+                ends = [run.measured[i] for i in (0, -1)]
+                accuracy = " → ".join(
+                    f"{row['heldout_accuracy']:.3f}"
+                    for row in run.measured
+                    if row["step"] in (0, 10, 20) or row is ends[1]
+                )
+                others = [" → ".join(f"{row[f'heldout_{of}']:.{digits}f}" for row in ends)
+                          for of, digits in KINDS.items()]  # fmt: skip
+                sums = " → ".join(true_sums(run, i) for i in (0, -1))
+                s = run.settings
+                size = f"{ends[1]['step']} × {s.prompts * s.group}"
+                cells = name, s.seed, size, accuracy, *others, sums
+                lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
