@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aha_lib import plan, record, train
+from aha_lib import plan, record, traces, train
 from aha_lib.presets import MODELS, SETTINGS
 
 ROOT = Path(__file__).parent.parent
@@ -36,16 +36,35 @@ def test_what_is_said_of_gemma():
     """The table and the figure are pages.py's; here what the text around them says."""
     text, place = " ".join(README.split()), record.DATA / "gemma3-270m"
     runs = [record.read(folder) for folder in sorted(place.glob("seed*"))]
+    longer = [record.read(folder) for folder in sorted(place.glob("h100/seed*"))]
     assert {len(run.panel) for run in runs} == {128} and "128 held-out puzzles" in text
+    assert {len(run.panel) for run in longer} == {512} and "512 held-out puzzles" in text
     cold = json.loads((place / "cold_start/settings.json").read_text())
     assert f"start*, {cold['steps']} steps on worked puzzles" in text
-    ends = [run.measured[-1]["outcomes"] for run in runs]
-    cut, wrong = (sum(of(x) for x in ends) for of in (
-        lambda x: x["cut off"], lambda x: sum(x.values()) - x["right"]))  # fmt: skip
-    assert cut > wrong / 2 and "Most answers that are wrong at the end are cut off" in text
-    assert f"cut off at {runs[0].settings.completion_len} tokens" in text
+    for of in (runs, longer):
+        ends = [run.measured[-1]["outcomes"] for run in of]
+        assert sum(x["cut off"] for x in ends) > sum(sum(x.values()) - x["right"] for x in ends) / 2
+    limits = tuple(of[0].settings.completion_len for of in (runs, longer))
+    said = "Most answers that are wrong at the end are cut off at {} tokens or at {}"
+    assert said.format(*limits) in text
+    laps = [traces.parse(*pair).attempts for run in longer
+            for pair in zip(run.kept[-1]["sampled"], run.panel, strict=True)
+            if "</answer>" not in pair[0]]  # fmt: skip
+    new = [len({attempt.expression for attempt in lap}) / len(lap) for lap in laps]
+    assert f"only {sum(new) / len(new):.0%} are different".replace("%", " %") in text
     alone = record.read(place / "no_search").measured[-1]
     assert alone["heldout_backtracks"] == 0 and alone["styles"]["check"] > 100
+    rotten = record.read(place / "h100/no_search")
+    began, ended = (row["heldout_accuracy"] for row in (rotten.measured[0], rotten.measured[-1]))
+    assert f"In {rotten.measured[-1]['step']} steps something else" in text
+    assert f"more answers are right, {ended:.2f} instead of {began:.2f}" in text
+    truths = []
+    for i in (-1, 0):
+        pairs = zip(rotten.kept[i]["sampled"], rotten.panel, strict=True)
+        claims = [claim.true for pair in pairs for claim in traces.parse(*pair).claims]
+        known = [true for true in claims if true is not None]
+        truths.append(f"{sum(known) / len(known):.0%}".replace("%", " %"))
+    assert "{} are true instead of {}".format(*truths) in text
     zero = record.read(place / "zero")
     assert not any("right" in row["outcomes"] for row in zero.measured)
     assert zero.settings.template == "base" and zero.settings.lora == runs[0].settings.lora

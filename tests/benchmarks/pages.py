@@ -18,6 +18,7 @@ import peers
 from aha_lib import record, show, traces
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+ACCELERATOR = Path(__file__).with_name("accelerator.json")
 FEW = 4
 TINY, GEMMA = record.DATA / "run", record.DATA / "gemma3-270m"
 COLD = {"seed": "with searches", "no_search": "without", "zero": "none"}  # by the folder's name
@@ -38,6 +39,7 @@ def pages() -> dict[Path, str]:
     readme = ROOT / "README.md"
     text = written(texts[readme], "the tiny model's runs", tiny_runs())
     text = written(text, "Gemma's runs", gemma_runs())
+    text = written(text, "on a GPU", accelerator())
     return texts | {readme: written(text, "seconds a step", steps())}
 
 
@@ -103,6 +105,19 @@ def steps() -> list[str]:
             ends = of and f"{statistics.median(of):.1f} ({min(of):.1f} to {max(of):.1f})"
             cells.append(ends or "–")
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def accelerator() -> list[str]:
+    """A row for each case of accelerator.json."""
+    stored = json.loads(ACCELERATOR.read_text())
+    lines = [f"| {stored['device'].removeprefix('1 x ')} | sampling | update | mean gap, nats |",
+             "|---|---|---|---|"]  # fmt: skip
+    for row in stored["rows"]:
+        name = f"{row['rows']} × {row['length']} tokens of {row['model']}"
+        both = zip(("sample", "update"), row["share"], strict=True)
+        parts = [f"{row[part]:.2f} s ({share:.0%})" for part, share in both]
+        lines.append(f"| {' | '.join([name, *parts, str(row['mismatch'][0])])} |")
     return lines
 
 
