@@ -106,9 +106,8 @@ EXTRAS = {"kl": dict(kl=0.3), "entropy": dict(entropy_bonus=0.2), "tau": dict(VA
 @pytest.mark.parametrize("name", [*VARIANTS, *EXTRAS])
 def test_loss_and_gradient(name):
     s = dataclasses.replace(Settings(), **(VARIANTS | EXTRAS)[name])
-    # JAX 0.7 has it elsewhere.
-    enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
-    with enable_x64(True):
+    where = jax if hasattr(jax, "enable_x64") else jax.experimental  # JAX 0.7 has it there
+    with where.enable_x64(True):
         batch = jax.tree.map(jnp.asarray, two_token_batch(s.norm))
         base = two_token_model(jnp.asarray(BASE_THETA))
 
