@@ -448,14 +448,17 @@ assert lowest - end["heldout_accuracy"] > 3 * error
 # %%
 longer = {folder.name: record.read(folder)
           for folder in sorted((place / "h100").iterdir())}  # fmt: skip
-control = longer.pop("no_search")
+taken = {name: parsed(run) for name, run in longer.items()}
 show.table(
     ["run", "step", *names, *four],
-    [[run.name, row["step"], *(row[f"heldout_{n}"] for n in names),
+    [[name, row["step"], *(row[f"heldout_{n}"] for n in names),
       *(f"{a / max(b, 1):.2f}" for a, b in measures(side))]
-     for run in (*longer.values(), control)
-     for row, side in zip(run.measured, parsed(run), strict=True)],
+     for name, run in longer.items()
+     for row, side in zip(run.measured, taken[name], strict=True)],
 )  # fmt: skip
+
+# %%
+control, of_control = longer.pop("no_search"), taken.pop("no_search")
 
 # %% [markdown]
 # With searches: 0.73 to 0.76 at step 10, and no more at step 20. It is not the
@@ -470,7 +473,7 @@ show.table(
 # and the first two that it solves at the end):
 
 # %%
-solved = [i for i, t in enumerate(parsed(control)[-1]) if t.right]
+solved = [i for i, t in enumerate(of_control[-1]) if t.right]
 for i in (0, *solved[:2]):
     for row in (control.kept[1], control.kept[-1]):
         text = row["sampled"][i].replace("\n", "   ")
@@ -479,9 +482,9 @@ for i in (0, *solved[:2]):
 # %%
 figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
 steps = [row["step"] for row in control.measured]
-truth = [a / b for *_, (a, b) in map(measures, parsed(control))]
+truth = [a / b for *_, (a, b) in map(measures, of_control)]
 called = [np.mean([t.attempts[-1].verdict == "yes" for t in side
-                   if t.right and t.attempts]) for side in parsed(control)]
+                   if t.right and t.attempts]) for side in of_control]
 axis.plot(steps, truth, "C3", label="sums that are true")
 axis.plot(steps, called, "C1", label='right answers below a "yes"')
 axis.plot(steps, [row["heldout_accuracy"] for row in control.measured], "C0",
@@ -505,8 +508,8 @@ plt.show()
 # ### Check
 
 # %%
-ends = [[measures(side)[i] for i in (1, 3)] for side in parsed(control)]
-assert sum(went_on for (went_on, _), _ in ends) == 0
+ends = [measures(side)[1] for side in of_control]
+assert sum(went_on for went_on, _ in ends) == 0
 assert truth[-1] < 0.2 < 0.8 < truth[0] and called[-1] < 0.2 < 0.8 < called[0]
 error = np.sqrt(0.25 / len(control.panel) * 2)
 accuracies = [row["heldout_accuracy"] for row in control.measured]
@@ -518,15 +521,16 @@ for run in longer.values():
 
 # %%
 laps = []
-for run in longer.values():
+for name, run in longer.items():
     texts = run.kept[-1]["sampled"]
     laps += [[a.expression for a in trace.attempts]
-             for trace, text in zip(parsed(run)[-1], texts, strict=True)
+             for trace, text in zip(taken[name][-1], texts, strict=True)
              if "</answer>" not in text]  # fmt: skip
+attempts = np.mean([len(lap) for lap in laps])
 different = np.mean([len(set(lap)) / len(lap) for lap in laps])
-print(f"{len(laps)} answers are cut off, with {np.mean(list(map(len, laps))):.0f}"
-      f" attempts, {different:.0%} of them different ones")  # fmt: skip
-assert np.mean(list(map(len, laps))) > 20 and different < 0.7
+print(f"{len(laps)} answers are cut off, with {attempts:.0f} attempts,",
+      f"{different:.0%} of them different ones")  # fmt: skip
+assert attempts > 20 and different < 0.7
 
 # %% [markdown]
 # ## From zero
@@ -697,9 +701,8 @@ show.explorer(run.panel, run.kept)
 # %%
 parts = {"sampling": "sample", "update": "update"}
 rows = []
-for run in (gemma[0], longer["seed0"]):
-    about = json.loads((place / ("h100" if run is not gemma[0] else "")
-                        / "seed0/machine.json").read_text())  # fmt: skip
+for run, folder in ((gemma[0], "seed0"), (longer["seed0"], "h100/seed0")):
+    about = json.loads((place / folder / "machine.json").read_text())
     stepped = [row for row in run.rows if row["step"]]
     for name, key in parts.items():
         medians = [float(np.median([row[f"{key}_{of}"] for row in stepped]))

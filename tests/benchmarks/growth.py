@@ -158,7 +158,7 @@ def gemmas(file: Path) -> None:
     found = {"device": f"{len(devices)} x {devices[0].device_kind}", "date": str(date.today()),
              "jax": jax.__version__, "rows": []}  # fmt: skip
     for name, rows, length in GEMMAS:
-        own = dict(kl=0.0, prompt_len=64, micro_batch=32, temperature=1.0)
+        own = dict(kl=0.0, prompt_len=64, micro_batch=32)
         case = Case(MODELS[name], dataclasses.replace(SETTINGS[name], **own), rows, length)
         row = {"model": name, **measure([case], rates, 2)[0]}
         row["mismatch"] = [float(f"{x:.2g}") for x in case.mismatch()]

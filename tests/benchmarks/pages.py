@@ -7,6 +7,7 @@ Seconds a step, of this package and its peers, from peers.json: a table into REA
 between the lines that mark its place. Measures nothing itself.
 """
 
+import itertools
 import json
 import re
 import statistics
@@ -57,23 +58,18 @@ def gemma_runs() -> list[str]:
     steps and at the end."""
     lines = ["| cold start | seed | steps × answers | accuracy | greedy | tokens | backtracks "
              "| true sums |", "|---" * 8 + "|"]  # fmt: skip
-    for place in (GEMMA, GEMMA / "h100"):
-        for kind, name in COLD.items():
-            for folder in sorted(place.glob(f"{kind}*")):
-                run = record.read(folder)
-                ends = [run.measured[i] for i in (0, -1)]
-                accuracy = " → ".join(
-                    f"{row['heldout_accuracy']:.3f}"
-                    for row in run.measured
-                    if row["step"] in (0, 10, 20) or row is ends[1]
-                )
-                others = [" → ".join(f"{row[f'heldout_{of}']:.{digits}f}" for row in ends)
-                          for of, digits in KINDS.items()]  # fmt: skip
-                sums = " → ".join(true_sums(run, i) for i in (0, -1))
-                s = run.settings
-                size = f"{ends[1]['step']} × {s.prompts * s.group}"
-                cells = name, s.seed, size, accuracy, *others, sums
-                lines.append(f"| {' | '.join(map(str, cells))} |")
+    for place, kind in itertools.product((GEMMA, GEMMA / "h100"), COLD):
+        for folder in sorted(place.glob(f"{kind}*")):
+            run = record.read(folder)
+            ends = [run.measured[i] for i in (0, -1)]
+            shown = [row for row in run.measured if row["step"] in (0, 10, 20) or row is ends[1]]
+            accuracy = " → ".join(f"{row['heldout_accuracy']:.3f}" for row in shown)
+            others = [" → ".join(f"{row[f'heldout_{of}']:.{digits}f}" for row in ends)
+                      for of, digits in KINDS.items()]  # fmt: skip
+            sums = " → ".join(true_sums(run, i) for i in (0, -1))
+            size = f"{ends[1]['step']} × {run.settings.prompts * run.settings.group}"
+            cells = COLD[kind], run.settings.seed, size, accuracy, *others, sums
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
