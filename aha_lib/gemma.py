@@ -73,13 +73,15 @@ class Gemma(nnx.Module):
         self.final_norm = nnx.Param(jnp.zeros(config.width, param_dtype), axes=(None,))
 
     def hidden(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"],
-               segments: Int[Array, "B T"]) -> Float[Array, "B T D"]:  # fmt: skip
+               segments: Int[Array, "B T"], prefixes: Int[Array, "B T"] | None = None,
+               ) -> Float[Array, "B T D"]:  # fmt: skip
         """Final hidden states of whole rows; `remat`: layers are computed again going backward.
 
         Tokens attend to earlier tokens of the same segment (document, or 1 for a row's tokens
-        and 0 for its padding). `positions` count within the segment, from 0.
+        and 0 for its padding), and of the segment that `prefixes` has for them: several
+        completions may follow one prompt. `positions` count from 0, a prefix's tokens included.
         """
-        x, _ = self._through(tokens, positions, segments, keep=False)
+        x, _ = self._through(tokens, positions, segments, prefixes, keep=False)
         return rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
     def residuals(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"],
@@ -87,11 +89,14 @@ class Gemma(nnx.Module):
         """The residual stream after each layer, of rows as `hidden` takes them."""
         return self._through(tokens, positions, segments, keep=True)[1]
 
-    def _through(self, tokens, positions, segments, *, keep: bool):
+    def _through(self, tokens, positions, segments, prefixes=None, *, keep: bool):
         c = self.config
         slots = jnp.arange(tokens.shape[1])
-        mask = (segments[:, :, None] == segments[:, None, :]) & (slots[:, None] >= slots)
-        near = slots[:, None] - slots < c.window
+        mask = segments[:, :, None] == segments[:, None, :]
+        if prefixes is not None:
+            mask |= prefixes[:, :, None] == segments[:, None, :]
+        mask &= slots[:, None] >= slots
+        near = positions[:, :, None] - positions[:, None, :] < c.window
         rope = rope_tables(c, positions)
 
         def layer(x, inputs):

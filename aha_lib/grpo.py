@@ -16,15 +16,16 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from aha_lib import objectives
+from aha_lib import objectives, packing
 from aha_lib.presets import Settings
 from aha_lib.runtime import in_lanes, lanes, shard_batch, to_host, whole_shares
 
-BUCKETS = 4  # lengths to which micro-batches are padded: multiples of completion_len / BUCKETS
-
 
 class Batch(NamedTuple):
-    """Rows to learn from: prompts padded on the left, completions on the right."""
+    """Rows to learn from: prompts padded on the left, completions on the right.
+
+    With a `layout` the model reads that, not the first three: the completions are then M a row.
+    """
 
     prompts: Int[Array, "B Tp"]
     valid: Bool[Array, "B Tp"]  # prompt tokens that are not padding
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
     logprobs: Float[Array, "B T"]  # nats, when they were sampled
     advantages: Float[Array, " B"]
     weights: Float[Array, "B T"] | None = None  # of tokens in the mean; None: all are 1
+    layout: packing.Layout | None = None
 
 
 class TrainState(NamedTuple):
@@ -133,9 +135,16 @@ def completion_logprobs(model, batch: Batch, temperature: float):
     The hidden state before each completion token predicts it: the last prompt token predicts the
     first, and no prompt token is ever a target.
     """
-    rows = whole_rows(batch.prompts, batch.valid, batch.completions, batch.mask)
-    hidden = model.hidden(*rows)[:, batch.prompts.shape[1] - 1 : -1]
-    return model.logprobs(hidden, batch.completions, temperature=temperature)
+    x, T = batch.layout, batch.mask.shape[1]
+    if x is None:
+        rows = whole_rows(batch.prompts, batch.valid, batch.completions, batch.mask)
+        hidden = model.hidden(*rows)[:, batch.prompts.shape[1] - 1 : -1]
+        return model.logprobs(hidden, batch.completions, temperature=temperature)
+    hidden = model.hidden(x.tokens, x.positions, x.segments, x.prefixes)
+    hidden = jnp.take_along_axis(hidden, x.before[..., None], axis=1)
+    both = model.logprobs(hidden, x.targets, temperature=temperature)
+    spots = jnp.minimum(x.starts[..., None] + jnp.arange(T), T - 1).reshape(len(x.starts), -1)
+    return tuple(jnp.take_along_axis(y, spots, axis=1).reshape(-1, T) for y in both)
 
 
 def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
@@ -227,26 +236,16 @@ def apply(state: TrainState, grads, settings: Settings, loss: float | Float[Arra
 
 
 def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
-    """Cut a batch on the host into micro-batches of `rows` rows of like length.
+    """Cut a batch on the host into micro-batches of `rows` packed rows, all of one shape.
 
-    Each is cut to the shortest bucket that holds it, so that the update does not pay for padding.
-    Rows with no advantage add nothing to the gradient and are left out unless `all_rows` (a KL
-    term learns from them too). `rows` is rounded up to what the mesh spreads evenly; the last
-    micro-batch is filled with rows that train nothing.
+    Completions with no advantage add nothing to the gradient and are left out unless `all_rows` (a
+    KL term learns from them too). `rows` is rounded up to what the mesh spreads evenly.
     """
-    lengths = batch.mask.sum(axis=1)
-    order = np.argsort(lengths, kind="stable")
-    order = order[(lengths[order] > 0) & (all_rows | (batch.advantages[order] != 0))]
-    rows = whole_shares(rows, "rows")
-    bucket = -(-batch.mask.shape[1] // BUCKETS)
-    for start in range(0, len(order), rows):
-        index = order[start : start + rows]
-        length = min(-(-lengths[index].max() // bucket) * bucket, batch.mask.shape[1])
-        full = np.resize(index, rows)
-        micro = jax.tree.map(lambda x: x[full], batch)  # noqa: B023
-        micro = micro._replace(mask=micro.mask & (np.arange(rows) < len(index))[:, None])
-        wide = ("completions", "mask", "logprobs") + ("weights",) * (batch.weights is not None)
-        yield micro._replace(**{name: getattr(micro, name)[:, :length] for name in wide})
+    kept = (batch.mask.any(axis=1)) & (all_rows | (batch.advantages != 0))
+    batch = jax.tree.map(lambda x: x[kept], batch)
+    for layout, index in packing.pack(*batch[:4], whole_shares(rows, "rows")):
+        micro = jax.tree.map(lambda x: x[index], batch)  # noqa: B023
+        yield micro._replace(mask=micro.mask & (index >= 0)[:, None], layout=layout)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "temperature"))

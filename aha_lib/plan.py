@@ -201,9 +201,10 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
     shorter, longer = (moved(read, order, n) for n in (slots - last, slots))
     decode = dict(slot=slots - last, length=last, stop_ids=(1,), pad_id=0)
     blank = np.zeros((micro, s.completion_len), np.float32)
-    seen, ids = np.zeros((micro, s.prompt_len), bool), blank.astype(np.int32)
-    batch = grpo.Batch(seen.astype(np.int32), seen, ids, blank > 0, blank, blank[:, 0])
+    seen, ids = np.ones((micro, s.prompt_len), bool), blank.astype(np.int32)
+    batch = grpo.Batch(seen.astype(np.int32), seen, ids, blank == 0, blank, blank[:, 0])
     weighted = batch._replace(weights=blank if s.importance_cap or s.norm != "token" else None)
+    packed = next(grpo.micro_batches(weighted, micro, all_rows=True))
     adam = waiting - kl - _held(state.params)
     rescore = [("update: rescore", adam + kl,
                 lambda: grpo._logprobs.lower(graph, state.params, batch, s.temperature))]
@@ -217,7 +218,7 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         move("halve", shorter, np.arange(half), slots),
         *(rescore if s.importance_cap else []),
         ("update: gradient", adam,
-         lambda: grpo.accumulate.lower(graph, state.params, reference, grads, weighted, 1.0, s)),
+         lambda: grpo.accumulate.lower(graph, state.params, reference, grads, packed, 1.0, s)),
         ("update: apply", kl, lambda: grpo.apply.lower(state, grads, s, np.float32(0))),
     ]  # fmt: skip
 

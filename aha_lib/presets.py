@@ -176,7 +176,7 @@ class Settings:
     # Update
     updates: int = 1  # optimizer steps on each batch
     importance_cap: float = 0.0  # cap of the weights trainer / sampler probability; 0: no weights
-    micro_batch: int = 32  # rows in memory at a time
+    micro_batch: int = 32  # packed rows in memory at a time
     remat: bool = True  # compute layers again in the backward pass: less memory, more work
     learning_rate: float = 6e-4
     warmup: int = 5  # steps over which the learning rate rises to its full value, by equal amounts
@@ -291,7 +291,7 @@ _SHORT_CPU = replace(
 )  # fmt: skip
 
 SETTINGS: dict[str, Settings] = {
-    "tiny": Settings(micro_batch=16, remat=False),
+    "tiny": Settings(micro_batch=8, remat=False),
     "gemma3-270m-cpu": _SHORT_CPU,
     "gemma3-270m-short": _SHORT,
     "gemma3-270m": _gemma("gemma3-270m"),

@@ -180,7 +180,7 @@ def compilation_cache() -> Path:
     """Keep compiled programs in a folder, so that the next start need not compile them again."""
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache("jax"))
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
 

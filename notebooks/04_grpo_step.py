@@ -1082,6 +1082,41 @@ print(f"slope along the gradient: {slope:.4f}, its norm {length:.4f}")
 assert abs(slope / length - 1) < 0.05
 
 # %% [markdown]
+# ### The rows that the step reads
+#
+# This gradient came from one row per answer, with its prompt in front and
+# padding behind. The training step reads less: answers lie side by side. A
+# row has a prompt once (grey), then several of its answers (a colour each);
+# an answer sees its prompt and itself, and not its neighbours. Without a KL
+# term, answers that have no advantage are left out, too.
+
+# %%
+packed = list(grpo.micro_batches(batch, 8, all_rows=s.kl > 0))
+tokens = np.concatenate([micro.layout.segments for micro in packed])
+prefix = np.concatenate([micro.layout.prefixes for micro in packed])
+used = (tokens > 0).any(axis=1)
+shade = np.where(tokens == 0, np.nan, 2 + tokens % 8)
+shade[tokens == prefix] = 1 + 0 * shade[tokens == prefix]
+colours = plt.get_cmap("Set3_r", 10)
+plt.figure(figsize=(9, 3), layout="constrained")
+plt.imshow(shade[used], aspect="auto", cmap=colours, interpolation="none")
+plt.gca().set(xlabel="slot", ylabel="row")
+plt.show()
+alone = len(batch.mask) * (batch.prompts.shape[1] + batch.mask.shape[1])
+print(f"slots read: {tokens.size:,}, with a row per answer {alone:,}")
+
+# %% [markdown]
+# ### Check: packing does not show
+# The same gradient, summed over the packed rows.
+
+# %%
+tree = jax.tree.map(jnp.zeros_like, params)
+for micro in packed:
+    tree, _ = grpo.accumulate(graph, params, params, tree, micro, count, s)
+both = np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+assert same(both, ours) and tokens.size < alone
+
+# %% [markdown]
 # ### The weights on the text
 #
 # One right and one wrong answer to the same puzzle, token by token. Green is

@@ -250,20 +250,33 @@ def test_lanes_do_not_show(monkeypatch, model, reference, batch):
         assert metrics == pytest.approx(found[0][1], rel=1e-5)
 
 
-def test_micro_batches_hold_every_row_with_signal_once(batch):
-    for everything in (False, True):
-        seen = []
-        for micro in grpo.micro_batches(batch, 3, all_rows=everything):
-            assert len(micro.mask) == 3
-            longest = micro.mask.sum(1).max()
-            assert longest <= micro.mask.shape[1] < longest + 2, "buckets are 2 tokens wide"
-            for tokens, mask in zip(micro.completions, micro.mask, strict=True):
-                if mask.any():
-                    seen.append(tuple(tokens[mask].tolist()))
-        rows = range(8) if everything else np.flatnonzero(batch.advantages)
-        assert sorted(seen) == sorted(
-            tuple(batch.completions[i][batch.mask[i]].tolist()) for i in rows
-        )
+@pytest.mark.parametrize("everything", [False, True])
+def test_micro_batches_hold_every_row_with_signal_once(batch, everything):
+    seen = []
+    for micro in grpo.micro_batches(batch, 3, all_rows=everything):
+        assert micro.layout.tokens.shape == (3, 13) and micro.layout.targets.shape == (3, 8)
+        for tokens, mask in zip(micro.completions, micro.mask, strict=True):
+            if mask.any():
+                seen.append(tuple(tokens[mask].tolist()))
+    rows = range(8) if everything else np.flatnonzero(batch.advantages)
+    assert sorted(seen) == sorted(tuple(batch.completions[i][batch.mask[i]].tolist()) for i in rows)
+
+
+def test_packed_rows_give_what_rows_of_their_own_give(model, batch):
+    """Log-probabilities and entropies, where completions share prompts and layers have a window."""
+    plain = [np.asarray(x) for x in grpo.completion_logprobs(model, on_device(batch), 0.7)]
+    (micro,) = grpo.micro_batches(batch, 8, all_rows=True)
+    layout = micro.layout
+    shared = (np.diff(layout.segments, axis=1) > 0).sum(1).max()
+    assert shared >= 2, "some prompt has several completions in a row"
+    packed = [np.asarray(x) for x in grpo.completion_logprobs(model, on_device(micro), 0.7)]
+    where = [int(np.flatnonzero((micro.logprobs == old).all(1) & micro.mask.any(1))[0])
+             for old in batch.logprobs]  # fmt: skip
+    for ours, theirs in zip(packed, plain, strict=True):
+        np.testing.assert_allclose(ours[where][batch.mask], theirs[batch.mask], atol=1e-5)
+    blind = micro._replace(layout=layout._replace(prefixes=layout.segments))
+    other = np.asarray(grpo.completion_logprobs(model, on_device(blind), 0.7)[0])
+    assert np.abs(other[where] - plain[0])[batch.mask].max() > 0.1, "without the prompt it shows"
 
 
 def test_metrics_are_means_over_the_tokens_trained(monkeypatch, model, reference, batch):

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from modules that stand before it.
 ORDER = """install presets arguments config_json runtime tokenizer block gemma lora weights
-countdown traces sampler objectives grpo session checkpoints train steering record show dashboard
-chips plan vocabulary corpus pretrain""".split()
+countdown traces sampler objectives packing grpo session checkpoints train steering
+record show dashboard chips plan vocabulary corpus pretrain""".split()
 NO_JAX = {"countdown": set(), "traces": {"countdown"}}  # and what they may have of aha_lib
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "aha_lib").glob("*.py"))}
@@ -48,7 +48,7 @@ def test_package_is_the_list():
     assert len(SOURCES) == len([*(ROOT / "aha_lib").rglob("*.py")]), "aha_lib has no subpackages"
     assert set(MODULES) <= set(ORDER), "a module that the layout does not have"
     assert not imports(SOURCES["__init__"]), "aha_lib/__init__.py imports nothing"
-    assert sum(map(code_lines, SOURCES.values())) <= 3500
+    assert sum(map(code_lines, SOURCES.values())) <= 3570
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[*CASES, "devices"], help="print one JSON of it")
     parser.add_argument("--gemma", metavar="FILE", help="Gemma on this accelerator, into FILE")
     args = parser.parse_args()
+    runtime.keep_memory()
     if args.gemma:
         gemmas(Path(args.gemma))
         return
