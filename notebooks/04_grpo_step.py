@@ -1091,15 +1091,18 @@ assert abs(slope / length - 1) < 0.05
 # term, answers that have no advantage are left out, too.
 
 # %%
+from matplotlib.colors import ListedColormap
+
 packed = list(grpo.micro_batches(batch, 8, all_rows=s.kl > 0))
 tokens = np.concatenate([micro.layout.segments for micro in packed])
 prefix = np.concatenate([micro.layout.prefixes for micro in packed])
 used = (tokens > 0).any(axis=1)
-shade = np.where(tokens == 0, np.nan, 2 + tokens % 8)
-shade[tokens == prefix] = 1 + 0 * shade[tokens == prefix]
-colours = plt.get_cmap("Set3_r", 10)
+shade = np.where(tokens == prefix, 0, 1 + tokens % 8.0)
+shade[tokens == 0] = np.nan
+colours = ListedColormap(["grey", *plt.get_cmap("Set2").colors])
 plt.figure(figsize=(9, 3), layout="constrained")
-plt.imshow(shade[used], aspect="auto", cmap=colours, interpolation="none")
+plt.imshow(shade[used], aspect="auto", cmap=colours, vmin=0, vmax=8,
+           interpolation="none")  # fmt: skip
 plt.gca().set(xlabel="slot", ylabel="row")
 plt.show()
 alone = len(batch.mask) * (batch.prompts.shape[1] + batch.mask.shape[1])
