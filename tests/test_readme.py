@@ -32,6 +32,22 @@ def test_the_table_of_runs(seed):
     )  # fmt: skip
 
 
+def test_what_is_said_of_speed():
+    text, stored = " ".join(README.split()), ROOT / "tests/benchmarks"
+    runs = json.loads((stored / "peers.json").read_text())["runs"]
+    first, *later = [run["heldout_0.9"] for run in runs if run.get("heldout_0.9")]
+    said = "after {:.0f} and {:.0f} s of its loop, and after {:.0f} s where its programs"
+    assert said.format(*sorted(later), first) in text
+    growth = json.loads((stored / "growth.json").read_text())
+    alone = [row for name, rows in growth.items() if name != "about"
+             for row in rows if row["devices"] == 1]  # fmt: skip
+    ends = [f"{100 * min(of):.0f} to {100 * max(of):.0f} %"
+            for of in zip(*(row["share"] for row in alone), strict=True)]  # fmt: skip
+    assert f"sampling reaches {ends[0]}" in text and f"the update {ends[1]}" in text
+    assert len({(x["rows"], x["length"], x["parameters"]) for x in alone}) == 11
+    assert "over eleven sizes" in text
+
+
 def test_what_is_said_of_gemma(monkeypatch):
     """The table and the figure are pages.py's; here what the text around them says."""
     monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
