@@ -241,7 +241,7 @@ def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
     Completions with no advantage add nothing to the gradient and are left out unless `all_rows` (a
     KL term learns from them too). `rows` is rounded up to what the mesh spreads evenly.
     """
-    kept = (batch.mask.any(axis=1)) & (all_rows | (batch.advantages != 0))
+    kept = batch.mask.any(axis=1) & (all_rows | (batch.advantages != 0))
     batch = jax.tree.map(lambda x: x[kept], batch)
     for layout, index in packing.pack(*batch[:4], whole_shares(rows, "rows")):
         micro = jax.tree.map(lambda x: x[index], batch)  # noqa: B023

@@ -1094,11 +1094,11 @@ assert abs(slope / length - 1) < 0.05
 from matplotlib.colors import ListedColormap
 
 packed = list(grpo.micro_batches(batch, 8, all_rows=s.kl > 0))
-tokens = np.concatenate([micro.layout.segments for micro in packed])
-prefix = np.concatenate([micro.layout.prefixes for micro in packed])
-used = (tokens > 0).any(axis=1)
-shade = np.where(tokens == prefix, 0, 1 + tokens % 8.0)
-shade[tokens == 0] = np.nan
+segments = np.concatenate([micro.layout.segments for micro in packed])
+prefixes = np.concatenate([micro.layout.prefixes for micro in packed])
+used = (segments > 0).any(axis=1)
+shade = np.where(segments == prefixes, 0, 1 + segments % 8.0)
+shade[segments == 0] = np.nan
 colours = ListedColormap(["grey", *plt.get_cmap("Set2").colors])
 plt.figure(figsize=(9, 3), layout="constrained")
 plt.imshow(shade[used], aspect="auto", cmap=colours, vmin=0, vmax=8,
@@ -1106,7 +1106,7 @@ plt.imshow(shade[used], aspect="auto", cmap=colours, vmin=0, vmax=8,
 plt.gca().set(xlabel="slot", ylabel="row")
 plt.show()
 alone = len(batch.mask) * (batch.prompts.shape[1] + batch.mask.shape[1])
-print(f"slots read: {tokens.size:,}, with a row per answer {alone:,}")
+print(f"slots read: {segments.size:,}, with a row per answer {alone:,}")
 
 # %% [markdown]
 # ### Check: packing does not show
@@ -1117,7 +1117,7 @@ tree = jax.tree.map(jnp.zeros_like, params)
 for micro in packed:
     tree, _ = grpo.accumulate(graph, params, params, tree, micro, count, s)
 both = np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
-assert same(both, ours) and tokens.size < alone
+assert same(both, ours) and segments.size < alone
 
 # %% [markdown]
 # ### The weights on the text
