@@ -280,14 +280,14 @@ def _gemma(name: str, **changes) -> Settings:
 # Countdown as short text, for real Gemma where little can be had: a cold start by
 # `aha_lib.pretrain` of the same preset, then GRPO from the folder that it writes.
 _SHORT = Settings(
-    preset="gemma3-270m-short", model="runs/gemma3-270m-short/base", template="short", steps=100,
-    prompts=32, group=16, prompt_len=20, completion_len=200, learning_rate=2e-4, lora=32,
-    micro_batch=64, pass_k=1, eval_every=10,
+    preset="gemma3-270m-short", model="runs/gemma3-270m-short/base", template="short", steps=110,
+    prompts=32, group=16, prompt_len=20, completion_len=400, learning_rate=1e-4, decay=0.1, lora=32,
+    dtype="float32", eval_puzzles=512, pass_k=1, checkpoint_every=20,
 )  # fmt: skip
 _SHORT_CPU = replace(
-    _SHORT, preset="gemma3-270m-cpu", model="runs/gemma3-270m-cpu/base", dtype="float32",
-    remat=False, prompts=8, group=8, steps=60, lora=16, micro_batch=8, eval_puzzles=128,
-    checkpoint_every=5,
+    _SHORT, preset="gemma3-270m-cpu", model="runs/gemma3-270m-cpu/base", remat=False, prompts=8,
+    group=8, completion_len=200, steps=60, learning_rate=2e-4, decay=1.0, lora=16, micro_batch=8,
+    eval_puzzles=128, checkpoint_every=5,
 )  # fmt: skip
 
 SETTINGS: dict[str, Settings] = {

@@ -55,7 +55,7 @@ def test_what_is_said_of_gemma(monkeypatch):
 
     text, place = " ".join(README.split()), record.DATA / "gemma3-270m"
     runs = [record.read(folder) for folder in sorted(place.glob("seed*"))]
-    longer = [record.read(folder) for folder in sorted(place.glob("h100/seed*"))]
+    longer = [record.read(folder) for folder in sorted(place.glob("h100*/seed*"))]
     assert {len(run.panel) for run in runs} == {128} and "128 held-out puzzles" in text
     assert {len(run.panel) for run in longer} == {512} and "512 held-out puzzles" in text
     cold = json.loads((place / "cold_start/settings.json").read_text())
@@ -73,7 +73,18 @@ def test_what_is_said_of_gemma(monkeypatch):
     assert f"only {sum(new) / len(new):.0%} are different".replace("%", " %") in text
     alone = record.read(place / "no_search").measured[-1]
     assert alone["heldout_backtracks"] == 0 and alone["styles"]["check"] > 100
-    rotten = record.read(place / "h100/no_search")
+    (far,) = (run for run in longer if run.measured[-1]["step"] > 100)
+    seconds = sum(row[f"{of}_seconds"] for row in far.rows[1:] for of in ("sample", "update"))
+    assert 300 < seconds < 450 and f"{far.measured[-1]['step']} steps in seven and a half" in text
+    solved = [[any(a.reached for a in traces.parse(*pair).attempts[:8])
+               for pair in zip(far.kept[i]["sampled"], far.panel, strict=True)]
+              for i in (1, -1)]  # fmt: skip
+    early, late = (f"{sum(of) / len(of):.2f}" for of in solved)
+    assert f"it solves {early} of the puzzles at step 10 and {late} at the end" in text
+    (twice,) = (run for run in longer if run.measured[-1]["step"] == 20)
+    assert twice.settings.learning_rate == 2 * far.settings.learning_rate
+    assert f"stood at {twice.measured[-1]['heldout_accuracy']:.2f} after 20 steps" in text
+    rotten = record.read(place / "h100_2e-4/no_search")
     began, ended = (row["heldout_accuracy"] for row in (rotten.measured[0], rotten.measured[-1]))
     assert f"In {rotten.measured[-1]['step']} steps something else" in text
     assert f"more answers are right, {ended:.2f} instead of {began:.2f}" in text

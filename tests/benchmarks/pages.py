@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ACCELERATOR = Path(__file__).with_name("accelerator.json")
 FEW = 4
 TINY, GEMMA = record.DATA / "run", record.DATA / "gemma3-270m"
+GPU = GEMMA / "h100"
 COLD = {"seed": "with searches", "no_search": "without", "zero": "none"}  # by the folder's name
 PEERS = {"trl": "trl", "tunix": "google-tunix"}  # and their packages
 WORKS = {"fixed": "16 × 16 completions of 120 tokens", "real": "the preset `tiny`, steps 4 to 25"}
@@ -56,9 +57,9 @@ def written(text: str, name: str, lines: list[str]) -> str:
 def gemma_runs() -> list[str]:
     """A row for each recorded run of Gemma 3 270M, with its accuracy at the start, after 10 and 20
     steps and at the end."""
-    lines = ["| cold start | seed | steps × answers | accuracy | greedy | tokens | backtracks "
-             "| true sums |", "|---" * 8 + "|"]  # fmt: skip
-    for place, kind in itertools.product((GEMMA, GEMMA / "h100"), COLD):
+    lines = ["| cold start | seed | steps × answers | rate | accuracy | greedy | tokens "
+             "| backtracks | true sums |", "|---" * 9 + "|"]  # fmt: skip
+    for place, kind in itertools.product((GPU, GEMMA, GEMMA / "h100_2e-4"), COLD):
         for folder in sorted(place.glob(f"{kind}*")):
             run = record.read(folder)
             ends = [run.measured[i] for i in (0, -1)]
@@ -68,7 +69,8 @@ def gemma_runs() -> list[str]:
                       for of, digits in KINDS.items()]  # fmt: skip
             sums = " → ".join(true_sums(run, i) for i in (0, -1))
             size = f"{ends[1]['step']} × {run.settings.prompts * run.settings.group}"
-            cells = COLD[kind], run.settings.seed, size, accuracy, *others, sums
+            rate = f"{run.settings.learning_rate:.0e}" + " falling" * (run.settings.decay < 1)
+            cells = COLD[kind], run.settings.seed, size, rate, accuracy, *others, sums
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
@@ -128,6 +130,6 @@ def true_sums(run: record.Record, evaluation: int) -> str:
 if __name__ == "__main__":
     for page, text in pages().items():
         page.write_text(text)
-    for name, place in (("curve", TINY), ("gemma", GEMMA)):
+    for name, place in (("curve", TINY), ("gemma", GPU)):
         seeds = [record.read(folder).rows for folder in sorted(place.glob("seed*"))]
         show.curve(*seeds).savefig(ROOT / f"notebooks/{name}.png", dpi=100)
