@@ -681,12 +681,12 @@ if answer:
 #
 # </details>
 #
-# 2. 512 puzzles at once are too many for Gemma 3 270M on a v5e-8. What is
+# 2. 2,048 puzzles at once are too many for Gemma 3 270M on a v5e-8. What is
 #    the largest power of two that fits, and what is full first?
 #
 # <details><summary>answer</summary>
 #
-# `plan.largest("prompts", "gemma3-270m", "v5e-8")` says 256. The caches are
+# `plan.largest("prompts", "gemma3-270m", "v5e-8")` says 1024. The caches are
 # full first: `sample: lengthen` copies each of their arrays into a longer
 # one, and for that moment both are there.
 #

@@ -34,6 +34,7 @@
 # |---|---|---|
 # | `tiny` | two CPU cores | about three minutes to the whole curve |
 # | `gemma3-270m-cpu` | the same | Gemma 3 270M, see notebook 07 |
+# | `gemma3-270m-short` | an accelerator | the same, 512 answers a step |
 #
 # You will see, each proved by a check cell:
 #

@@ -442,7 +442,7 @@ assert lowest - end["heldout_accuracy"] > 3 * error
 #     --set model=runs/gemma3-270m-cpu/base
 # ```
 #
-# Seed 0 went all its 110 steps, in seven and a half minutes; for seed 1 there
+# Seed 0 ran all of its 110 steps, in seven and a half minutes; for seed 1 there
 # was time for 56. What grows in the first ten steps, and what after them?
 
 # %%
@@ -459,10 +459,10 @@ show.table(
 # %% [markdown]
 # In ten steps the habit is there: from 1.5 backtracks an answer to 7.5, from
 # 0.25 right to 0.77 and 0.73. Then something else grows. Accuracy goes on to
-# 0.90 (and 0.89 in the 50 steps of seed 1), the likeliest answers to 0.94, but
-# answers become *shorter*, 150 tokens and then 111. An attempt is worth more
-# than it was. Its hits for each attempt could deceive, since easy puzzles are
-# left early; so ask how many puzzles are solved within so many attempts.
+# 0.90 (seed 1: to 0.89 in 50 steps), that of greedy answers to 0.94, yet
+# answers become *shorter*, from 150 tokens to 111. Attempts must have become
+# better. Hits per attempt could deceive, since easy puzzles are left early; so
+# ask how many puzzles are solved within so many attempts.
 
 
 # %%
@@ -491,8 +491,8 @@ plt.show()
 
 # %% [markdown]
 # Within eight attempts two thirds are solved at step 10 and three quarters at
-# the end, in both runs. So first the reward finds the will to go on, and then,
-# more slowly, better attempts. The sums are as true at the end as they were.
+# the end, in both runs. So the reward first finds the will to go on and then,
+# more slowly, better attempts. The sums are as true at the end as at the start.
 #
 # ### Check
 
@@ -513,8 +513,8 @@ for run, of_run in zip(far, of_far, strict=True):
 # ## Twice the rate, and no searches
 # Before these runs there were others on that GPU, at twice the rate, which did
 # not fall (`--set learning_rate=2e-4 --set decay=1`): the control from the cold
-# start without searches, 100 steps, and four with searches, of 12 steps (three
-# seeds, side by side) or 24 (seed 0 again, by itself).
+# start without searches, for 100 steps, and four runs with searches, of 12 steps
+# (three seeds, side by side) or 24 (seed 0 once more, by itself).
 
 # %%
 longer = {folder.name: record.read(folder)
@@ -608,7 +608,7 @@ print(f"{len(laps)} answers are cut off, with {attempts:.0f} attempts,",
 assert attempts > 20 and different < 0.7
 
 # %% [markdown]
-# They go round.
+# They go round in circles.
 
 # %% [markdown]
 # ## From zero

@@ -1,5 +1,6 @@
 """The figures in the README are those of the runs and measurements that are kept here."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -74,6 +75,9 @@ def test_what_is_said_of_gemma(monkeypatch):
     alone = record.read(place / "no_search").measured[-1]
     assert alone["heldout_backtracks"] == 0 and alone["styles"]["check"] > 100
     (far,) = (run for run in longer if run.measured[-1]["step"] > 100)
+    preset = dataclasses.asdict(SETTINGS[far.settings.preset])
+    other = {k for k, v in dataclasses.asdict(far.settings).items() if v != preset[k]}
+    assert other <= {"model", "checkpoint_minutes"} and "by the preset `gemma3-270m-short`" in text
     seconds = sum(row[f"{of}_seconds"] for row in far.rows[1:] for of in ("sample", "update"))
     assert 300 < seconds < 450 and f"{far.measured[-1]['step']} steps in seven and a half" in text
     solved = [[any(a.reached for a in traces.parse(*pair).attempts[:8])
