@@ -490,14 +490,12 @@ show.table(
 # does accuracy without it fall behind as a batch is used more often? With so
 # few seeds a difference within the reach from lowest to highest is none.
 #
-# With one update the two are the same run, to the last digit. With more, both
-# lose, and the one without the clip loses far more: 0.59 against 0.86 with
-# two updates, 0.10 against 0.67 with four. With eight both end below the
-# base. So the clip does hold the model back from running away, and is not
-# enough: at this learning rate, 1e-3, chosen for one update, a second one is no
-# bargain. (A single seed. In notebook 04 eight seeds of one variant end 0.04
-# to 0.28 apart, those of RLOO further; the gap with four updates is beyond
-# that, the one with two may be luck.)
+# With one update the two are the same run, to the last digit. With two both
+# lose, and the clip makes no difference that three seeds could show: in one of
+# them much, in two next to none. With four it does, in each: at least 0.41
+# with it, at most 0.17 without. With eight both end below the base. So the clip
+# does hold the model back from running away, and is not enough: at this
+# learning rate, 1e-3, chosen for one update, a second one is no bargain.
 #
 # ### Check
 # With one update nothing is clipped, with more something is, and without a
@@ -509,11 +507,11 @@ for case, of in again.items():
     alone = case.startswith("1 ") or case.endswith("no clip")
     assert (clipped == 0) == alone, (case, clipped)
 if again:
-    mean = {case: np.mean(accuracies(of)) for case, of in again.items()}
-    assert mean["1 x clip"] == mean["1 x no clip"]
-    assert all(mean[f"{n} x clip"] > mean[f"{n} x no clip"] + 0.2
-               for n in (2, 4))  # fmt: skip
-    assert max(mean["8 x clip"], mean["8 x no clip"]) < 0.2
+    ends = {case: accuracies(of) for case, of in again.items()}
+    assert ends["1 x clip"] == ends["1 x no clip"]
+    assert min(ends["1 x clip"]) > max(ends["2 x clip"] + ends["2 x no clip"])
+    assert min(ends["4 x clip"]) > max(ends["4 x no clip"]) + 0.2
+    assert max(ends["8 x clip"] + ends["8 x no clip"]) < 0.2
 count = sum(map(len, again.values()))
 print(f"{count} runs looked at" if count else "No runs are stored yet.")
 
