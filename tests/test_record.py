@@ -45,7 +45,7 @@ def test_a_record_has_the_adapters(run, tmp_path):
         assert kept[0] == value[0] and abs(kept[1] - value[1]).max() < 0.01
 
 
-RECORDS = [path.parent for path in sorted(record.DATA.glob("*/*/rollouts.jsonl.gz"))]
+RECORDS = [path.parent for path in sorted(record.DATA.glob("**/rollouts.jsonl.gz"))]
 
 
 @pytest.mark.parametrize("folder", RECORDS, ids=lambda path: "/".join(path.parts[-2:]))
@@ -62,7 +62,8 @@ def test_the_records_of_the_package(folder):
 
 
 def test_there_are_records():
-    assert {path.parts[-2] for path in RECORDS} == {"run", "gemma3-270m"}
+    places = {path.parts[-2] for path in RECORDS}
+    assert places == {"run", "gemma3-270m", "h100", "h100_2e-4"}
 
 
 def test_no_run_is_a_sentence(tmp_path, capsys):
