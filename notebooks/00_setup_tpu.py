@@ -49,7 +49,7 @@
 # ## Kaggle, free
 # 1. In the account's settings verify your phone: without it there is no TPU
 #    and no internet.
-# 2. Bring the folder as a zip of your clone, about 5 MB (`README` tells how
+# 2. Bring the folder as a zip of your clone, about 6 MB (`README` tells how
 #    to make `aha.zip`): *Create → New Dataset*, drop the file, name it
 #    `aha`, *Create*. Kaggle unpacks it.
 # 3. *Create → New Notebook → File → Import Notebook*, and upload an
