@@ -130,6 +130,6 @@ def true_sums(run: record.Record, evaluation: int) -> str:
 if __name__ == "__main__":
     for page, text in pages().items():
         page.write_text(text)
-    for name, place in (("curve", TINY), ("gemma", GPU)):
-        seeds = [record.read(folder).rows for folder in sorted(place.glob("seed*"))]
+    for name, folders in (("curve", sorted(TINY.glob("seed*"))), ("gemma", [GPU / "seed0"])):
+        seeds = [record.read(folder).rows for folder in folders]
         show.curve(*seeds).savefig(ROOT / f"notebooks/{name}.png", dpi=100)
