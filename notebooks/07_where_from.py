@@ -445,16 +445,27 @@ assert lowest - end["heldout_accuracy"] > 3 * error
 # Seed 0 ran all of its 110 steps, in seven and a half minutes; for seed 1 there
 # was time for 56. What grows in the first ten steps, and what after them?
 
+
 # %%
-far = [record.read(folder) for folder in sorted((place / "h100").iterdir())]
-of_far = [parsed(run) for run in far]
-show.table(
-    ["seed", "step", *names, *four],
-    [[run.settings.seed, row["step"], *(row[f"heldout_{n}"] for n in names),
-      *(f"{a / max(b, 1):.2f}" for a, b in measures(side))]
-     for run, of_run in zip(far, of_far, strict=True)
-     for row, side in zip(run.measured, of_run, strict=True)],
-)  # fmt: skip
+def read_all(folder: str) -> list[tuple[record.Record, list]]:
+    """The runs recorded in a folder, each with its completions taken apart."""
+    runs = [record.read(path) for path in sorted((place / folder).iterdir())]
+    return [(run, parsed(run)) for run in runs]
+
+
+def evaluations(runs: list[tuple[record.Record, list]]):
+    """A table of such runs, a line for each evaluation."""
+    return show.table(
+        ["run", "step", *names, *four],
+        [[run.name, row["step"], *(row[f"heldout_{n}"] for n in names),
+          *(f"{a / max(b, 1):.2f}" for a, b in measures(side))]
+         for run, of_run in runs
+         for row, side in zip(run.measured, of_run, strict=True)],
+    )  # fmt: skip
+
+
+far = read_all("h100")
+evaluations(far)
 
 # %% [markdown]
 # In ten steps the habit is there: from 1.5 backtracks an answer to 7.5, from
@@ -472,7 +483,7 @@ def within(side: list, most: int) -> list[bool]:
 
 
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-for i, (run, of_run) in enumerate(zip(far, of_far, strict=True)):
+for i, (run, of_run) in enumerate(far):
     for axis, kind in zip(axes, ("accuracy", "length"), strict=False):
         axis.plot([row["step"] for row in run.measured],
                   [row[f"heldout_{kind}"] for row in run.measured],
@@ -497,7 +508,7 @@ plt.show()
 # ### Check
 
 # %%
-for run, of_run in zip(far, of_far, strict=True):
+for run, of_run in far:
     ten, last = run.measured[1], run.measured[-1]
     assert ten["step"] == 10
     error = np.sqrt(0.25 / len(run.panel) * 2)
@@ -524,8 +535,8 @@ for run, of_run in zip(far, of_far, strict=True):
 # gave on the GPU, word for word.
 
 # %%
-asked = record.read(place / "asked")
-on_gpu = dict(zip(far[0].panel, far[0].kept[-1]["greedy"], strict=True))
+asked, run = record.read(place / "asked"), far[0][0]
+on_gpu = dict(zip(run.panel, run.kept[-1]["greedy"], strict=True))
 same = [text == on_gpu.get(puzzle) for puzzle, text in
         zip(asked.panel, asked.kept[0]["greedy"], strict=True)]  # fmt: skip
 print(f"{sum(same)} of {len(same)} are the same")
@@ -539,19 +550,12 @@ assert all(same)
 # (three seeds, side by side) or 24 (seed 0 once more, by itself).
 
 # %%
-longer = {folder.name: record.read(folder)
-          for folder in sorted((place / "h100_2e-4").iterdir())}  # fmt: skip
-taken = {name: parsed(run) for name, run in longer.items()}
-show.table(
-    ["run", "step", *names, *four],
-    [[name, row["step"], *(row[f"heldout_{n}"] for n in names),
-      *(f"{a / max(b, 1):.2f}" for a, b in measures(side))]
-     for name, run in longer.items()
-     for row, side in zip(run.measured, taken[name], strict=True)],
-)  # fmt: skip
+faster = read_all("h100_2e-4")
+evaluations(faster)
 
 # %%
-control, of_control = longer.pop("no_search"), taken.pop("no_search")
+(control, of_control), *searching = faster
+assert control.name == "no_search"
 
 # %% [markdown]
 # With searches: 0.73 to 0.76 at step 10, as above, and no more at step 20 in the
@@ -606,7 +610,7 @@ assert truth[-1] < 0.2 < 0.8 < truth[0] and called[-1] < 0.2 < 0.8 < called[0]
 error = np.sqrt(0.25 / len(control.panel) * 2)
 accuracies = [row["heldout_accuracy"] for row in control.measured]
 assert accuracies[-1] - accuracies[0] > 3 * error
-for run in longer.values():
+for run, _ in searching:
     ten = run.measured[1]
     assert ten["step"] == 10
     assert ten["heldout_accuracy"] - max(accuracies) > 10 * error
@@ -617,8 +621,7 @@ for run in longer.values():
 
 # %%
 laps = []
-for run, of_run in (*zip(far, of_far, strict=True),
-                    *((longer[name], taken[name]) for name in longer)):
+for run, of_run in far + searching:
     laps += [[a.expression for a in trace.attempts]
              for trace, text in zip(of_run[-1], run.kept[-1]["sampled"],
                                     strict=True)
@@ -741,7 +744,8 @@ show.table(
     ["answers a step", "seed", "step", *kinds],
     [[run.settings.prompts * run.settings.group, run.settings.seed, row["step"],
       *(row["outcomes"].get(k, 0) for k in kinds)]
-     for run in (*gemma, *far) for row in (run.measured[0], run.measured[-1])],
+     for run in (*gemma, *(run for run, _ in far))
+     for row in (run.measured[0], run.measured[-1])],
 )  # fmt: skip
 
 # %% [markdown]
@@ -750,22 +754,16 @@ show.table(
 # answers are longer, so it does not do to ask whether there is a false sum in
 # them; ask what share of their sums is false.
 
-
 # %%
-def false_sums(of: list) -> tuple[float, int]:
-    """The share of false ones among the sums of completions, and how many."""
-    truths = [c.true for t in of for c in t.claims if c.true is not None]
-    return 1 - np.mean(truths), len(truths)
-
-
 gaps = []
-for machine, of_runs in (("two cores", sides), ("GPU", of_far)):
+for machine, of_runs in (("two cores", sides), ("GPU", [x for _, x in far])):
     of_end = [trace for of_run in of_runs for trace in of_run[-1]]
     rates, spread = {}, 0.0
     for name in ("right", "wrong"):
         of = [t for t in of_end if t.right == (name == "right")]
         again = [a.repeated for t in of for a in t.attempts]
-        rates[name], count = false_sums(of)
+        true, count = measures(of)[-1]
+        rates[name] = 1 - true / count
         spread += rates[name] * (1 - rates[name]) / count
         print(f"{machine}, {name}: {len(of)} answers, {rates[name]:.0%} of",
               f"{count} sums false, {np.mean(again):.0%} of attempts repeated")  # fmt: skip
@@ -787,7 +785,7 @@ assert min(gaps) > 3, gaps
 # True sums are green, false ones red.
 
 # %%
-run, of_run = far[0], of_far[0]
+run, of_run = far[0]
 right = [[t.right for t in of_run[i]] for i in (0, -1)]
 gained = [i for i, (a, b) in enumerate(zip(*right, strict=True)) if b > a]
 failed = [i for i, ok in enumerate(right[1]) if not ok]
@@ -811,7 +809,7 @@ show.explorer(run.panel, run.kept)
 # %%
 parts = {"sampling": "sample", "update": "update"}
 rows = []
-for run, folder in ((gemma[0], "seed0"), (far[0], "h100/seed0")):
+for run, folder in ((gemma[0], "seed0"), (far[0][0], "h100/seed0")):
     about = json.loads((place / folder / "machine.json").read_text())
     stepped = [row for row in run.rows if row["step"]]
     for name, key in parts.items():
