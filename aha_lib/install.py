@@ -52,8 +52,9 @@ def complete() -> None:
     try:
         import tomllib
     except ModuleNotFoundError:  # came with Python 3.11
-        raise SystemExit(f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed."
-                         ) from None  # fmt: skip
+        raise SystemExit(
+            f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed."
+        ) from None
     if not PYPROJECT.exists():
         return  # pip has put the package here, and what it needs
     before = versions()
@@ -63,8 +64,10 @@ def complete() -> None:
         return
     print("Installing", *missing, flush=True)
     if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing]).returncode:
-        raise SystemExit("pip could not install them. Is the session's internet on? (Kaggle: "
-                         "Settings, Internet.) Then run this cell again.")  # fmt: skip
+        raise SystemExit(
+            "pip could not install them. Is the session's internet on? (Kaggle: "
+            "Settings, Internet.) Then run this cell again."
+        )
     importlib.invalidate_caches()
     after = versions()
     new = [f"{name} {after[name]}" for name in sorted(after.keys() - before.keys())]
@@ -74,9 +77,11 @@ def complete() -> None:
     owners = importlib.metadata.packages_distributions()
     in_use = {_plain(owner) for module in [*sys.modules] for owner in owners.get(module, ())}
     if stale := sorted(in_use & set(replaced)):
-        raise SystemExit(f"{', '.join(stale)} was in use and is replaced: restart the session "
-                         "(Kaggle: Run, Restart; Colab: Runtime, Restart session), then run this "
-                         "cell again.")  # fmt: skip
+        raise SystemExit(
+            f"{', '.join(stale)} was in use and is replaced: restart the session "
+            "(Kaggle: Run, Restart; Colab: Runtime, Restart session), then run this "
+            "cell again."
+        )
 
 
 def _met(need: str, installed: dict[str, str]) -> bool:

@@ -71,33 +71,62 @@ def _gemma1(**shape) -> ModelConfig:
 
 def _gemma2(**shape) -> ModelConfig:
     return ModelConfig(
-        vocab=256_128, padding=128, global_every=2, window=4096, attn_softcap=50.0,
-        final_softcap=30.0, post_norms=True, **shape,
-    )  # fmt: skip
+        vocab=256_128,
+        padding=128,
+        global_every=2,
+        window=4096,
+        attn_softcap=50.0,
+        final_softcap=30.0,
+        post_norms=True,
+        **shape,
+    )
 
 
 def _gemma3(*, vocab=262_144, global_every=6, **shape) -> ModelConfig:
     return ModelConfig(
-        vocab=vocab, global_every=global_every, rope_base=1_000_000.0, qk_norm=True,
-        post_norms=True, **shape,
-    )  # fmt: skip
+        vocab=vocab,
+        global_every=global_every,
+        rope_base=1_000_000.0,
+        qk_norm=True,
+        post_norms=True,
+        **shape,
+    )
 
 
 MODELS: dict[str, ModelConfig] = {
-    # fmt: off
-    "tiny": _gemma3(vocab=118, layers=4, width=128, heads=4, kv_heads=1, head_dim=32, ff=256,
-                    global_every=2, window=128),
+    "tiny": _gemma3(
+        vocab=118,
+        layers=4,
+        width=128,
+        heads=4,
+        kv_heads=1,
+        head_dim=32,
+        ff=256,
+        global_every=2,
+        window=128,
+    ),
     "gemma-2b": _gemma1(layers=18, width=2048, heads=8, kv_heads=1, ff=16_384),
     "gemma-7b": _gemma1(layers=28, width=3072, heads=16, kv_heads=16, ff=24_576),
     "gemma2-2b": _gemma2(layers=26, width=2304, heads=8, kv_heads=4, head_dim=256, ff=9216),
     "gemma2-9b": _gemma2(layers=42, width=3584, heads=16, kv_heads=8, head_dim=256, ff=14_336),
-    "gemma3-270m": _gemma3(layers=18, width=640, heads=4, kv_heads=1, head_dim=256, ff=2048,
-                           window=512),
-    "gemma3-1b": _gemma3(layers=26, width=1152, heads=4, kv_heads=1, head_dim=256, ff=6912,
-                         window=512),
-    "gemma3-4b": _gemma3(layers=34, width=2560, heads=8, kv_heads=4, head_dim=256, ff=10_240,
-                         window=1024, rope_scale=8.0, vocab=262_208, padding=64),
-    # fmt: on
+    "gemma3-270m": _gemma3(
+        layers=18, width=640, heads=4, kv_heads=1, head_dim=256, ff=2048, window=512
+    ),
+    "gemma3-1b": _gemma3(
+        layers=26, width=1152, heads=4, kv_heads=1, head_dim=256, ff=6912, window=512
+    ),
+    "gemma3-4b": _gemma3(
+        layers=34,
+        width=2560,
+        heads=8,
+        kv_heads=4,
+        head_dim=256,
+        ff=10_240,
+        window=1024,
+        rope_scale=8.0,
+        vocab=262_208,
+        padding=64,
+    ),
 }
 
 # Keywords of countdown.generate.
@@ -107,11 +136,17 @@ PUZZLES: dict[str, dict] = {
 }
 
 # What a run's settings may be: the least and the most that make sense, or one of some words.
-_LEAST = dict.fromkeys("""clip_low decay kl entropy_bonus length_reward clip_high importance_cap
+_LEAST = dict.fromkeys(
+    """clip_low decay kl entropy_bonus length_reward clip_high importance_cap
 learning_rate weight_decay seed steps refills overlong warmup lora form_reward
-checkpoint_minutes hours""".split(), 0)  # fmt: skip
-_LEAST |= dict.fromkeys("""prompts prompt_len completion_len updates micro_batch eval_every
-eval_puzzles pass_k checkpoint_every tp""".split(), 1)  # fmt: skip
+checkpoint_minutes hours""".split(),
+    0,
+)
+_LEAST |= dict.fromkeys(
+    """prompts prompt_len completion_len updates micro_batch eval_every
+eval_puzzles pass_k checkpoint_every tp""".split(),
+    1,
+)
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
 _LEAST |= dict.fromkeys(("drill", "jump", "check", "search"), 0)
 _LEAST |= {"rows": 1, "row_len": 16}
@@ -149,7 +184,7 @@ class Settings:
     model: str = "tiny"  # "tiny", a Kaggle handle or a folder, as weights.load takes it
     puzzles: str = "tiny"  # a name in PUZZLES
     template: str = "tiny"  # prompt template of countdown.prompt
-    dtype: str = "auto"  # of activations: "float32", "bfloat16" or what runtime.dtypes says
+    dtype: str = "auto"  # of activations: "float32", "bfloat16" or what devices.dtypes says
     seed: int = 0
     steps: int = 60
     # Rollout
@@ -271,24 +306,60 @@ VARIANTS: dict[str, dict] = {
 def _gemma(name: str, **changes) -> Settings:
     """TinyZero's task and sizes, eight completions a puzzle, for a base Gemma on eight cores."""
     return Settings(
-        preset=name, model=name, puzzles="tinyzero", template="base", steps=400, prompts=32,
-        group=8, prompt_len=256, completion_len=1024, kl=0.001, learning_rate=1e-6,
-        eval_every=25, pass_k=8, checkpoint_every=25, preflight=True, **changes,
-    )  # fmt: skip
+        preset=name,
+        model=name,
+        puzzles="tinyzero",
+        template="base",
+        steps=400,
+        prompts=32,
+        group=8,
+        prompt_len=256,
+        completion_len=1024,
+        kl=0.001,
+        learning_rate=1e-6,
+        eval_every=25,
+        pass_k=8,
+        checkpoint_every=25,
+        preflight=True,
+        **changes,
+    )
 
 
 # Countdown as short text, for real Gemma where little can be had: a cold start by
-# `aha_lib.pretrain` of the same preset, then GRPO from the folder that it writes.
+# `aha_lib.run.pretrain` of the same preset, then GRPO from the folder that it writes.
 _SHORT = Settings(
-    preset="gemma3-270m-short", model="runs/gemma3-270m-short/base", template="short", steps=110,
-    prompts=32, group=16, prompt_len=20, completion_len=400, learning_rate=1e-4, decay=0.1, lora=32,
-    dtype="float32", eval_puzzles=512, pass_k=1, checkpoint_every=20,
-)  # fmt: skip
+    preset="gemma3-270m-short",
+    model="runs/gemma3-270m-short/base",
+    template="short",
+    steps=110,
+    prompts=32,
+    group=16,
+    prompt_len=20,
+    completion_len=400,
+    learning_rate=1e-4,
+    decay=0.1,
+    lora=32,
+    dtype="float32",
+    eval_puzzles=512,
+    pass_k=1,
+    checkpoint_every=20,
+)
 _SHORT_CPU = replace(
-    _SHORT, preset="gemma3-270m-cpu", model="runs/gemma3-270m-cpu/base", remat=False, prompts=8,
-    group=8, completion_len=200, steps=60, learning_rate=2e-4, decay=1.0, lora=16, micro_batch=8,
-    eval_puzzles=128, checkpoint_every=5,
-)  # fmt: skip
+    _SHORT,
+    preset="gemma3-270m-cpu",
+    model="runs/gemma3-270m-cpu/base",
+    remat=False,
+    prompts=8,
+    group=8,
+    completion_len=200,
+    steps=60,
+    learning_rate=2e-4,
+    decay=1.0,
+    lora=16,
+    micro_batch=8,
+    eval_puzzles=128,
+    checkpoint_every=5,
+)
 
 SETTINGS: dict[str, Settings] = {
     "tiny": Settings(micro_batch=8, remat=False),
@@ -301,17 +372,30 @@ SETTINGS: dict[str, Settings] = {
 
 # The same corpus in two languages. Gemma can add already: a tenth of the tokens suffice.
 _COLD = Pretraining(
-    preset="gemma3-270m-short", model="gemma3-270m", template="short", drill=0.2, jump=0.4,
-    check=0.24, search=0.16, steps=400, rows=3, row_len=320, learning_rate=1e-3, warmup=20,
-    weight_decay=0.0, lora=32, checkpoint_every=50,
-)  # fmt: skip
+    preset="gemma3-270m-short",
+    model="gemma3-270m",
+    template="short",
+    drill=0.2,
+    jump=0.4,
+    check=0.24,
+    search=0.16,
+    steps=400,
+    rows=3,
+    row_len=320,
+    learning_rate=1e-3,
+    warmup=20,
+    weight_decay=0.0,
+    lora=32,
+    checkpoint_every=50,
+)
 PRETRAINING: dict[str, Pretraining] = {
     "tiny": Pretraining(),
     # Controls: the same but for their habits. What is left out jumps instead.
     "tiny-no-search": Pretraining(preset="tiny-no-search", jump=0.64, search=0.0),
     "tiny-jumps": Pretraining(preset="tiny-jumps", jump=0.8, check=0.0, search=0.0),
-    "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", cut=True, dtype="float32",
-                               remat=False),
+    "gemma3-270m-cpu": replace(
+        _COLD, preset="gemma3-270m-cpu", cut=True, dtype="float32", remat=False
+    ),
     "gemma3-270m-short": _COLD,
 }
 

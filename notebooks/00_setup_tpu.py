@@ -184,16 +184,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% [markdown]
@@ -216,22 +218,47 @@ chip = "v5e-8"
 import matplotlib.pyplot as plt
 
 STATIONS = [  # what, the example, the notebook
-    ("puzzle", "20 16 4 → 40", "02"), ("group", "16 answers", "03"),
-    ("reward", "0, 0.1 or 1", "02"), ("advantage", "minus the mean", "04"),
-    ("token weights", "one a token", "04"), ("update", "Adam", "04"),
-]  # fmt: skip
+    ("puzzle", "20 16 4 → 40", "02"),
+    ("group", "16 answers", "03"),
+    ("reward", "0, 0.1 or 1", "02"),
+    ("advantage", "minus the mean", "04"),
+    ("token weights", "one a token", "04"),
+    ("update", "Adam", "04"),
+]
 fig, ax = plt.subplots(figsize=(9, 2.1), layout="constrained")
 for i, (name, example, number) in enumerate(STATIONS):
-    ax.text(i, 0, f"{name}\n{example}", ha="center", va="center", fontsize=9,
-            bbox=dict(boxstyle="round,pad=0.5", fc="white", ec="C0"))
+    ax.text(
+        i,
+        0,
+        f"{name}\n{example}",
+        ha="center",
+        va="center",
+        fontsize=9,
+        bbox=dict(boxstyle="round,pad=0.5", fc="white", ec="C0"),
+    )
     ax.text(i, -0.62, f"notebook {number}", ha="center", fontsize=7)
     if i:
-        ax.annotate("", (i - 0.42, 0), (i - 0.58, 0),
-                    arrowprops=dict(arrowstyle="->", color="C0"))
-ax.annotate("", (0, 0.4), (len(STATIONS) - 1, 0.4), arrowprops=dict(
-    arrowstyle="->", color="C0", connectionstyle="arc3,rad=0.12"))
-ax.text(2.5, 1.1, "the changed model writes the next group (05)",
-        ha="center", fontsize=8)  # fmt: skip
+        ax.annotate(
+            "",
+            (i - 0.42, 0),
+            (i - 0.58, 0),
+            arrowprops=dict(arrowstyle="->", color="C0"),
+        )
+ax.annotate(
+    "",
+    (0, 0.4),
+    (len(STATIONS) - 1, 0.4),
+    arrowprops=dict(
+        arrowstyle="->", color="C0", connectionstyle="arc3,rad=0.12"
+    ),
+)
+ax.text(
+    2.5,
+    1.1,
+    "the changed model writes the next group (05)",
+    ha="center",
+    fontsize=8,
+)
 ax.set(xlim=(-0.6, len(STATIONS) - 0.4), ylim=(-0.8, 1.4))
 ax.axis("off")
 plt.show()
@@ -242,14 +269,14 @@ plt.show()
 # a CPU on a TPU machine, the setup cell above has already said why.
 
 # %%
-print(runtime.describe())
+print(devices.describe())
 
 # %% [markdown]
 # Free sessions end by the clock. `train` writes checkpoints so that an end
 # costs minutes, but it is better to know.
 
 # %%
-left = runtime.time_left()
+left = devices.time_left()
 print("no limit here" if left is None else f"{left / 3600:.1f} h left")
 
 # %% [markdown]
@@ -261,7 +288,7 @@ print("no limit here" if left is None else f"{left / 3600:.1f} h left")
 from aha_lib.presets import MODELS, SETTINGS, shape
 
 settings = SETTINGS[preset]
-mesh = runtime.make_mesh(tp=settings.tp)
+mesh = devices.make_mesh(tp=settings.tp)
 print(dict(mesh.shape), mesh.devices.tolist())
 
 # %% [markdown]
@@ -286,7 +313,7 @@ import jax.numpy as jnp
 import numpy as np
 
 cpu = jax.default_backend() == "cpu"
-dtype, _ = runtime.dtypes()
+dtype, _ = devices.dtypes()
 
 
 # %%
@@ -358,7 +385,7 @@ else:
 # chip, or a slower chip than you asked for.
 
 # %%
-from aha_lib import plan
+from aha_lib.tpu import plan
 
 NAMES = {"TPU v3": "v3-8", "TPU v5 lite": "v5e-1", "TPU v6 lite": "v6e-1"}
 sheet = plan.CHIPS.get(NAMES.get(kind))
@@ -403,6 +430,7 @@ print("XLA counts the same")
 #   activations were thrown away, and backward twice), the weights read for
 #   each of these passes and the gradient written: 4Nb + Nb bytes.
 
+
 # %%
 def cache(s, b):
     """Bytes of a row's KV cache, half of the completion written.
@@ -415,9 +443,11 @@ def cache(s, b):
 
 def batches(s, devices):
     """Tokens that each device has in one call of each phase."""
-    rows = {"prefill": s.prompts * s.prompt_len,
-            "decode": s.prompts * s.group,
-            "training": s.micro_batch * (s.prompt_len + s.completion_len)}
+    rows = {
+        "prefill": s.prompts * s.prompt_len,
+        "decode": s.prompts * s.group,
+        "training": s.micro_batch * (s.prompt_len + s.completion_len),
+    }
     return {name: count / devices for name, count in rows.items()}
 
 
@@ -426,15 +456,19 @@ def intensities(s, devices, b):
     """Operations per byte of each phase, on each of the devices."""
     N, count = shape(s.preset).parameters, batches(s, devices)
     read = N * b + count["decode"] * cache(s, b)
-    return {"prefill": 2 * N * count["prefill"] / (N * b),
-            "decode": 2 * N * count["decode"] / read,
-            "training": 8 * N * count["training"] / (5 * N * b)}  # fmt: skip
+    return {
+        "prefill": 2 * N * count["prefill"] / (N * b),
+        "decode": 2 * N * count["decode"] / read,
+        "training": 8 * N * count["training"] / (5 * N * b),
+    }
 
 
 # %%
 tpu = plan.CHIPS["v5e-8"]
-print("preset             tokens in a call: prefill, decode, training;",
-      "operations per byte")  # fmt: skip
+print(
+    "preset             tokens in a call: prefill, decode, training;",
+    "operations per byte",
+)
 on_tpus = {k: s for k, s in SETTINGS.items() if not k.endswith("-cpu")}
 for name, s in on_tpus.items():
     devices, b = (mesh.size, dtype.itemsize) if name == "tiny" else (8, 2)
@@ -457,8 +491,13 @@ def roofline(ax, peak, bandwidth, phases, title):
     ax.loglog(x, np.minimum(peak, x * bandwidth) / 1e9, color="black")
     ax.axvline(ridge, color="gray", ls=":", label=f"ridge, {ridge:.0f}")
     for (name, i), mark in zip(phases.items(), ("s", "o", "x"), strict=True):
-        ax.plot(i, min(peak, i * bandwidth) / 1e9, mark, ms=8,
-                label=f"{name}, {i:,.0f}")  # fmt: skip
+        ax.plot(
+            i,
+            min(peak, i * bandwidth) / 1e9,
+            mark,
+            ms=8,
+            label=f"{name}, {i:,.0f}",
+        )
     ax.set(xlabel="operations per byte", title=title)
     ax.legend(fontsize=8, frameon=False, loc="lower right")
 
@@ -466,12 +505,13 @@ def roofline(ax, peak, bandwidth, phases, title):
 # %%
 local = (sheet.flops, sheet.bandwidth) if sheet else (flops, bandwidth)
 there = "gemma2-2b" if preset == "tiny" else preset
-phases = {"here": intensities(settings, mesh.size, dtype.itemsize),
-          "v5e": intensities(SETTINGS[there], tpu.cores, 2)}  # fmt: skip
+phases = {
+    "here": intensities(settings, mesh.size, dtype.itemsize),
+    "v5e": intensities(SETTINGS[there], tpu.cores, 2),
+}
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 roofline(axes[0], *local, phases["here"], f"{preset} on one {kind}")
-roofline(axes[1], tpu.flops, tpu.bandwidth, phases["v5e"],
-         f"{there} on a v5e")  # fmt: skip
+roofline(axes[1], tpu.flops, tpu.bandwidth, phases["v5e"], f"{there} on a v5e")
 axes[0].set_ylabel("10⁹ operations a second")
 plt.show()
 
@@ -513,7 +553,7 @@ for name, s in on_tpus.items():
 # %%
 from flax import nnx
 
-from aha_lib.gemma import Gemma
+from aha_lib.model.gemma import Gemma
 
 one = MODELS["tiny"]
 graph, state = nnx.split(Gemma(one, rngs=nnx.Rngs(0)))
@@ -539,9 +579,11 @@ def tokens_per_second(rows, count):
 
 
 # %%
-speeds = {"prefill, 1 row x 128 tokens": tokens_per_second(1, length),
-          "decode, 1 row": tokens_per_second(1, 1),
-          "decode, 128 rows": tokens_per_second(length, 1)}  # fmt: skip
+speeds = {
+    "prefill, 1 row x 128 tokens": tokens_per_second(1, length),
+    "decode, 1 row": tokens_per_second(1, 1),
+    "decode, 128 rows": tokens_per_second(length, 1),
+}
 for name, speed in speeds.items():
     print(f"{name:28} {speed:12,.0f} tokens/s")
 
@@ -610,14 +652,14 @@ if answer:
     assert not greedy.fits or chip != "v5e-8"
 
 # %% [markdown]
-# From a shell it is `python -m aha_lib.plan --model gemma3-1b --chip v5e-8`,
+# From a shell it is `python -m aha_lib.tpu.plan --model gemma3-1b --chip v5e-8`,
 # with `--set NAME=VALUE` for any setting and `--largest prompts` to search
 # for the most that fits.
 
 # %% [markdown]
 # ## More than one machine
 # A v5e-16 slice is four hosts with four chips each. Every host runs the same
-# program; `runtime.start_distributed`, in every setup cell, finds the others
+# program; `devices.start_distributed`, in every setup cell, finds the others
 # and the mesh spans all chips. Only the run folder has to be one that all
 # hosts see, for example a bucket mounted by `gcsfuse`:
 #
@@ -693,5 +735,5 @@ if answer:
 # </details>
 #
 # ## Where this lives
-# Detection, mesh and shardings are in `aha_lib/runtime.py`, the questions to
-# the compiler in `aha_lib/plan.py`. Next: **01 · Loading Gemma**.
+# Detection, mesh and shardings are in `aha_lib/devices.py`, the questions to
+# the compiler in `aha_lib/tpu/plan.py`. Next: **01 · Loading Gemma**.

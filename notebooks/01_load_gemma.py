@@ -41,16 +41,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% [markdown]
@@ -68,14 +70,17 @@ preset = "tiny"
 # it. Each published model has a handle:
 
 # %%
-from aha_lib import show, weights
+from aha_lib.look import show
+from aha_lib.model import weights
 from aha_lib.presets import MODELS, SETTINGS
 
 show.table(
     ["preset", "Kaggle handle", "parameters"],
-    [[name, f"`{handle}`", f"{MODELS[name].parameters / 1e9:.2f} G"]
-     for name, handle in weights.HANDLES.items()],
-)  # fmt: skip
+    [
+        [name, f"`{handle}`", f"{MODELS[name].parameters / 1e9:.2f} G"]
+        for name, handle in weights.HANDLES.items()
+    ],
+)
 
 # %% [markdown]
 # With `-it` at the end they are the instruct variants. We start from the
@@ -102,8 +107,11 @@ show.table(
 import kagglehub
 
 known = kagglehub.config.get_kaggle_credentials() is not None
-print("Kaggle knows who you are." if known else
-      "No Kaggle token here: only what is on this machine can be loaded.")
+print(
+    "Kaggle knows who you are."
+    if known
+    else "No Kaggle token here: only what is on this machine can be loaded."
+)
 
 # %% [markdown]
 # If you have a folder with a Gemma already, in Kaggle's layout or in Hugging
@@ -116,9 +124,10 @@ import os
 import ipywidgets
 
 where = ipywidgets.Text(
-    value=os.environ.get("AHA_MODEL", ""), placeholder="path of a folder",
+    value=os.environ.get("AHA_MODEL", ""),
+    placeholder="path of a folder",
     description="folder",
-)  # fmt: skip
+)
 where
 
 # %% [markdown]
@@ -129,9 +138,9 @@ where
 # device holds which part is said by a *mesh*: here all devices in one row.
 
 # %%
-from aha_lib import runtime
+from aha_lib import devices
 
-mesh = runtime.make_mesh()
+mesh = devices.make_mesh()
 source = where.value or SETTINGS[preset].model
 print("devices:", mesh.size)
 print("source: ", "your folder" if where.value else source)
@@ -177,12 +186,20 @@ for step in ("no tokenizer", "a llama", "half a file"):
 # A model reads numbers. The tokenizer cuts a text into pieces of its
 # vocabulary; a piece that starts with `▁` starts a new word.
 
+
 # %%
 def pieces(text):
     """Ids of a text, each with the text that it stands for."""
     ids = tokenizer.encode(text)
-    return show.table(["id", *ids], [["text", *map(
-        lambda i: f"`{tokenizer.decode([i]) or 'special'}`", ids)]])  # fmt: skip
+    return show.table(
+        ["id", *ids],
+        [
+            [
+                "text",
+                *map(lambda i: f"`{tokenizer.decode([i]) or 'special'}`", ids),
+            ]
+        ],
+    )
 
 
 text = "20 - 16 = 4 yes" if source == "tiny" else "Gemma counts: 20 - 16"
@@ -221,7 +238,7 @@ for name in ("pad_id", "bos_id", "eos_id", "stop_ids"):
 # %%
 import random
 
-from aha_lib.tokenizer import TINY_WORDS
+from aha_lib.model.tokenizer import TINY_WORDS
 
 words = [*TINY_WORDS]
 if source != "tiny":
@@ -246,10 +263,14 @@ import dataclasses
 chosen = ["tiny", "gemma-2b", "gemma2-2b", "gemma3-270m", "gemma3-1b"]
 show.table(
     ["", *chosen],
-    [[field.name, *(f"{getattr(MODELS[name], field.name):,}"
-                    for name in chosen)]
-     for field in dataclasses.fields(MODELS["tiny"])],
-)  # fmt: skip
+    [
+        [
+            field.name,
+            *(f"{getattr(MODELS[name], field.name):,}" for name in chosen),
+        ]
+        for field in dataclasses.fields(MODELS["tiny"])
+    ],
+)
 
 # %% [markdown]
 # What to look for: Gemma 2 brought norms after each block and a cap on the
@@ -265,10 +286,13 @@ show.table(
 # %%
 from flax import nnx
 
-from aha_lib.gemma import Gemma
+from aha_lib.model.gemma import Gemma
 
-PARTS = {"vocabulary": ["embed"], "attention": ["q", "k", "v", "o"],
-         "feed-forward": ["gate", "up", "down"]}  # fmt: skip
+PARTS = {
+    "vocabulary": ["embed"],
+    "attention": ["q", "k", "v", "o"],
+    "feed-forward": ["gate", "up", "down"],
+}
 
 
 def count(config):
@@ -276,8 +300,10 @@ def count(config):
     shapes = nnx.eval_shape(lambda: Gemma(config, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.state(shapes))
     params |= params.pop("layers")
-    return {part: sum(params[name].size for name in names)
-            for part, names in PARTS.items()}  # fmt: skip
+    return {
+        part: sum(params[name].size for name in names)
+        for part, names in PARTS.items()
+    }
 
 
 # %%
@@ -288,8 +314,10 @@ counts = [count(MODELS[name]) for name in names]
 figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
 left = [0.0] * len(names)
 for part in PARTS:
-    shares = [100 * c[part] / MODELS[name].parameters
-              for c, name in zip(counts, names, strict=True)]  # fmt: skip
+    shares = [
+        100 * c[part] / MODELS[name].parameters
+        for c, name in zip(counts, names, strict=True)
+    ]
     bars = axis.barh(names, shares, left=left, label=part)
     axis.bar_label(bars, fmt="%.0f", label_type="center")
     left = [a + b for a, b in zip(left, shares, strict=True)]
@@ -314,7 +342,8 @@ c = MODELS["gemma3-270m"]
 per_layer = (
     c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)  # q, o, k, v
     + 3 * c.width * c.ff  # gate, up, down
-    + 4 * c.width + 2 * c.head_dim  # norms
+    + 4 * c.width
+    + 2 * c.head_dim  # norms
 )
 total = c.vocab * c.width + c.layers * per_layer + c.width
 assert total == c.parameters == 268_098_176
@@ -333,10 +362,16 @@ print(f"{total:,}")
 layers = nnx.state(model)["layers"]
 show.table(
     ["parameter", "shape", "axes", "a device holds"],
-    [[name, p.shape, ", ".join(map(str, p.get_metadata()["axes"])),
-      p.sharding.shard_shape(p.shape)]
-     for name, p in [("embed", model.embed), *layers.items()]],
-)  # fmt: skip
+    [
+        [
+            name,
+            p.shape,
+            ", ".join(map(str, p.get_metadata()["axes"])),
+            p.sharding.shard_shape(p.shape),
+        ]
+        for name, p in [("embed", model.embed), *layers.items()]
+    ],
+)
 
 # %% [markdown]
 # A single device holds everything. On a TPU with eight cores it would be an
@@ -348,7 +383,7 @@ eight = jax.sharding.AbstractMesh((8, 1), ("fsdp", "tp"))
 for name, p in [("embed", model.embed), *layers.items()]:
     axes = p.get_metadata()["axes"]
     split = jax.sharding.NamedSharding(
-        eight, runtime.spec(p.shape, axes, eight)
+        eight, devices.spec(p.shape, axes, eight)
     )
     print(f"{name:<15}{p.shape!s:>18} -> {split.shard_shape(p.shape)}")
 
@@ -364,8 +399,10 @@ for array in jax.tree.leaves(nnx.state(model)):
         held[shard.device] += shard.data.nbytes
 for device, size in held.items():
     has = (device.memory_stats() or {}).get("bytes_limit", 0) / 2**20
-    print(f"{device}: {size / 2**20:.1f} MiB of parameters",
-          f"of {has:,.0f} MiB" * bool(has))  # fmt: skip
+    print(
+        f"{device}: {size / 2**20:.1f} MiB of parameters",
+        f"of {has:,.0f} MiB" * bool(has),
+    )
 
 # %% [markdown]
 # ### Check: the arithmetic
@@ -386,8 +423,7 @@ print(f"{whole:,} bytes expected")
 import jax.numpy as jnp
 import numpy as np
 
-prompt = ("20 16 4 = 40 :" if source == "tiny"
-          else "The capital of France is")  # fmt: skip
+prompt = "20 16 4 = 40 :" if source == "tiny" else "The capital of France is"
 
 
 @nnx.jit
@@ -418,13 +454,20 @@ plt.show()
 # notebook 03.
 
 # %%
-from aha_lib import sampler
+from aha_lib.rl import sampler
 
 rows, valid = sampler.pad_left([ids], len(ids), tokenizer.pad_id)
 out = sampler.sample(
-    model, rows, valid, jax.random.key(0), group=1, length=32,
-    temperature=0, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
-)  # fmt: skip
+    model,
+    rows,
+    valid,
+    jax.random.key(0),
+    group=1,
+    length=32,
+    temperature=0,
+    stop_ids=tokenizer.stop_ids,
+    pad_id=tokenizer.pad_id,
+)
 print(prompt, "|", tokenizer.decode(out.tokens[0]))
 
 # %% [markdown]
@@ -463,29 +506,39 @@ def rotate(x, base):
     speed = base ** (-np.arange(half) / half)
     angle = np.arange(len(x))[:, None, None] * speed
     a, b = x[..., :half], x[..., half:]
-    return np.concatenate([a * np.cos(angle) - b * np.sin(angle),
-                           b * np.cos(angle) + a * np.sin(angle)], -1)
+    return np.concatenate(
+        [
+            a * np.cos(angle) - b * np.sin(angle),
+            b * np.cos(angle) + a * np.sin(angle),
+        ],
+        -1,
+    )
 
 
 # %% [markdown]
 # A layer is two steps, each with a norm before and after: look around
 # (attention), then think about it (feed-forward).
 
+
 # %%
 def attention(x, layer, kind):
     """Each position mixes values of those before it, by similarity."""
     T, h = len(x), SHAPE["head_dim"]
     base = SHAPE["rope_parameters"][kind]["rope_theta"]
-    q, k, v = ((x @ get(f"{layer}.{n}_proj").T).reshape(T, -1, h)
-               for n in "qkv")
+    q, k, v = (
+        (x @ get(f"{layer}.{n}_proj").T).reshape(T, -1, h) for n in "qkv"
+    )
     q = rotate(norm(q, f"{layer}.q_norm"), base)
     k = rotate(norm(k, f"{layer}.k_norm"), base)
     k, v = (np.repeat(z, q.shape[1] // z.shape[1], axis=1) for z in (k, v))
     scores = np.einsum("qnh,knh->nqk", q, k)
     scores /= SHAPE["query_pre_attn_scalar"] ** 0.5
     ago = np.arange(T)[:, None] - np.arange(T)
-    seen = (ago >= 0) & (ago < SHAPE["sliding_window"]
-                         if kind == "sliding_attention" else ago >= 0)
+    seen = (ago >= 0) & (
+        ago < SHAPE["sliding_window"]
+        if kind == "sliding_attention"
+        else ago >= 0
+    )
     e = np.exp(np.where(seen, scores, -np.inf))
     mixed = np.einsum("nqk,knh->qnh", e / e.sum(-1, keepdims=True), v)
     return mixed.reshape(T, -1) @ get(f"{layer}.o_proj").T
@@ -519,8 +572,10 @@ with jax.default_matmul_precision("highest"):  # a TPU's is bfloat16
     ours = np.asarray(forward(small, jnp.array([ids])))[0]
 difference = np.abs(ours - numpy_gemma(ids)).max()
 assert difference < 1e-4
-print(f"logits up to {np.abs(ours).max():.1f}, largest difference"
-      f" {difference:.0e}")  # fmt: skip
+print(
+    f"logits up to {np.abs(ours).max():.1f}, largest difference"
+    f" {difference:.0e}"
+)
 
 # %% [markdown]
 # ## 8. Out again
@@ -566,9 +621,9 @@ print(len(before), "arrays, each the same in both layouts.")
 #
 # ## Summary
 #
-# Loading, saving and the table of handles live in `aha_lib/weights.py`, the
-# transformer in `aha_lib/gemma.py`, its shapes in `aha_lib/presets.py`, the
-# mesh and the rules of sharding in `aha_lib/runtime.py`. Adapters that leave
-# the base as it is (LoRA) are in `aha_lib/lora.py`.
+# Loading, saving and the table of handles live in `aha_lib/model/weights.py`, the
+# transformer in `aha_lib/model/gemma.py`, its shapes in `aha_lib/presets.py`, the
+# mesh and the rules of sharding in `aha_lib/devices.py`. Adapters that leave
+# the base as it is (LoRA) are in `aha_lib/model/lora.py`.
 #
 # Next: `02_countdown_env`, the game that the model will learn.

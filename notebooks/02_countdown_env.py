@@ -40,16 +40,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% [markdown]
@@ -78,7 +80,7 @@ print("template:", settings.template)
 # `+ - * /` and parentheses. Try it before you look.
 
 # %%
-from aha_lib.countdown import Puzzle, solve
+from aha_lib.tasks.countdown import Puzzle, solve
 
 puzzle = Puzzle((20, 16, 4), 40)
 solve(puzzle)
@@ -124,8 +126,12 @@ print("fractions:     ", Fraction(8) / (3 - Fraction(8, 3)))
 import itertools
 import operator
 
-SIGNS = {"+": operator.add, "-": operator.sub,
-         "*": operator.mul, "/": operator.truediv}  # fmt: skip
+SIGNS = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
 
 
 def join(left, sign, right):
@@ -151,7 +157,7 @@ def brute_force(puzzle):
 
 
 # %%
-from aha_lib.countdown import generate
+from aha_lib.tasks.countdown import generate
 
 three = PUZZLES["tiny"] | {"bound": None}
 some = [generate(1, i, **three) for i in range(300)]
@@ -195,8 +201,11 @@ a.hist([p.target for p in panel], bins=range(10, 105, 5), rwidth=0.9)
 a.set(xlabel="target", ylabel="puzzles", title="1,000 puzzles' targets")
 b.bar(range(len(values)), frequencies / len(counts))
 b.set_xticks(range(len(values)), values)
-b.set(xlabel="solutions of the puzzle", ylabel="share of puzzles",
-      title="How many ways lead to the target")  # fmt: skip
+b.set(
+    xlabel="solutions of the puzzle",
+    ylabel="share of puzzles",
+    title="How many ways lead to the target",
+)
 plt.show()
 
 # %% [markdown]
@@ -270,7 +279,7 @@ print(f"{shared:.0%} of a random test split's numbers are in its training")
 # of all hashes is held out, and neither order nor target matter.
 
 # %%
-from aha_lib.countdown import is_held_out
+from aha_lib.tasks.countdown import is_held_out
 
 print(is_held_out((20, 16, 4)), is_held_out((4, 20, 16)))
 every = list(itertools.combinations_with_replacement(range(1, 21), 3))
@@ -280,13 +289,15 @@ print(f"{np.mean(held):.1%} of the {len(every):,} triples of 1 to 20")
 # %% [markdown]
 # ### Check: nothing leaks
 
+
 # %%
 def multisets(**kind):
     """Sorted numbers of 3,000 puzzles: another seed for each split."""
     return {
         tuple(sorted(generate(seed, i, **ranges, **kind).numbers))
-        for seed in (0, 1) for i in range(1500)
-    }  # fmt: skip
+        for seed in (0, 1)
+        for i in range(1500)
+    }
 
 
 # %%
@@ -307,7 +318,7 @@ import html
 
 from IPython.display import HTML, display
 
-from aha_lib.countdown import prompt
+from aha_lib.tasks.countdown import prompt
 
 # %%
 cells = "".join(
@@ -328,7 +339,7 @@ display(HTML(f"<table><tr>{cells}</tr></table>"))
 # numbers and not about spelling them:
 
 # %%
-from aha_lib.tokenizer import Tokenizer, tiny_model
+from aha_lib.model.tokenizer import Tokenizer, tiny_model
 
 tokenizer = Tokenizer(tiny_model())
 text = prompt(puzzle, "tiny")
@@ -349,7 +360,7 @@ assert tokenizer.decode(ids) == text and ids.count(tokenizer.bos_id) == 1
 # Each line below gets one rung further than the one before.
 
 # %%
-from aha_lib.countdown import reward
+from aha_lib.tasks.countdown import reward
 
 ladder = [
     "20 + 16 + 4 = 40 yes",
@@ -371,6 +382,7 @@ for completion in ladder:
 # How is an expression read without handing it to Python? By Dijkstra's
 # *shunting yard*: numbers go straight to the output, signs wait until all
 # that binds tighter has left. Watch it for `20 - ( 16 / 4 )`:
+
 
 # %%
 def shunting_yard(text):
@@ -462,11 +474,15 @@ print(f"{len(paid)} expressions, {paid.count(1.0)} of them right: agreed")
 
 # %%
 OPERATORS = {
-    ast.Add: operator.add, ast.Sub: operator.sub,
-    ast.Mult: operator.mul, ast.Pow: operator.pow,
-    ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
-    ast.UAdd: operator.pos, ast.USub: operator.neg,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Pow: operator.pow,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
 
 
 # %%
@@ -497,8 +513,11 @@ def tinyzero(completion, puzzle):
     hang the original, get 0.1.
     """
     last_line = completion.split("\n")[-1]
-    tags = [part for part in last_line.split("</answer>")[:-1]
-            if "<answer>" in part]  # fmt: skip
+    tags = [
+        part
+        for part in last_line.split("</answer>")[:-1]
+        if "<answer>" in part
+    ]
     if not tags:
         return 0.0
     text = tags[-1].partition("<answer>")[2].strip()
@@ -510,8 +529,14 @@ def tinyzero(completion, puzzle):
     try:
         value = python_value(ast.parse(text, mode="eval").body)
         return 1.0 if abs(value - puzzle.target) < 1e-5 else 0.1
-    except (SyntaxError, ValueError, TypeError, ArithmeticError,
-            RecursionError, MemoryError):  # fmt: skip
+    except (
+        SyntaxError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+    ):
         return 0.1
 
 
@@ -574,6 +599,7 @@ print("ours:", reward(answer("50**60**70"), bomb).reason)
 # who do not solve anything, and one who does. Which earn more than they
 # should?
 
+
 # %%
 def policies(p, rng):
     """Completions for a puzzle by players of various kinds."""
@@ -598,9 +624,7 @@ def policies(p, rng):
 shoppers = [(p, policies(p, rng)) for p in panel[:200]]
 names = list(shoppers[0][1])
 theirs = [np.mean([tinyzero(c[n], p) for p, c in shoppers]) for n in names]
-ours = [
-    np.mean([reward(c[n], p).value for p, c in shoppers]) for n in names
-]
+ours = [np.mean([reward(c[n], p).value for p, c in shoppers]) for n in names]
 
 # %%
 fig, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
@@ -681,8 +705,10 @@ for p, solution in solved * 30:
             str.maketrans("×÷−", "*/-")
         )
         assert independent(plain, p) == 1.0, solution
-print(f"6,000 random strings: {parsed} reached the parser,",
-      f"{foreign} of them with characters beyond ASCII")  # fmt: skip
+print(
+    f"6,000 random strings: {parsed} reached the parser,",
+    f"{foreign} of them with characters beyond ASCII",
+)
 assert parsed > 1000 and foreign > 500
 print(f"6,000 mutated solutions: {right} still right, and they are")
 assert right > 0
@@ -724,13 +750,17 @@ print("forgiving:", lax.value, lax.reason)
 # Does it matter? Count the puzzles that can be solved with a number left
 # over: they become easier without the model getting any better.
 
+
 # %%
 def easy(p):
     """Whether some, but not all, of the numbers reach the target."""
     if p.target in p.numbers:  # a bare number is an expression too
         return True
-    some = [c for k in range(2, len(p.numbers))
-            for c in itertools.combinations(p.numbers, k)]  # fmt: skip
+    some = [
+        c
+        for k in range(2, len(p.numbers))
+        for c in itertools.combinations(p.numbers, k)
+    ]
     return any(solve(Puzzle(c, p.target)) for c in some)
 
 
@@ -754,8 +784,10 @@ def expressions(numbers):
 
 # %%
 def lax_pays(p):
-    return any(reward(answer(text), p, forgiving=True).value == 1
-               for text in expressions(p.numbers))  # fmt: skip
+    return any(
+        reward(answer(text), p, forgiving=True).value == 1
+        for text in expressions(p.numbers)
+    )
 
 
 if set(map(len, (p.numbers for p in panel[:500]))) == {3}:
@@ -801,5 +833,5 @@ if set(map(len, (p.numbers for p in panel[:500]))) == {3}:
 # - The verifier parses and never runs; it is exact, bounded and total.
 # - A reward is a price list: what is paid for will be delivered.
 #
-# All of this lives in [`aha_lib/countdown.py`](../aha_lib/countdown.py), in
+# All of this lives in [`aha_lib/tasks/countdown.py`](../aha_lib/tasks/countdown.py), in
 # pure Python. Next: [03_sampler](03_sampler.ipynb), in which a model answers.

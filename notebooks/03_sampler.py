@@ -44,16 +44,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% tags=["parameters"]
@@ -63,7 +65,7 @@ preset = "tiny"
 import jax.numpy as jnp
 import numpy as np
 
-from aha_lib import weights
+from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS
 
 settings = SETTINGS[preset]
@@ -89,11 +91,12 @@ repeats = 10 if tiny else 1  # of a timing
 # token is to come next. Give it the puzzle and look.
 
 # %%
-from aha_lib import countdown
+from aha_lib.tasks import countdown
 
 ranges = PUZZLES[settings.puzzles]
-puzzles = [countdown.generate(0, i, **ranges, held_out=True)
-           for i in range(256)]  # fmt: skip
+puzzles = [
+    countdown.generate(0, i, **ranges, held_out=True) for i in range(256)
+]
 texts = [countdown.prompt(p, settings.template) for p in puzzles]
 prompts = [tokenizer.encode(text) for text in texts]
 print(texts[0])
@@ -150,6 +153,7 @@ plt.show()
 # text lies in a row of its final length. What lies to the right has no
 # influence, because attention only looks to the left.
 
+
 # %%
 def naive(ids, length):
     """Greedy completion; the whole row is computed for every token."""
@@ -195,12 +199,16 @@ cached[0, :n] = 1
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-for ax, work, name in zip(axes, (without, cached), ("without a cache",
-                          "with a cache"), strict=True):  # fmt: skip
+for ax, work, name in zip(
+    axes, (without, cached), ("without a cache", "with a cache"), strict=True
+):
     ax.imshow(work, cmap="Blues", vmax=1.4, aspect="auto")
     ax.axvline(n - 0.5, color="C1", ls="--")
-    ax.set(title=f"{name}: {work.sum():.0f} tokens through the model",
-           xlabel="token (dashed: the prompt ends)", ylabel="step")  # fmt: skip
+    ax.set(
+        title=f"{name}: {work.sum():.0f} tokens through the model",
+        xlabel="token (dashed: the prompt ends)",
+        ylabel="step",
+    )
 plt.show()
 
 # %% [markdown]
@@ -209,6 +217,7 @@ plt.show()
 # holds, for every layer and row, a key and a value per slot. *Local* layers,
 # which look no further back than their window, have arrays of their own:
 # section 7 says why.
+
 
 # %%
 @nnx.jit
@@ -237,8 +246,10 @@ def cached_greedy(ids, length):
 cache = model.empty_cache(1, len(prompts[0]) + length)
 for name, array in cache._asdict().items():
     print(f"{name:8}", array.shape)
-print("= layers, rows, KV heads, slots, size;",
-      f"{sum(x.nbytes for x in cache) / 2**20:.2f} MiB for one row")  # fmt: skip
+print(
+    "= layers, rows, KV heads, slots, size;",
+    f"{sum(x.nbytes for x in cache) / 2**20:.2f} MiB for one row",
+)
 
 # %% [markdown]
 # ### Check: the cache changes nothing
@@ -250,7 +261,7 @@ print("= layers, rows, KV heads, slots, size;",
 # are comes in section 6.)
 
 # %%
-from aha_lib import sampler
+from aha_lib.rl import sampler
 
 padded, valid = sampler.pad_left(
     prompts, max(map(len, prompts)), tokenizer.pad_id
@@ -258,8 +269,16 @@ padded, valid = sampler.pad_left(
 plain = dict(stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, stages=1)
 key = jax.random.key(2)
 with jax.default_matmul_precision("float32"):
-    greedy = sampler.sample(model, padded[:8], valid[:8], key, group=1,
-                            length=length, temperature=0, **plain)
+    greedy = sampler.sample(
+        model,
+        padded[:8],
+        valid[:8],
+        key,
+        group=1,
+        length=length,
+        temperature=0,
+        **plain,
+    )
     for ids, tokens, mask in zip(prompts[:8], *greedy[::2], strict=True):
         ours = tokens[mask].tolist()
         assert ours == cached_greedy(ids, length) == naive(ids, length)
@@ -275,7 +294,7 @@ print("equal, token for token, for", len(greedy.tokens), "prompts")
 # They share the prefill: it is computed once and repeated in memory.
 
 # %%
-from aha_lib.countdown import Puzzle
+from aha_lib.tasks.countdown import Puzzle
 
 toy = [Puzzle((20, 16, 4), 40), Puzzle((9, 8), 72)]
 ids = [tokenizer.encode(countdown.prompt(p, "tiny")) for p in toy]
@@ -290,14 +309,18 @@ print(toy_valid.astype(int))
 
 # %%
 group, new = 3, 24
-out = sampler.sample(model, toy_tokens, toy_valid, key, group=group,
-                     length=new, **plain)  # fmt: skip
+out = sampler.sample(
+    model, toy_tokens, toy_valid, key, group=group, length=new, **plain
+)
 prefill = np.where(toy_valid, 1, 0)
 empty = np.full((len(toy), new), 3)
 pictures = {"after prefill: a row per prompt": np.hstack([prefill, empty])}
 rows = np.repeat(prefill, group, axis=0)
-for n, name in ((0, "repeated for each group"), (8, "after 8 tokens"),
-                (new, f"after {new} tokens")):  # fmt: skip
+for n, name in (
+    (0, "repeated for each group"),
+    (8, "after 8 tokens"),
+    (new, f"after {new} tokens"),
+):
     late = np.arange(new) >= n
     part = np.where(late, 3, np.where(out.mask, 2, 0))
     pictures[name] = np.hstack([rows, part])
@@ -310,15 +333,21 @@ colors = ["#d9d9d9", "C0", "C1", "white"]
 kinds = ["nothing to see (padding)", "prompt", "written", "free"]
 fig, axes = plt.subplots(2, 2, figsize=(9, 3.6), layout="constrained")
 for ax, (name, filled) in zip(axes.flat, pictures.items(), strict=True):
-    ax.pcolormesh(filled, cmap=ListedColormap(colors), vmin=0, vmax=3,
-                  edgecolors="#888", linewidth=0.4)  # fmt: skip
+    ax.pcolormesh(
+        filled,
+        cmap=ListedColormap(colors),
+        vmin=0,
+        vmax=3,
+        edgecolors="#888",
+        linewidth=0.4,
+    )
     ax.invert_yaxis()
     ax.set_title(name, fontsize=10)
     ax.set(xticks=[], yticks=[], ylabel="rows", xlabel="slots")
-patches = [Patch(fc=c, ec="#888", label=k)
-           for c, k in zip(colors, kinds, strict=True)]  # fmt: skip
-fig.legend(handles=patches, ncols=4, loc="outside lower center",
-           frameon=False)  # fmt: skip
+patches = [
+    Patch(fc=c, ec="#888", label=k) for c, k in zip(colors, kinds, strict=True)
+]
+fig.legend(handles=patches, ncols=4, loc="outside lower center", frameon=False)
 plt.show()
 
 # %% [markdown]
@@ -345,8 +374,10 @@ new_key = jax.random.key(1)
 other = sampler.sample(model, padded[:4], valid[:4], new_key, **few)
 assert (four.tokens[:8] == two.tokens).all()
 assert (four.tokens != other.tokens).any()
-print(len({tuple(row) for row in four.tokens[:4]}),
-      "different completions in the first group of 4")  # fmt: skip
+print(
+    len({tuple(row) for row in four.tokens[:4]}),
+    "different completions in the first group of 4",
+)
 
 # %% [markdown]
 # ## 4. Drawing a token
@@ -360,6 +391,7 @@ print(len({tuple(row) for row in four.tokens[:4]}),
 # whose piece is thinner than the step between two of them is hit somewhat too
 # often or too rarely: one of probability one in a million by at most an
 # eighth.
+
 
 # %%
 def draw(probs, u):
@@ -394,8 +426,14 @@ fig, ax = plt.subplots(figsize=(8, 1.9), layout="constrained")
 ax.barh(0, 1, left=0, fc="#9cc3e0")  # all the thin ones
 for i in np.flatnonzero(probs > 0.04):
     ax.barh(0, probs[i], left=sums[i] - probs[i], fc="C0", ec="white")
-    ax.text(sums[i] - probs[i] / 2, 0, tokenizer.decode([i]),
-            ha="center", va="center", color="white")  # fmt: skip
+    ax.text(
+        sums[i] - probs[i] / 2,
+        0,
+        tokenizer.decode([i]),
+        ha="center",
+        va="center",
+        color="white",
+    )
 ax.plot(darts, np.full(len(darts), 0.62), "C1v", ms=10, clip_on=False)
 for u, token in zip(darts, draw(probs, darts), strict=True):
     name = tokenizer.decode([token])
@@ -420,8 +458,16 @@ grid = (np.arange(100_000) + 0.5) / 100_000
 share = np.bincount(draw(probs, grid), minlength=len(probs)) / len(grid)
 assert np.abs(share - probs).max() < 2e-5
 
-first = sampler.sample(model, padded[:1], valid[:1], key, group=draws,
-                       length=1, temperature=2.0, **plain)  # fmt: skip
+first = sampler.sample(
+    model,
+    padded[:1],
+    valid[:1],
+    key,
+    group=draws,
+    length=1,
+    temperature=2.0,
+    **plain,
+)
 counts = np.bincount(first.tokens[:, 0], minlength=len(probs))
 sigma = np.sqrt(draws * probs * (1 - probs))
 assert (np.abs(counts - draws * probs) < 5 * sigma + 1).all()
@@ -430,8 +476,14 @@ assert (np.abs(counts - draws * probs) < 5 * sigma + 1).all()
 plt.figure(figsize=(8, 2.6), layout="constrained")
 x = np.arange(len(top))
 plt.bar(x, draws * probs[top], color="#bbb", label="expected")
-plt.errorbar(x, counts[top], 2 * sigma[top], fmt="C1o", capsize=4,
-             label="drawn, with two standard deviations")  # fmt: skip
+plt.errorbar(
+    x,
+    counts[top],
+    2 * sigma[top],
+    fmt="C1o",
+    capsize=4,
+    label="drawn, with two standard deviations",
+)
 plt.yscale("log")
 plt.xticks(x, labels)
 plt.ylabel(f"of {draws:,} draws")
@@ -447,6 +499,7 @@ plt.show()
 # row instead of token by token. Both must agree, or the ratio of the two
 # would carry an error that nobody sees.
 
+
 # %%
 def training_logprobs(padded, valid, out, temperature=1.0):
     """Log-probabilities of a batch's completions by a full forward."""
@@ -456,8 +509,9 @@ def training_logprobs(padded, valid, out, temperature=1.0):
     positions = np.maximum(np.cumsum(real, axis=1) - 1, 0)
     hidden = model.hidden(tokens, positions, real.astype(int))
     targets = jnp.array(tokens[:, 1:])
-    logprobs, _ = model.logprobs(hidden[:, :-1], targets,
-                                 temperature=temperature)  # fmt: skip
+    logprobs, _ = model.logprobs(
+        hidden[:, :-1], targets, temperature=temperature
+    )
     return np.where(out.mask, logprobs[:, padded.shape[1] - 1 :], 0)
 
 
@@ -478,8 +532,9 @@ print("training:", again[0, :6].round(4))
 four_rows = dict(group=4, length=length, **plain)
 with jax.default_matmul_precision("float32"):
     for T in (1.0, 0.7):
-        batch = sampler.sample(model, padded[:4], valid[:4], key,
-                               temperature=T, **four_rows)  # fmt: skip
+        batch = sampler.sample(
+            model, padded[:4], valid[:4], key, temperature=T, **four_rows
+        )
         again = training_logprobs(padded[:4], valid[:4], batch, T)
         gap = np.abs(again - batch.logprobs).max()
         print(f"T = {T}: largest difference {gap:.1e}")
@@ -496,8 +551,10 @@ for tokens, mask in zip(batch.tokens, batch.mask, strict=True):
 assumed = training_logprobs(padded[:4], valid[:4], batch, 1.0)
 ratio = np.exp(assumed - batch.logprobs)[batch.mask]
 outside = np.mean((ratio < 0.8) | (ratio > 1.28))
-print(f"ratio: from {ratio.min():.2f} to {ratio.max():.2f},",
-      f"{outside:.0%} outside the clip")  # fmt: skip
+print(
+    f"ratio: from {ratio.min():.2f} to {ratio.max():.2f},",
+    f"{outside:.0%} outside the clip",
+)
 
 # %% [markdown]
 # Wrong before anything was learnt. Top-k and top-p have the same fault: they
@@ -513,8 +570,9 @@ tokens = four.tokens[row][four.mask[row]][:32]
 sure = np.exp(four.logprobs[row, : len(tokens)])
 names = [tokenizer.decode([t]) or "end" for t in tokens]
 plt.figure(figsize=(10, 2.6), layout="constrained")
-plt.bar(range(len(sure)), sure,
-        color=["C1" if v < 0.7 else "C0" for v in sure])  # fmt: skip
+plt.bar(
+    range(len(sure)), sure, color=["C1" if v < 0.7 else "C0" for v in sure]
+)
 plt.xticks(range(len(sure)), names, rotation=90, fontsize=8)
 plt.ylabel("probability")
 plt.title(f"One completion of   {texts[row // 4][-40:]}", fontsize=10)
@@ -539,17 +597,26 @@ def rollout(stages, length=length, stop=True):
     """One step's completions, in so many stages."""
     stop_ids = tokenizer.stop_ids if stop else ()
     return sampler.sample(
-        model, padded[:P], valid[:P], key, group=G, length=length,
-        stop_ids=stop_ids, pad_id=tokenizer.pad_id, stages=stages,
-    )  # fmt: skip
+        model,
+        padded[:P],
+        valid[:P],
+        key,
+        group=G,
+        length=length,
+        stop_ids=stop_ids,
+        pad_id=tokenizer.pad_id,
+        stages=stages,
+    )
 
 
 # %%
 STAGES = 8
 once, staged = rollout(1), rollout(STAGES)
 lengths = once.mask.sum(1)
-print(f"{len(lengths)} rows: median {np.median(lengths):.0f} tokens,",
-      f"mean {lengths.mean():.0f}, longest {lengths.max()}")  # fmt: skip
+print(
+    f"{len(lengths)} rows: median {np.median(lengths):.0f} tokens,",
+    f"mean {lengths.mean():.0f}, longest {lengths.max()}",
+)
 
 # %% [markdown]
 # The library decodes in *stages*. Between two stages, the host looks at
@@ -570,10 +637,17 @@ for start in bounds[:-1]:
 # %%
 plt.figure(figsize=(8, 2.8), layout="constrained")
 plt.fill_between([0, last], P * G, color="#ddd", label="one stage")
-plt.stairs(kept, np.minimum(bounds, last), fill=True, color="C0", alpha=0.5,
-           label=f"{STAGES} stages")  # fmt: skip
-plt.plot(steps[: last + 1], alive[: last + 1], "C1", lw=2,
-         label="rows not finished")  # fmt: skip
+plt.stairs(
+    kept,
+    np.minimum(bounds, last),
+    fill=True,
+    color="C0",
+    alpha=0.5,
+    label=f"{STAGES} stages",
+)
+plt.plot(
+    steps[: last + 1], alive[: last + 1], "C1", lw=2, label="rows not finished"
+)
 plt.xlabel("token")
 plt.ylabel("rows computed")
 plt.legend(loc="upper right")
@@ -608,10 +682,17 @@ assert (once.tokens == staged.tokens).all()
 np.testing.assert_allclose(once.logprobs, staged.logprobs, atol=1e-3)
 work = P * G * last, np.diff(np.minimum(bounds, last)) @ kept
 assert lengths.sum() <= work[1] < work[0]
-a, b = np.min([[seconds(lambda n=n: rollout(n), 1) for n in (1, STAGES)]
-               for _ in range(repeats)], axis=0)  # fmt: skip
-print(f"one stage: {work[0] / work[1]:.1f} times the work of {STAGES},",
-      f"{a / b:.1f} times the time")  # fmt: skip
+a, b = np.min(
+    [
+        [seconds(lambda n=n: rollout(n), 1) for n in (1, STAGES)]
+        for _ in range(repeats)
+    ],
+    axis=0,
+)
+print(
+    f"one stage: {work[0] / work[1]:.1f} times the work of {STAGES},",
+    f"{a / b:.1f} times the time",
+)
 
 # %% [markdown]
 # Time and work need not agree. Work here counts rows, whatever they cost,
@@ -622,6 +703,7 @@ print(f"one stage: {work[0] / work[1]:.1f} times the work of {STAGES},",
 # A decode step does two things: it *moves* data (all weights once, and every
 # row's cache) and *computes* (two operations per weight and row, plus
 # attention). Whichever takes longer on a machine sets the pace. Count both.
+
 
 # %%
 def decode_work(config, rows, slots, bytes_per_number=4):
@@ -636,8 +718,10 @@ def decode_work(config, rows, slots, bytes_per_number=4):
 # %%
 for rows in (1, 16, 256):
     flops, moved = decode_work(config, rows, 64)
-    print(f"{rows:3} rows: {flops / 1e6:6.1f} MFLOP {moved / 1e6:5.1f} MB,"
-          f" {flops / moved:5.1f} FLOP per byte")  # fmt: skip
+    print(
+        f"{rows:3} rows: {flops / 1e6:6.1f} MFLOP {moved / 1e6:5.1f} MB,"
+        f" {flops / moved:5.1f} FLOP per byte"
+    )
 
 # %% [markdown]
 # With one row, every weight is fetched to be used once. With many rows it is
@@ -653,7 +737,7 @@ for rows in (1, 16, 256):
 # %%
 import dataclasses
 
-from aha_lib.gemma import Gemma
+from aha_lib.model.gemma import Gemma
 
 arrays = jax.tree.leaves(nnx.state(model))
 assert sum(a.size for a in arrays) == config.parameters
@@ -708,8 +792,10 @@ def bandwidth(megabytes):
 # %%
 near = bandwidth(max(1, round(4 * config.parameters / 1e6)))
 far = bandwidth(256)
-print(f"{peak / 1e9:.0f} GFLOP/s, {near / 1e9:.0f} GB/s for as much as the",
-      f"weights,\n{far / 1e9:.0f} GB/s for a large array")  # fmt: skip
+print(
+    f"{peak / 1e9:.0f} GFLOP/s, {near / 1e9:.0f} GB/s for as much as the",
+    f"weights,\n{far / 1e9:.0f} GB/s for a large array",
+)
 
 # %% [markdown]
 # These two numbers are the machine's **roofline**: at a low intensity the
@@ -723,11 +809,19 @@ print(f"{peak / 1e9:.0f} GFLOP/s, {near / 1e9:.0f} GB/s for as much as the",
 # %%
 many, measured = 32, []
 for rows in batches:
+
     def run(rows=rows):
         return sampler.sample(
-            model, padded[:1], valid[:1], key, group=rows, length=many,
-            stop_ids=(-1,), pad_id=tokenizer.pad_id, stages=1,
-        )  # fmt: skip
+            model,
+            padded[:1],
+            valid[:1],
+            key,
+            group=rows,
+            length=many,
+            stop_ids=(-1,),
+            pad_id=tokenizer.pad_id,
+            stages=1,
+        )
 
     run()
     measured.append(rows * many / seconds(run, repeats))
@@ -742,18 +836,26 @@ for line in zip(rows, measured, measured / roof, strict=True):
     print("{:3} rows: {:7,.0f} tokens/s, {:.1%} of the roof".format(*line))
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8),
-                                  layout="constrained")  # fmt: skip
+fig, (left, right) = plt.subplots(
+    1, 2, figsize=(10, 3.8), layout="constrained"
+)
 x = np.geomspace(0.2, 200, 100)
 for speed, name, style in ((near, "few", "C0-"), (far, "many", "C0--")):
-    left.loglog(x, np.minimum(peak, speed * x) / 1e9, style,
-                label=f"roof, {name} bytes at a time")  # fmt: skip
+    left.loglog(
+        x,
+        np.minimum(peak, speed * x) / 1e9,
+        style,
+        label=f"roof, {name} bytes at a time",
+    )
 reached = measured * flops / rows / 1e9
 left.loglog(flops / moved, reached, "C1o-", label="decode, measured")
 for n, u, v in zip(rows, flops / moved, reached, strict=True):
     left.annotate(n, (u, v), (6, -10), textcoords="offset points")
-left.set(xlabel="FLOP per byte", ylabel="GFLOP/s",
-         title="Roofline; numbers are rows")  # fmt: skip
+left.set(
+    xlabel="FLOP per byte",
+    ylabel="GFLOP/s",
+    title="Roofline; numbers are rows",
+)
 right.loglog(rows, roof, "C0-", label="roof")
 right.loglog(rows, measured, "C1o-", label="measured")
 right.set(xlabel="rows", ylabel="tokens per second", title="Throughput")
@@ -782,18 +884,34 @@ plt.show()
 # wait for nobody. A single puzzle cannot be shared out. Compare 256 rows of
 # one puzzle with the same number of eight:
 
+
 # %%
 def rate(puzzles, rows=256, new_tokens=32):
     """Tokens a second for so many rows, of so many puzzles."""
-    return rows * new_tokens / seconds(lambda: sampler.sample(
-        model, padded[:puzzles], valid[:puzzles], key, group=rows // puzzles,
-        length=new_tokens, stop_ids=(-1,), pad_id=tokenizer.pad_id,
-    ), repeats)  # fmt: skip
+    return (
+        rows
+        * new_tokens
+        / seconds(
+            lambda: sampler.sample(
+                model,
+                padded[:puzzles],
+                valid[:puzzles],
+                key,
+                group=rows // puzzles,
+                length=new_tokens,
+                stop_ids=(-1,),
+                pad_id=tokenizer.pad_id,
+            ),
+            repeats,
+        )
+    )
 
 
-threads = runtime.lanes(nnx.state(model))
-print(f"one puzzle {rate(1):,.0f} tokens/s, eight {rate(8):,.0f}, the latter",
-      f"in {threads} thread(s)")  # fmt: skip
+threads = devices.lanes(nnx.state(model))
+print(
+    f"one puzzle {rate(1):,.0f} tokens/s, eight {rate(8):,.0f}, the latter",
+    f"in {threads} thread(s)",
+)
 
 # %% [markdown]
 # On an accelerator, and for a large model, it is one thread for both, and the
@@ -828,12 +946,18 @@ def roof_of(c, rows, slots):
 # %%
 gemmas = {name: c for name, c in MODELS.items() if name != "tiny"}
 for forgets in (False, True):
-    print("tokens/s at:    1 row  32 rows  256 rows",
-          "   window forgotten" if forgets else "   all slots kept")  # fmt: skip
+    print(
+        "tokens/s at:    1 row  32 rows  256 rows",
+        "   window forgotten" if forgets else "   all slots kept",
+    )
     for name, c in gemmas.items():
         slots = slots_seen(c, 1024) if forgets else 1024
-        print(f"{name:12}" + "".join(f"{roof_of(c, rows, slots):9,.0f}"
-                                     for rows in (1, 32, 256)))  # fmt: skip
+        print(
+            f"{name:12}"
+            + "".join(
+                f"{roof_of(c, rows, slots):9,.0f}" for rows in (1, 32, 256)
+            )
+        )
 
 # %% [markdown]
 # Neither table is a promise: both are roofs. Of Gemma 3 1B's 26 layers 22 see
@@ -850,16 +974,23 @@ for forgets in (False, True):
 one_b = MODELS["gemma3-1b"]
 assert slots_seen(one_b, 1024) == (22 * 512 + 4 * 1024) / 26
 assert slots_seen(MODELS["gemma2-2b"], 1024) == 1024
-gain = {name: roof_of(c, 256, slots_seen(c, 1024)) / roof_of(c, 256, 1024)
-        for name, c in gemmas.items()}  # fmt: skip
-print("gained by forgetting, 256 rows:",
-      ", ".join(f"{name} {x:.2f}" for name, x in gain.items()))
+gain = {
+    name: roof_of(c, 256, slots_seen(c, 1024)) / roof_of(c, 256, 1024)
+    for name, c in gemmas.items()
+}
+print(
+    "gained by forgetting, 256 rows:",
+    ", ".join(f"{name} {x:.2f}" for name, x in gain.items()),
+)
 more = [roof_of(c, 32, 1024) / roof_of(c, 1, 1024) for c in gemmas.values()]
 assert 15.5 < min(more) and max(more) < 29.5
-caches = {name: decode_work(c, 256, 1024, 2)[1] - 2 * c.parameters
-          for name, c in gemmas.items()}  # fmt: skip
-assert [name for name, c in gemmas.items()
-        if caches[name] < 2 * c.parameters] == ["gemma-2b"]
+caches = {
+    name: decode_work(c, 256, 1024, 2)[1] - 2 * c.parameters
+    for name, c in gemmas.items()
+}
+assert [
+    name for name, c in gemmas.items() if caches[name] < 2 * c.parameters
+] == ["gemma-2b"]
 
 # %% [markdown]
 # The last line: at 256 rows all models but `gemma-2b` move more cache than
@@ -916,6 +1047,6 @@ assert [name for name, c in gemmas.items()
 # - A batch is what makes decode efficient: weights are moved once for all
 #   rows.
 #
-# All of this lives in [`aha_lib/sampler.py`](../aha_lib/sampler.py). Next:
+# All of this lives in [`aha_lib/rl/sampler.py`](../aha_lib/rl/sampler.py). Next:
 # [04_grpo_step](04_grpo_step.ipynb), where the completions are rewarded and
 # the model learns from them.

@@ -56,16 +56,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% tags=["parameters"]
@@ -79,9 +81,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-# %%
-from aha_lib import grpo, objectives
 from aha_lib.presets import SETTINGS, VARIANTS
+
+# %%
+from aha_lib.rl import grpo, objectives
 
 settings = SETTINGS[preset]
 rng = np.random.default_rng(0)
@@ -94,11 +97,16 @@ rng = np.random.default_rng(0)
 # notebook 02 says what each is worth.
 
 # %%
-from aha_lib.countdown import Puzzle, reward
+from aha_lib.tasks.countdown import Puzzle, reward
 
 puzzle = Puzzle((20, 16, 4), 40)
-answers = ["( 20 + 16 ) + 4", "( 20 * 4 ) - 16", "( 20 - 16 ) * 4",
-           "20 * 4", "twenty"]  # fmt: skip
+answers = [
+    "( 20 + 16 ) + 4",
+    "( 20 * 4 ) - 16",
+    "( 20 - 16 ) * 4",
+    "20 * 4",
+    "twenty",
+]
 tags = [f"<answer> {a} </answer>" for a in answers]
 values = np.array([reward(tag, puzzle).value for tag in tags])
 policy = np.array([0.1, 0.3, 0.3, 0.2, 0.1])
@@ -140,17 +148,20 @@ def against_others(rewards):
 KINDS = {
     "no baseline": lambda rewards: rewards,
     "no baseline, rewards + 10": lambda rewards: rewards + 10,
-    "group mean": lambda rewards: grpo.advantages(
-        rewards, scale_by_std=False),
+    "group mean": lambda rewards: grpo.advantages(rewards, scale_by_std=False),
     "leave one out": against_others,
-}  # fmt: skip
+}
 
 # %%
-estimates = {name: (kind(earned)[..., None] * score).mean(1)
-             for name, kind in KINDS.items()}  # fmt: skip
+estimates = {
+    name: (kind(earned)[..., None] * score).mean(1)
+    for name, kind in KINDS.items()
+}
 means = {name: e.mean(0) for name, e in estimates.items()}
-noise = {name: np.sqrt(e.var(0).sum() / (means[name] ** 2).sum())
-         for name, e in estimates.items()}  # fmt: skip
+noise = {
+    name: np.sqrt(e.var(0).sum() / (means[name] ** 2).sum())
+    for name, e in estimates.items()
+}
 print(f"{'exact':26}", exact.round(3))
 for name in KINDS:
     print(f"{name:26}", means[name].round(3), f" noise {noise[name]:.2f}")
@@ -165,8 +176,11 @@ for name in KINDS:
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.1), layout="constrained")
-shown = {"no baseline, rewards + 10": 2.5, "no baseline": 0.25,
-         "leave one out": 0.25}  # fmt: skip
+shown = {
+    "no baseline, rewards + 10": 2.5,
+    "no baseline": 0.25,
+    "leave one out": 0.25,
+}
 for axis, (name, reach) in zip(axes, shown.items(), strict=True):
     axis.plot(*estimates[name][:400, :2].T, ".", ms=4, alpha=0.4)
     axis.plot(*exact[:2], "kx", ms=9, mew=2)
@@ -285,9 +299,13 @@ def cispo(x, gain):
     return objectives.cispo(x, x, gain, 1.0, HIGH)[0].sum()
 
 
-slopes = {gain: (jax.grad(ppo)(log_ratio, gain)[0],
-                 jax.grad(cispo)(log_ratio, gain)[0])
-          for gain in (1.0, -1.0)}  # fmt: skip
+slopes = {
+    gain: (
+        jax.grad(ppo)(log_ratio, gain)[0],
+        jax.grad(cispo)(log_ratio, gain)[0],
+    )
+    for gain in (1.0, -1.0)
+}
 
 # %%
 ratio = np.exp(log_ratio[0])
@@ -297,13 +315,19 @@ for gain, color in ((1.0, "tab:green"), (-1.0, "tab:red")):
     axes[0].plot(ratio, value, color=color, label=f"A = {gain:+.0f}")
     name = f"A = {gain:+.0f}"
     axes[1].plot(ratio, slopes[gain][0], color=color, label=f"clip, {name}")
-    axes[1].plot(ratio, slopes[gain][1], "--", color=color,
-                 label=f"CISPO, {name}")  # fmt: skip
+    axes[1].plot(
+        ratio, slopes[gain][1], "--", color=color, label=f"CISPO, {name}"
+    )
 for axis, title in zip(axes, ("objective", "slope by log π"), strict=True):
     axis.axvspan(1 - LOW, 1 + HIGH, color="0.9", label="inside the clip")
     axis.set(title=title, xlabel="ratio", ylim=(-3, 4))
-    axis.legend(fontsize=8, ncols=2, loc="upper center",
-                bbox_to_anchor=(0.5, -0.2), frameon=False)  # fmt: skip
+    axis.legend(
+        fontsize=8,
+        ncols=2,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        frameon=False,
+    )
 plt.show()
 
 # %% [markdown]
@@ -335,15 +359,20 @@ assert (down[ratio > 1 + HIGH] < -1.28).all()  # one-sided
 # $$k_1 = -x \qquad k_2 = \tfrac12 x^2 \qquad k_3 = e^x - x - 1$$
 
 # %%
-FORMS = {"k1": lambda x: -x, "k2": lambda x: x**2 / 2,
-         "k3": lambda x: jnp.expm1(x) - x}  # fmt: skip
+FORMS = {
+    "k1": lambda x: -x,
+    "k2": lambda x: x**2 / 2,
+    "k3": lambda x: jnp.expm1(x) - x,
+}
 x = np.linspace(-2, 2, 201)
 figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
 for name, form in FORMS.items():
     axis.plot(x, form(x), label=name)
 axis.axhline(0, color="black", lw=0.8)
-axis.set(xlabel="x: left, likelier now; right, likelier in the base",
-         ylabel="estimate of a token")  # fmt: skip
+axis.set(
+    xlabel="x: left, likelier now; right, likelier in the base",
+    ylabel="estimate of a token",
+)
 axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 plt.show()
 
@@ -383,6 +412,7 @@ for size in (0.02, 0.1, 0.4):
 # the gradient of $\mathrm{KL}(\pi\|\pi_\text{ref})$, and k3 that of the
 # *other* one, $\mathrm{KL}(\pi_\text{ref}\|\pi)$. With the whole
 # distribution at hand the expectations are sums:
+
 
 # %%
 def held_fixed(theta, form):
@@ -429,8 +459,9 @@ np.testing.assert_allclose(grads["k3"], both[1], **close)
 mask = np.arange(12) < np.array([[4], [12]])
 for norm in ("token", "sequence", "constant"):
     each = objectives.token_weights(mask, norm)[:, 0]
-    print("{:9} short one's token {:.2f}, long one's {:.2f}".format(
-        norm, *each))  # fmt: skip
+    print(
+        "{:9} short one's token {:.2f}, long one's {:.2f}".format(norm, *each)
+    )
 
 # %% [markdown]
 # GRPO as published takes each sequence's mean first: a token of the long
@@ -519,32 +550,37 @@ groups = (np.arange(G) < solved[:, None]).astype(float)
 scaled = grpo.advantages(groups)
 rates = np.linspace(0.02, 0.98, 193)
 ways = np.array([math.comb(G, k) for k in solved])[:, None]
-chance = ways * rates ** solved[:, None] * (1 - rates) ** (
-    G - solved[:, None])  # fmt: skip
+chance = ways * rates ** solved[:, None] * (1 - rates) ** (G - solved[:, None])
 by_group = np.sqrt(solved / G * (1 - solved / G)) @ chance
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 odds = np.sqrt((1 - rates) / rates)
 axes[0].plot(rates, odds, color="tab:green", label="right: √((1-p)/p)")
-axes[0].plot(rates, -1 / odds, color="tab:red",
-             label="wrong: -√(p/(1-p))")  # fmt: skip
+axes[0].plot(rates, -1 / odds, color="tab:red", label="wrong: -√(p/(1-p))")
 axes[0].plot(solved / G, scaled[:, 0], "k.", label="the code")
 axes[0].plot(solved / G, scaled[:, -1], "k.")
-axes[0].set(title="advantage", xlabel=f"right ones in a group of {G}",
-            ylim=(-5, 5))  # fmt: skip
+axes[0].set(
+    title="advantage", xlabel=f"right ones in a group of {G}", ylim=(-5, 5)
+)
 axes[1].plot(rates, np.sqrt(rates * (1 - rates)), ":", label="√(p(1-p))")
 axes[1].plot(rates, by_group, label=f"GRPO, groups of {G}")
 axes[1].plot(rates, rates * (1 - rates), label="p(1-p), the true gradient")
-axes[1].plot(rates, chance.sum(0), "--", color="0.6",
-             label="chance of signal")  # fmt: skip
+axes[1].plot(rates, chance.sum(0), "--", color="0.6", label="chance of signal")
 axes[1].set(title="weight of the puzzle", xlabel="true success rate p")
 for axis in axes:
-    axis.legend(fontsize=8, loc="upper center", ncols=2,
-                bbox_to_anchor=(0.5, -0.2), frameon=False)  # fmt: skip
+    axis.legend(
+        fontsize=8,
+        loc="upper center",
+        ncols=2,
+        bbox_to_anchor=(0.5, -0.2),
+        frameon=False,
+    )
 plt.show()
-print(f"p = 0.02: the formula {np.sqrt(0.02 * 0.98):.2f},",
-      f"groups of {G} {by_group[0]:.2f}")  # fmt: skip
+print(
+    f"p = 0.02: the formula {np.sqrt(0.02 * 0.98):.2f},",
+    f"groups of {G} {by_group[0]:.2f}",
+)
 
 # %% [markdown]
 # A rare success is a strong signal: at one right answer of 16 it has an
@@ -569,8 +605,10 @@ one_malformed = np.full((1, G), settings.form_reward)
 one_malformed[0, 0] = 0.0
 for divide in (True, False):
     advantage = grpo.advantages(one_malformed, scale_by_std=divide)[0, :2]
-    print(f"divided by the deviation: {divide!s:5}  malformed",
-          "{:+.3f}, each of the others {:+.3f}".format(*advantage))  # fmt: skip
+    print(
+        f"divided by the deviation: {divide!s:5}  malformed",
+        "{:+.3f}, each of the others {:+.3f}".format(*advantage),
+    )
 
 # %% [markdown]
 # The division takes out the size of the reward. What was meant as a tenth
@@ -597,8 +635,12 @@ def total_loss(logprobs, batch):
 
 # %%
 for k in solved:
-    batch = SimpleNamespace(mask=zero == 0, logprobs=zero - 2, weights=None,
-                            advantages=scaled[k - 1])  # fmt: skip
+    batch = SimpleNamespace(
+        mask=zero == 0,
+        logprobs=zero - 2,
+        weights=None,
+        advantages=scaled[k - 1],
+    )
     slope = -jax.grad(total_loss)(jnp.array(zero - 2), batch)[:, 0] / G
     root = np.sqrt(k / G * (1 - k / G))
     contrast = np.where(np.arange(G) < k, root / k, -root / (G - k))
@@ -651,20 +693,28 @@ def iterate(p_0, beta, steps=12, mirror=False):
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 fine = np.concatenate([rates, 1 - np.geomspace(0.02, 1e-4, 60)])
 axes[0].plot(fine, fine, ":k", label="no change")
-for beta, color in zip((0.7, 2.0, 4.0, 8.0), "C2 C0 C1 C3".split(),
-                       strict=True):  # fmt: skip
+for beta, color in zip(
+    (0.7, 2.0, 4.0, 8.0), "C2 C0 C1 C3".split(), strict=True
+):
     look = dict(color=color, label=f"β = {beta:g}")
     axes[0].plot(fine, next_p(fine, 0.1, beta), **look)
     axes[1].plot(iterate(0.1, beta), "o-", ms=3, **look)
     axes[1].plot(iterate(0.1, beta, mirror=True), "--", color=color)
 axes[1].axhline(0.1, ls=":", color="k", label="base")
-axes[0].set(title="one step, base at p = 0.1", xlabel="p before",
-            ylabel="p after")  # fmt: skip
+axes[0].set(
+    title="one step, base at p = 0.1", xlabel="p before", ylabel="p after"
+)
 axes[1].set(title="step after step", xlabel="step", ylabel="p")
 for axis in axes:
-    axis.legend(fontsize=8, ncols=3, loc="upper center",
-                bbox_to_anchor=(0.5, -0.2), frameon=False)  # fmt: skip
+    axis.legend(
+        fontsize=8,
+        ncols=3,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        frameon=False,
+    )
 plt.show()
+
 
 # %%
 def crossings(beta, p_ref=0.1):
@@ -675,8 +725,11 @@ def crossings(beta, p_ref=0.1):
 
 
 for beta in (0.7, 0.8, 2.0, 4.0, 8.0):
-    print(f"β = {beta:3}  crossings", crossings(beta).round(4),
-          f" from 0.1 it ends at {iterate(0.1, beta, 500)[-1]:.4f}")  # fmt: skip
+    print(
+        f"β = {beta:3}  crossings",
+        crossings(beta).round(4),
+        f" from 0.1 it ends at {iterate(0.1, beta, 500)[-1]:.4f}",
+    )
 
 # %% [markdown]
 # A coloured curve crosses the dotted diagonal *twice*. At the lower crossing
@@ -746,12 +799,20 @@ assert iterate(0.1, 8.0, 200, mirror=True)[-1] > 0.99
 # below happens on this one batch.
 
 # %%
-from aha_lib import train, weights
+from aha_lib.model import weights
+from aha_lib.run import train
 
 model, tokenizer, _ = weights.load(settings.model)
 short = dataclasses.replace(settings, prompts=8, seed=4, completion_len=96)
-out = train.rollout(model, tokenizer, train.puzzles(short, 1),
-                    jax.random.key(4), short, group=G, temperature=1.0)  # fmt: skip
+out = train.rollout(
+    model,
+    tokenizer,
+    train.puzzles(short, 1),
+    jax.random.key(4),
+    short,
+    group=G,
+    temperature=1.0,
+)
 frozen, paid, _ = train.scored(out, short)
 is_right = (paid == 1).reshape(-1)
 print("right in each group of", G, ":", (paid == 1).sum(1))
@@ -768,8 +829,9 @@ print(f"tokens a completion: {frozen.mask.sum(1).mean():.1f}")
 from flax import nnx
 
 graph, params = nnx.split(model)
-again = grpo.rescored(graph, params, frozen,
-                      dataclasses.replace(short, importance_cap=2.0))  # fmt: skip
+again = grpo.rescored(
+    graph, params, frozen, dataclasses.replace(short, importance_cap=2.0)
+)
 gap = np.abs(again.logprobs - frozen.logprobs)[frozen.mask]
 print(f"largest difference {gap.max():.1e} nats")
 assert gap.max() < 1e-3
@@ -788,34 +850,69 @@ assert np.abs(again.weights[frozen.mask] - 1).max() < 2e-3
 # what `presets.VARIANTS` has, and why where the two differ:
 
 # %%
-from aha_lib import show
+from aha_lib.look import show
 
 PAPERS = [  # variant, arXiv, the paper, here, why
-    ("GRPO", "2402.03300", "mean over each sequence, deviation, clip, KL 0.04",
-     "the same, clip 0.2", "the paper does not print its clip"),
-    ("Dr. GRPO", "2503.20783", "sum over the generation budget, no deviation",
-     "the same: B · completion_len", ""),
-    ("DAPO", "2503.14476", "mean over each group's tokens; clip 0.2, 0.28; "
-     "new draws until 0 < right < G in all groups; overlong penalty",
-     "the same, 8 more draws at most; penalty over the last 24 tokens",
-     "a run has to end; 4,096 of the paper's 20,480 tokens, scaled"),
-    ("RLOO", "2402.14740", "REINFORCE on whole answers, the others' mean as "
-     "baseline, no ratio, no clip, KL in the reward",
-     "the same without KL", "to compare baselines, not leashes"),
-    ("GSPO", "2507.18071", "sequence ratio, clip 3e-4, 4e-4",
-     "clip 0.09, 0.12", "short answers: see below"),
-    ("CISPO", "2506.13585", "ratio bounded above only, stopped gradient, "
-     "mean over each group's tokens", "ratio up to 5",
-     "no bound is printed; ScaleRL (2510.13786) uses 4 to 8"),
-    ("Kimi k1.5", "2501.12599", "squared distance to mirror descent's "
-     "optimum, length reward", "τ 0.1, length reward × 0.1",
-     "neither weight is printed"),
-]  # fmt: skip
+    (
+        "GRPO",
+        "2402.03300",
+        "mean over each sequence, deviation, clip, KL 0.04",
+        "the same, clip 0.2",
+        "the paper does not print its clip",
+    ),
+    (
+        "Dr. GRPO",
+        "2503.20783",
+        "sum over the generation budget, no deviation",
+        "the same: B · completion_len",
+        "",
+    ),
+    (
+        "DAPO",
+        "2503.14476",
+        "mean over each group's tokens; clip 0.2, 0.28; "
+        "new draws until 0 < right < G in all groups; overlong penalty",
+        "the same, 8 more draws at most; penalty over the last 24 tokens",
+        "a run has to end; 4,096 of the paper's 20,480 tokens, scaled",
+    ),
+    (
+        "RLOO",
+        "2402.14740",
+        "REINFORCE on whole answers, the others' mean as "
+        "baseline, no ratio, no clip, KL in the reward",
+        "the same without KL",
+        "to compare baselines, not leashes",
+    ),
+    (
+        "GSPO",
+        "2507.18071",
+        "sequence ratio, clip 3e-4, 4e-4",
+        "clip 0.09, 0.12",
+        "short answers: see below",
+    ),
+    (
+        "CISPO",
+        "2506.13585",
+        "ratio bounded above only, stopped gradient, "
+        "mean over each group's tokens",
+        "ratio up to 5",
+        "no bound is printed; ScaleRL (2510.13786) uses 4 to 8",
+    ),
+    (
+        "Kimi k1.5",
+        "2501.12599",
+        "squared distance to mirror descent's optimum, length reward",
+        "τ 0.1, length reward × 0.1",
+        "neither weight is printed",
+    ),
+]
 show.table(
     ["", "paper", "here", "why"],
-    [[f"{name} [{number}](https://arxiv.org/abs/{number})", *cells]
-     for name, number, *cells in PAPERS],
-)  # fmt: skip
+    [
+        [f"{name} [{number}](https://arxiv.org/abs/{number})", *cells]
+        for name, number, *cells in PAPERS
+    ],
+)
 
 # %% [markdown]
 # As functions:
@@ -836,8 +933,9 @@ def token_slopes(name, logprobs, **changes):
     batch, s = variant(name, **changes)
 
     def mean(logprobs):
-        value, sums = grpo.surrogate(logprobs, 0 * logprobs, base_logs,
-                                     batch, s)  # fmt: skip
+        value, sums = grpo.surrogate(
+            logprobs, 0 * logprobs, base_logs, batch, s
+        )
         share = sums["clip_fraction"] / sums["tokens"]
         return value / batch.mask.sum(), share
 
@@ -881,8 +979,10 @@ state, metrics = grpo.train_step(graph, state, None, frozen, four)
 models = {"on policy": params, "stale": state.params}
 logs = {when: logprobs_of(each) for when, each in models.items()}
 drift_of = (np.asarray(logs["stale"]) - frozen.logprobs) * frozen.mask
-print("stale ratios: 1st, 50th and 99th percentile",
-      np.exp(np.percentile(drift_of[frozen.mask], (1, 50, 99))).round(2))  # fmt: skip
+print(
+    "stale ratios: 1st, 50th and 99th percentile",
+    np.exp(np.percentile(drift_of[frozen.mask], (1, 50, 99))).round(2),
+)
 print("clipped over the four updates:", round(metrics["clip_fraction"], 3))
 
 # %% [markdown]
@@ -894,8 +994,9 @@ print("clipped over the four updates:", round(metrics["clip_fraction"], 3))
 whole = drift_of.sum(1) / frozen.mask.sum(1)
 print(f"mean log-ratio of an answer: spread {whole.std():.3f}")
 for low, high in ((3e-4, 4e-4), (0.03, 0.04), (0.09, 0.12)):
-    share = token_slopes("gspo", logs["stale"], clip_low=low,
-                         clip_high=high)[2]  # fmt: skip
+    share = token_slopes("gspo", logs["stale"], clip_low=low, clip_high=high)[
+        2
+    ]
     print(f"clip {low:g}, {high:g}: {share:.0%} of the tokens silenced")
 
 # %%
@@ -907,11 +1008,15 @@ for when, each in models.items():
         results[when, name] = value, w, share
 print("          on policy: loss, gradient norm   stale: the same, clipped")
 for name in names:
-    cells = [(results[when, name][0], np.linalg.norm(vectors[when, name]))
-             for when in models]  # fmt: skip
-    print(f"{name:8}  {cells[0][0]:+10.4f} {cells[0][1]:10.4f}"
-          f"          {cells[1][0]:+10.4f} {cells[1][1]:10.4f}"
-          f" {results['stale', name][2]:8.3f}")
+    cells = [
+        (results[when, name][0], np.linalg.norm(vectors[when, name]))
+        for when in models
+    ]
+    print(
+        f"{name:8}  {cells[0][0]:+10.4f} {cells[0][1]:10.4f}"
+        f"          {cells[1][0]:+10.4f} {cells[1][1]:10.4f}"
+        f" {results['stale', name][2]:8.3f}"
+    )
 
 # %% [markdown]
 # The losses themselves say next to nothing: where every token counts the
@@ -931,15 +1036,23 @@ def cosines(when):
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-ticks = dict(xticks=range(7), yticks=range(7), xticklabels=names,
-             yticklabels=names)  # fmt: skip
+ticks = dict(
+    xticks=range(7), yticks=range(7), xticklabels=names, yticklabels=names
+)
 for axis, when in zip(axes, models, strict=True):
     image = axis.imshow(cosines(when), vmin=-1, vmax=1, cmap="PuOr")
     axis.set(title=f"gradient cosine, {when}", **ticks)
     axis.tick_params(axis="x", rotation=45)
     for (i, j), c in np.ndenumerate(cosines(when)):
-        axis.text(j, i, f"{c:.2f}", ha="center", va="center", fontsize=8,
-                  color="white" if abs(c) > 0.7 else "black")  # fmt: skip
+        axis.text(
+            j,
+            i,
+            f"{c:.2f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if abs(c) > 0.7 else "black",
+        )
 figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")
 plt.show()
 
@@ -974,8 +1087,9 @@ assert same(first("kimi", length_reward=0.0), first("dr_grpo"))
 assert not same(first("grpo"), first("cispo"))
 assert not same(first("grpo"), first("dr_grpo"))
 assert not same(vectors["stale", "grpo"], vectors["stale", "gspo"])
-assert not same(vectors["stale", "dr_grpo"] * G / (G - 1),
-                vectors["stale", "rloo"])  # fmt: skip
+assert not same(
+    vectors["stale", "dr_grpo"] * G / (G - 1), vectors["stale", "rloo"]
+)
 
 # %% [markdown]
 # ### How long does a gradient keep its direction?
@@ -1003,23 +1117,30 @@ def stored(name):
 
 # %%
 turned = stored("stale") or []
-by_start = {start: [row for row in turned if row["start"] == start]
-            for start in (0, 10)}  # fmt: skip
+by_start = {
+    start: [row for row in turned if row["start"] == start]
+    for start in (0, 10)
+}
 print("batches:", {start: len(rows) for start, rows in by_start.items()})
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True,
-                            layout="constrained")  # fmt: skip
+figure, axes = plt.subplots(
+    1, 2, figsize=(10, 3.4), sharey=True, layout="constrained"
+)
 for axis, (start, rows) in zip(axes, by_start.items(), strict=True):
     cosine = np.array([row["cosine"] for row in rows])  # rows, updates, names
     for i, name in enumerate(names if rows else ()):
         updates, values_at = rows[0]["updates"], cosine[:, :, i]
-        axis.fill_between(updates, values_at.min(0), values_at.max(0),
-                          alpha=0.08)  # fmt: skip
+        axis.fill_between(
+            updates, values_at.min(0), values_at.max(0), alpha=0.08
+        )
         axis.plot(updates, values_at.mean(0), "o-", ms=3, label=name)
     axis.axhline(0, color="black", lw=0.8)
-    axis.set(title=f"after {start} steps of training", xlabel="updates",
-             ylim=(-1.05, 1.05))  # fmt: skip
+    axis.set(
+        title=f"after {start} steps of training",
+        xlabel="updates",
+        ylim=(-1.05, 1.05),
+    )
 axes[0].set_ylabel("cosine with the first gradient")
 if turned:
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -1028,10 +1149,13 @@ plt.show()
 # %%
 print("updates, clipped on average:", *(f"{name:>8}" for name in names))
 for start, rows in by_start.items():
-    for u, shares in enumerate(np.mean([r["clipped"] for r in rows], axis=0)
-                               if rows else ()):  # fmt: skip
-        print(f"step {start:2}, {rows[0]['updates'][u]} updates          ",
-              *(f"{share:8.1%}" for share in shares))
+    for u, shares in enumerate(
+        np.mean([r["clipped"] for r in rows], axis=0) if rows else ()
+    ):
+        print(
+            f"step {start:2}, {rows[0]['updates'][u]} updates          ",
+            *(f"{share:8.1%}" for share in shares),
+        )
 
 # %% [markdown]
 # Two families part, at the base and, a little later, in the course of
@@ -1074,8 +1198,10 @@ leaves, shape = jax.tree.flatten(params)
 cuts = np.cumsum([x.size for x in leaves])[:-1]
 parts = np.split(ours / length * 0.02, cuts)
 moves = [d.reshape(x.shape) for x, d in zip(leaves, parts, strict=True)]
-sides = [jax.tree.unflatten(shape, list(map(op, leaves, moves)))
-         for op in (np.add, np.subtract)]  # fmt: skip
+sides = [
+    jax.tree.unflatten(shape, list(map(op, leaves, moves)))
+    for op in (np.add, np.subtract)
+]
 up, down = (token_slopes("grpo", logprobs_of(side))[0] for side in sides)
 slope = (up - down) / 0.04
 print(f"slope along the gradient: {slope:.4f}, its norm {length:.4f}")
@@ -1101,8 +1227,14 @@ shade = np.where(segments == prefixes, 0, 1 + segments % 8.0)
 shade[segments == 0] = np.nan
 colours = ListedColormap(["grey", *plt.get_cmap("Set2").colors])
 plt.figure(figsize=(9, 3), layout="constrained")
-plt.imshow(shade[used], aspect="auto", cmap=colours, vmin=0, vmax=8,
-           interpolation="none")  # fmt: skip
+plt.imshow(
+    shade[used],
+    aspect="auto",
+    cmap=colours,
+    vmin=0,
+    vmax=8,
+    interpolation="none",
+)
 plt.gca().set(xlabel="slot", ylabel="row")
 plt.show()
 alone = len(batch.mask) * (batch.prompts.shape[1] + batch.mask.shape[1])
@@ -1132,30 +1264,44 @@ lengths = frozen.mask.sum(1)
 
 def longest(group, hit, most=34):
     """Of a group's answers that are right (or not), the longest shown."""
-    rows = [i for i in range(group * G, group * G + G)
-            if is_right[i] == hit and lengths[i] <= most]  # fmt: skip
+    rows = [
+        i
+        for i in range(group * G, group * G + G)
+        if is_right[i] == hit and lengths[i] <= most
+    ]
     return max(rows, key=lambda i: lengths[i], default=None)
 
 
 # %%
 pairs = [(longest(g, True), longest(g, False)) for g in range(short.prompts)]
-pair = max((both for both in pairs if None not in both),
-           key=lambda both: lengths[list(both)].sum())  # fmt: skip
+pair = max(
+    (both for both in pairs if None not in both),
+    key=lambda both: lengths[list(both)].sum(),
+)
 for i in pair:
     print("right:" if is_right[i] else "wrong:", out.texts[i])
+
 
 # %%
 def painted(axis, row):
     """Every variant's weights on the tokens of one completion."""
-    words = [tokenizer.decode([i]) or "end"
-             for i in frozen.completions[row, : lengths[row]]]  # fmt: skip
+    words = [
+        tokenizer.decode([i]) or "end"
+        for i in frozen.completions[row, : lengths[row]]
+    ]
     w = np.stack([results["stale", name][1] for name in names])
     largest = np.abs(w[:, list(pair)]).max((1, 2))[:, None]
     shade = w[:, row, : lengths[row]] / np.maximum(largest, 1e-12)
     image = axis.imshow(shade, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_xticks(range(len(words)), words, fontsize=8, rotation=60,
-                    ha="left", rotation_mode="anchor")  # fmt: skip
+    axis.set_xticks(
+        range(len(words)),
+        words,
+        fontsize=8,
+        rotation=60,
+        ha="left",
+        rotation_mode="anchor",
+    )
     axis.xaxis.tick_top()
     return image
 
@@ -1210,7 +1356,8 @@ plt.show()
 
 # %%
 assert grpo.overlong_penalty(np.array([[32, 40, 48]]), 48, 16).tolist() == [
-    [0, -0.5, -1]]  # fmt: skip
+    [0, -0.5, -1]
+]
 three = np.array([[10, 29, 48]])
 assert grpo.length_reward(three, three > 0).tolist() == [[0.5, 0, -0.5]]
 assert grpo.length_reward(three, three < 0).tolist() == [[0, 0, -0.5]]
@@ -1233,12 +1380,21 @@ record = stored("variants") or {"about": {}, "runs": []}
 runs = record["runs"]
 print(", ".join(f"{key} {value}" for key, value in record["about"].items()))
 cases = [name for name in names if any(r["case"] == name for r in runs)]
-seeds = [seed for seed in sorted({r["seed"] for r in runs})
-         if all(any((r["case"], r["seed"]) == (name, seed) for r in runs)
-                for name in cases)]  # fmt: skip
+seeds = [
+    seed
+    for seed in sorted({r["seed"] for r in runs})
+    if all(
+        any((r["case"], r["seed"]) == (name, seed) for r in runs)
+        for name in cases
+    )
+]
 at = {(r["case"], r["seed"]): r for r in runs}
-ends = np.array([[at[name, seed]["heldout"]["accuracy"][1] for name in cases]
-                 for seed in seeds])  # seeds, variants
+ends = np.array(
+    [
+        [at[name, seed]["heldout"]["accuracy"][1] for name in cases]
+        for seed in seeds
+    ]
+)  # seeds, variants
 print(f"{len(cases)} variants, {len(seeds)} paired seeds")
 
 # %% [markdown]
@@ -1259,7 +1415,8 @@ print(f"{len(cases)} variants, {len(seeds)} paired seeds")
 def least_difference(ends, level=0.975, shuffles=10_000):
     """The range of means that shuffled names seldom exceed."""
     shuffled = np.random.default_rng(0).permuted(
-        np.repeat(ends[None], shuffles, axis=0), axis=2)  # fmt: skip
+        np.repeat(ends[None], shuffles, axis=0), axis=2
+    )
     return np.quantile(np.ptp(shuffled.mean(1), axis=1), level)
 
 
@@ -1268,11 +1425,16 @@ def look(which):
     """The least difference, and the pairs of these variants beyond it."""
     some, mean = ends[:, which], ends.mean(0)
     limit = least_difference(some)
-    apart = [(cases[a], cases[b]) for a in which for b in which
-             if mean[a] - mean[b] > limit]  # fmt: skip
-    print(f"{len(which)} variants: means differ if {limit:.3f} apart:",
-          ", ".join(f"{a} > {b}" for a, b in apart)
-          or "no difference is shown")  # fmt: skip
+    apart = [
+        (cases[a], cases[b])
+        for a in which
+        for b in which
+        if mean[a] - mean[b] > limit
+    ]
+    print(
+        f"{len(which)} variants: means differ if {limit:.3f} apart:",
+        ", ".join(f"{a} > {b}" for a, b in apart) or "no difference is shown",
+    )
     return limit, apart
 
 
@@ -1281,12 +1443,16 @@ enough = len(seeds) >= 5 and len(cases) > 1
 every, limit = list(range(len(cases))), 0
 if enough:
     limit, apart = look(every)
-    rest = [i for i in every if sum(cases[i] in pair for pair in apart)
-            < len(cases) - 1]  # fmt: skip
+    rest = [
+        i
+        for i in every
+        if sum(cases[i] in pair for pair in apart) < len(cases) - 1
+    ]
     if len(rest) < len(cases):
         limit, apart = look(rest)
 else:
     print("fewer than five paired seeds: nothing can be said yet")
+
 
 # %%
 def dots():
@@ -1294,12 +1460,21 @@ def dots():
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for i in every:
         axis.plot(ends[:, i], np.full(len(seeds), i), "o", color="0.6", ms=4)
-        axis.errorbar(ends[:, i].mean(), i, xerr=limit / 2, fmt="|",
-                      color="C0", ms=12, capsize=4)  # fmt: skip
+        axis.errorbar(
+            ends[:, i].mean(),
+            i,
+            xerr=limit / 2,
+            fmt="|",
+            color="C0",
+            ms=12,
+            capsize=4,
+        )
     axis.set_yticks(range(len(cases)), cases)
     axis.invert_yaxis()
-    axis.set(xlabel="held-out accuracy after the run",
-             title="dots: seeds. Means differ where bars do not overlap")
+    axis.set(
+        xlabel="held-out accuracy after the run",
+        title="dots: seeds. Means differ where bars do not overlap",
+    )
     axis.grid(axis="x", alpha=0.3)
     plt.show()
 
@@ -1314,13 +1489,16 @@ for i, name in enumerate(cases if seeds else ()):
     before = np.mean([r["heldout"]["accuracy"][0] for r in of])
     drawn = np.sum([r["draws"] for r in of]) * record["about"]["prompts"]
     clipped = np.mean([r["clip_fraction"] for r in of])
-    print(f"{name:8} {before:8.3f} {ends[:, i].mean():12.3f}"
-          f" {ends[:, i].std(ddof=1) if enough else 0:7.3f}"
-          f" {drawn / len(seeds):11.0f} a run {clipped:10.1%}")  # fmt: skip
+    print(
+        f"{name:8} {before:8.3f} {ends[:, i].mean():12.3f}"
+        f" {ends[:, i].std(ddof=1) if enough else 0:7.3f}"
+        f" {drawn / len(seeds):11.0f} a run {clipped:10.1%}"
+    )
 
 # %% [markdown]
 # RLOO stands apart, below all others. Does it not learn? Look at its training
 # accuracy, step by step:
+
 
 # %%
 def curves(axis, name):
@@ -1332,8 +1510,9 @@ def curves(axis, name):
 
 
 if enough:
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), sharey=True,
-                                layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(
+        1, 3, figsize=(9, 2.6), sharey=True, layout="constrained"
+    )
     for axis, name in zip(axes, ("rloo", "cispo", "grpo"), strict=True):
         curves(axis, name)
     plt.show()
@@ -1355,15 +1534,26 @@ if enough:
 
 # %%
 if enough and len(cases) == 7:
-    best = {name: max(np.mean([at[name, seed]["train_accuracy"][i]
-                               for seed in seeds]) for i in range(30))
-            for name in cases}  # fmt: skip
-    last = {name: np.mean([at[name, seed]["train_accuracy"][-5:]
-                           for seed in seeds]) for name in cases}  # fmt: skip
+    best = {
+        name: max(
+            np.mean([at[name, seed]["train_accuracy"][i] for seed in seeds])
+            for i in range(30)
+        )
+        for name in cases
+    }
+    last = {
+        name: np.mean(
+            [at[name, seed]["train_accuracy"][-5:] for seed in seeds]
+        )
+        for name in cases
+    }
     print({name: f"{best[name]:.2f}, then {last[name]:.2f}" for name in cases})
     assert best["rloo"] > 0.9 and last["rloo"] < best["rloo"] - 0.3
-    assert all(last[name] > best[name] - 0.1 for name in cases
-               if name not in ("rloo", "cispo"))  # fmt: skip
+    assert all(
+        last[name] > best[name] - 0.1
+        for name in cases
+        if name not in ("rloo", "cispo")
+    )
     assert set(cases) - {cases[i] for i in rest} == {"rloo"}
     assert set(apart) == {("grpo", "cispo"), ("dapo", "cispo")}
 
@@ -1417,6 +1607,6 @@ assert np.ptp(fake[0].mean(0)) > least_difference(fake[0])
 # ## Summary
 #
 # A GRPO step is: a group per puzzle, its mean as the baseline, one weight
-# per token, one gradient. All of this lives in `aha_lib/grpo.py`, each
+# per token, one gradient. All of this lives in `aha_lib/rl/grpo.py`, each
 # variant a function of a few lines with its paper; the flags are fields of
 # `presets.Settings`. **Next:** `05_train` takes sixty of these steps.

@@ -65,16 +65,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% tags=["parameters"]
@@ -95,11 +97,14 @@ from contextlib import closing
 
 from tqdm.auto import tqdm
 
-from aha_lib import arguments, countdown, runtime, show, train
+from aha_lib import devices
+from aha_lib.look import show
 from aha_lib.presets import PUZZLES, SETTINGS
+from aha_lib.run import arguments, train
+from aha_lib.tasks import countdown
 
 # %%
-runtime.compilation_cache()  # a second run does not compile anew
+devices.compilation_cache()  # a second run does not compile anew
 as_script = "get_ipython" not in globals()
 if as_script:
     settings, out = arguments.parse(sys.argv[1:])
@@ -107,9 +112,21 @@ else:
     settings = dataclasses.replace(SETTINGS[preset], **overrides)
     out = pathlib.Path(folder)
     rarely = dataclasses.asdict(settings)
-    often = {name: rarely.pop(name) for name in (
-        "model", "puzzles", "seed", "steps", "prompts", "group",
-        "completion_len", "learning_rate", "updates", "kl")}  # fmt: skip
+    often = {
+        name: rarely.pop(name)
+        for name in (
+            "model",
+            "puzzles",
+            "seed",
+            "steps",
+            "prompts",
+            "group",
+            "completion_len",
+            "learning_rate",
+            "updates",
+            "kl",
+        )
+    }
     display(show.table(["setting", "value"], often.items()))
 
 # %% [markdown]
@@ -120,11 +137,17 @@ else:
 if not as_script:
     from IPython.display import HTML
 
-    lines = "".join(f"<tr><td style='text-align:left'>{name}</td>"
-                    f"<td style='text-align:left'>{value}</td></tr>"
-                    for name, value in rarely.items())  # fmt: skip
-    display(HTML(f"<details><summary>{len(rarely)} more settings</summary>"
-                 f"<table>{lines}</table></details>"))  # fmt: skip
+    lines = "".join(
+        f"<tr><td style='text-align:left'>{name}</td>"
+        f"<td style='text-align:left'>{value}</td></tr>"
+        for name, value in rarely.items()
+    )
+    display(
+        HTML(
+            f"<details><summary>{len(rarely)} more settings</summary>"
+            f"<table>{lines}</table></details>"
+        )
+    )
 
 # %% [markdown]
 # Three numbers to reach a target, each used exactly once. The held-out panel
@@ -181,11 +204,13 @@ def leave(error) -> None:
 
 # %%
 def told(row: dict) -> str:
-    return (f"step {row['step']:4}  held-out accuracy "
-            f"{row['heldout_accuracy']:.3f} (greedy "
-            f"{row['heldout_greedy']:.3f})  length "
-            f"{row['heldout_length']:.1f}  backtracks "
-            f"{row['heldout_backtracks']:.2f}")  # fmt: skip
+    return (
+        f"step {row['step']:4}  held-out accuracy "
+        f"{row['heldout_accuracy']:.3f} (greedy "
+        f"{row['heldout_greedy']:.3f})  length "
+        f"{row['heldout_length']:.1f}  backtracks "
+        f"{row['heldout_backtracks']:.2f}"
+    )
 
 
 # %%
@@ -259,8 +284,12 @@ import operator
 import re
 from fractions import Fraction
 
-SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub,
-         ast.Mult: operator.mul, ast.Div: operator.truediv}  # fmt: skip
+SIGNS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 def value(node):
@@ -317,9 +346,11 @@ corpus = [written[style] / worked for style in styles]
 show.table(
     ["", *styles],
     [["corpus of the tiny base", *corpus]]
-    + [[f"step {r['step']}", *show.shares(r["styles"], styles)]
-       for r in (base, end)],
-)  # fmt: skip
+    + [
+        [f"step {r['step']}", *show.shares(r["styles"], styles)]
+        for r in (base, end)
+    ],
+)
 
 # %% [markdown]
 # ### Check
@@ -343,9 +374,15 @@ if learnt:
 fates = "right", "cut off", "slipped", "claimed", "gave up"
 show.table(
     ["step", "completions", *fates],
-    [[r["step"], sum(r["outcomes"].values()),
-      *(r["outcomes"].get(fate, 0) for fate in fates)] for r in (base, end)],
-)  # fmt: skip
+    [
+        [
+            r["step"],
+            sum(r["outcomes"].values()),
+            *(r["outcomes"].get(fate, 0) for fate in fates),
+        ]
+        for r in (base, end)
+    ],
+)
 
 # %% [markdown]
 # ## Before and after
@@ -363,9 +400,15 @@ first, last = judged(history[0]), judged(history[-1])
 learnt_now = [i for i in range(len(panel)) if last[i] and not first[i]][:2]
 failed = [i for i in range(len(panel)) if not last[i]][:1]
 for i in learnt_now + failed:
-    display(show.side_by_side(panel[i], {
-        f"step {kept['step']}": kept["sampled"][i]
-        for kept in (history[0], history[-1])}))  # fmt: skip
+    display(
+        show.side_by_side(
+            panel[i],
+            {
+                f"step {kept['step']}": kept["sampled"][i]
+                for kept in (history[0], history[-1])
+            },
+        )
+    )
 
 # %% [markdown]
 # ## Where the time goes
@@ -377,15 +420,26 @@ import numpy as np
 
 parts = "sample", "reward", "update"
 stepped = [row for row in rows if row["step"] > 1] or rows[1:]
-seconds = {p: float(np.median([row[f"{p}_seconds"] for row in stepped]))
-           for p in parts}  # fmt: skip
-speed = {p: np.median([row[f"{p}_tokens_per_second"] for row in stepped])
-         for p in ("sample", "update")}  # fmt: skip
+seconds = {
+    p: float(np.median([row[f"{p}_seconds"] for row in stepped]))
+    for p in parts
+}
+speed = {
+    p: np.median([row[f"{p}_tokens_per_second"] for row in stepped])
+    for p in ("sample", "update")
+}
 show.table(
     ["part", "seconds (median)", "share", "tokens/s (median)"],
-    [[p, seconds[p], f"{seconds[p] / sum(seconds.values()):.0%}",
-      f"{speed[p]:,.0f}" if p in speed else ""] for p in parts],
-)  # fmt: skip
+    [
+        [
+            p,
+            seconds[p],
+            f"{seconds[p] / sum(seconds.values()):.0%}",
+            f"{speed[p]:,.0f}" if p in speed else "",
+        ]
+        for p in parts
+    ],
+)
 
 # %% [markdown]
 # ## Is there still something to learn from?
@@ -399,11 +453,17 @@ signal = [row for row in rows if "zero_variance_groups" in row]
 wide = max(1, len(signal) // 5)
 show.table(
     ["steps", "groups without signal", "training accuracy"],
-    [[f"{part[0]['step']}–{part[-1]['step']}",
-      *(float(np.mean([r[name] for r in part]))
-        for name in ("zero_variance_groups", "train_accuracy"))]
-     for part in (signal[i:i + wide] for i in range(0, len(signal), wide))],
-)  # fmt: skip
+    [
+        [
+            f"{part[0]['step']}–{part[-1]['step']}",
+            *(
+                float(np.mean([r[name] for r in part]))
+                for name in ("zero_variance_groups", "train_accuracy")
+            ),
+        ]
+        for part in (signal[i : i + wide] for i in range(0, len(signal), wide))
+    ],
+)
 
 # %% [markdown]
 # ## Stopped and resumed
@@ -420,9 +480,16 @@ import itertools
 import tempfile
 
 small = dataclasses.replace(
-    settings, steps=4, prompts=2, group=4, eval_puzzles=8, eval_every=4,
-    checkpoint_every=1, pass_k=1, micro_batch=8,
-)  # fmt: skip
+    settings,
+    steps=4,
+    prompts=2,
+    group=4,
+    eval_puzzles=8,
+    eval_every=4,
+    checkpoint_every=1,
+    pass_k=1,
+    micro_batch=8,
+)
 with tempfile.TemporaryDirectory() as place:
     whole = list(train.train(small, f"{place}/whole"))
     with closing(train.train(small, f"{place}/parts")) as run:
@@ -466,8 +533,10 @@ def stored(name):
 # %%
 def by_case(runs):
     """For each case: seeds, held-out accuracies, tokens, share clipped."""
-    return {case: [r for r in runs if r["case"] == case]
-            for case in dict.fromkeys(r["case"] for r in runs)}
+    return {
+        case: [r for r in runs if r["case"] == case]
+        for case in dict.fromkeys(r["case"] for r in runs)
+    }
 
 
 # %%
@@ -477,13 +546,28 @@ def accuracies(of):
 
 again = by_case(stored("updates"))
 show.table(
-    ["updates x clip", "seeds", "accuracy: mean", "lowest", "highest",
-     "clipped", "of the last steps"],
-    [[case, len(of), float(np.mean(accuracies(of))), min(accuracies(of)),
-      max(accuracies(of)), float(np.mean([r["clip_fraction"] for r in of])),
-      float(np.mean([r["clip_fraction"][-5:] for r in of]))]
-     for case, of in again.items()],
-)  # fmt: skip
+    [
+        "updates x clip",
+        "seeds",
+        "accuracy: mean",
+        "lowest",
+        "highest",
+        "clipped",
+        "of the last steps",
+    ],
+    [
+        [
+            case,
+            len(of),
+            float(np.mean(accuracies(of))),
+            min(accuracies(of)),
+            max(accuracies(of)),
+            float(np.mean([r["clip_fraction"] for r in of])),
+            float(np.mean([r["clip_fraction"][-5:] for r in of])),
+        ]
+        for case, of in again.items()
+    ],
+)
 
 # %% [markdown]
 # What to look for: does the clip act (*clipped*, of all tokens trained), and
@@ -521,18 +605,37 @@ print(f"{count} runs looked at" if count else "No runs are stored yet.")
 # with one change each: those of the exercises at the end.
 
 # %%
-shipped = sorted((pathlib.Path(aha_lib.__file__).parent / "data/run").glob(
-    "seed*/metrics.jsonl"))  # fmt: skip
+shipped = sorted(
+    (pathlib.Path(aha_lib.__file__).parent / "data/run").glob(
+        "seed*/metrics.jsonl"
+    )
+)
 unchanged = [train.read_rows(path) for path in shipped]
 show.table(
     ["run", "seed", "accuracy", "tokens", "backtracks"],
-    [[path.parent.name, "", *(rows[-1][f"heldout_{n}"]
-                              for n in ("accuracy", "length", "backtracks"))]
-     for path, rows in zip(shipped, unchanged, strict=True)]
-    + [[r["case"], r["seed"], *(r["heldout"][n][1]
-                                for n in ("accuracy", "length", "backtracks"))]
-       for r in stored("exercises")],
-)  # fmt: skip
+    [
+        [
+            path.parent.name,
+            "",
+            *(
+                rows[-1][f"heldout_{n}"]
+                for n in ("accuracy", "length", "backtracks")
+            ),
+        ]
+        for path, rows in zip(shipped, unchanged, strict=True)
+    ]
+    + [
+        [
+            r["case"],
+            r["seed"],
+            *(
+                r["heldout"][n][1]
+                for n in ("accuracy", "length", "backtracks")
+            ),
+        ]
+        for r in stored("exercises")
+    ],
+)
 
 # %% [markdown]
 # ## A run to leave alone
@@ -541,11 +644,11 @@ show.table(
 # at most the steps since its last checkpoint. From any notebook,
 # `dashboard.watch(folder)` draws it while it goes on, with the newest answers
 # and a button that stops it at the next step. In a terminal,
-# `python -m aha_lib.dashboard runs/tiny` says in a line how far it is. The
+# `python -m aha_lib.look.dashboard runs/tiny` says in a line how far it is. The
 # run above is over, so here the picture stands still.
 
 # %%
-from aha_lib import dashboard
+from aha_lib.look import dashboard
 
 print(dashboard.state(out)[0])
 dashboard.watch(out)
@@ -557,7 +660,7 @@ dashboard.watch(out)
 # giving the folder as `model`.
 
 # %%
-from aha_lib import weights
+from aha_lib.model import weights
 
 model, tokenizer, trained_with = train.trained(out)
 weights.save_hf(model, out / "model", tokenizer)
@@ -593,14 +696,16 @@ box = ipywidgets.interact_manual(
 
 # %%
 again, words, _ = weights.load(out / "model")
-texts = [dashboard.answer(m, words, trained_with, "20 16 4 = 40").data
-         for m in (model, again)]  # fmt: skip
+texts = [
+    dashboard.answer(m, words, trained_with, "20 16 4 = 40").data
+    for m in (model, again)
+]
 assert texts[0] == texts[1]
 
 # %% [markdown]
 # ## What this stands for, and what it does not
 # The tiny model is a stand-in for a pre-trained base, and its pre-training
-# is rigged in the open: `aha_lib/corpus.py` writes the text, and a tenth of
+# is rigged in the open: `aha_lib/tasks/corpus.py` writes the text, and a tenth of
 # its worked traces search. A large base has such behaviours from the text of
 # the world; this one has them from us.
 #
@@ -627,7 +732,7 @@ assert texts[0] == texts[1]
 #
 # </details>
 #
-# 2. Pre-train a base that only ever jumps, `python -m aha_lib.pretrain --preset
+# 2. Pre-train a base that only ever jumps, `python -m aha_lib.run.pretrain --preset
 #    tiny-jumps --out runs/jump`, and run this notebook with
 #    `{"model": "runs/jump"}`. What do you expect, and what would surprise you?
 #
@@ -653,8 +758,8 @@ assert texts[0] == texts[1]
 # </details>
 #
 # ## Summary
-# The loop lives in `aha_lib/train.py`, what stops it in
-# `aha_lib/session.py`, the run's folder in `aha_lib/checkpoints.py`, the
-# figures in `aha_lib/show.py` and `aha_lib/dashboard.py`.
+# The loop lives in `aha_lib/run/train.py`, what stops it in
+# `aha_lib/run/session.py`, the run's folder in `aha_lib/run/checkpoints.py`, the
+# figures in `aha_lib/look/show.py` and `aha_lib/look/dashboard.py`.
 # Next: **06_aha_traces** takes the answers apart, puzzle by puzzle, and
 # **07_where_from** asks where the habit came from.

@@ -52,16 +52,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% tags=["parameters"]
@@ -83,8 +85,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import aha_lib
-from aha_lib import countdown, record, show, traces, train
+from aha_lib.look import record, show
 from aha_lib.presets import PUZZLES
+from aha_lib.run import train
+from aha_lib.tasks import countdown, traces
 
 # %%
 shipped = record.DATA / "run"
@@ -95,16 +99,22 @@ places = [mine] if own else sorted(shipped.glob("seed*"))
 
 # %% [markdown]
 # Every completion is parsed once: attempts, sums with their truth, verdicts
-# (`aha_lib/traces.py`).
+# (`aha_lib/tasks/traces.py`).
 
 
 # %%
 def parsed(run: record.Record) -> SimpleNamespace:
     """The run, and its completions taken apart, a list a checkpoint."""
-    sides = {kind: [[traces.parse(*pair) for pair in
-                     zip(row[kind], run.panel, strict=True)]
-                    for row in run.kept]
-             for kind in ("sampled", "greedy")}  # fmt: skip
+    sides = {
+        kind: [
+            [
+                traces.parse(*pair)
+                for pair in zip(row[kind], run.panel, strict=True)
+            ]
+            for row in run.kept
+        ]
+        for kind in ("sampled", "greedy")
+    }
     return SimpleNamespace(**vars(run), **sides)
 
 
@@ -128,8 +138,10 @@ print(f"at steps {steps}")
 for run in runs:
     measured = [row for row in run.rows if "heldout_accuracy" in row]
     for i, row in enumerate(measured):
-        right = [np.mean([t.right for t in side[i]])
-                 for side in (run.greedy, run.sampled)]  # fmt: skip
+        right = [
+            np.mean([t.right for t in side[i]])
+            for side in (run.greedy, run.sampled)
+        ]
         assert row["heldout_greedy"] == right[0]
         assert row["heldout_accuracy"] == right[1] or i == 0
 print("All accuracies come out of the texts again.")
@@ -148,10 +160,12 @@ names = "accuracy", "length", "backtracks"
 ends = [[r for r in run.rows if "heldout_accuracy" in r] for run in runs]
 show.table(
     ["run", "step", *names],
-    [[run.name, row["step"], *(row[f"heldout_{n}"] for n in names)]
-     for run, rows in zip(runs, ends, strict=True)
-     for row in (rows[0], rows[-1])],
-)  # fmt: skip
+    [
+        [run.name, row["step"], *(row[f"heldout_{n}"] for n in names)]
+        for run, rows in zip(runs, ends, strict=True)
+        for row in (rows[0], rows[-1])
+    ],
+)
 
 # %% [markdown]
 # ### Check
@@ -160,8 +174,10 @@ show.table(
 # these.
 
 # %%
-first, last = (np.array([[rows[i][f"heldout_{n}"] for n in names]
-                         for rows in ends]) for i in (0, -1))  # fmt: skip
+first, last = (
+    np.array([[rows[i][f"heldout_{n}"] for n in names] for rows in ends])
+    for i in (0, -1)
+)
 error = np.sqrt(0.25 / len(panel))
 if learnt:
     assert (last[:, 0] - first[:, 0]).min() > 6 * error
@@ -197,27 +213,35 @@ show.tree((found or after)[0])
 # here: a trained trace in this language has one verdict per attempt, so it is
 # backtracking plus one.)
 
+
 # %%
 def mean_of(count, sides) -> list[float]:
     """Mean backtracks per completion, a number a checkpoint."""
-    return [float(np.mean([count(x).backtracking for x in side]))
-            for side in sides]  # fmt: skip
+    return [
+        float(np.mean([count(x).backtracking for x in side])) for side in sides
+    ]
 
 
 # %%
 ruled = np.array([mean_of(traces.behaviours, run.sampled) for run in runs])
-worded = np.array([
-    mean_of(traces.keyword_counts, [row["sampled"] for row in run.kept])
-    for run in runs
-])  # fmt: skip
+worded = np.array(
+    [
+        mean_of(traces.keyword_counts, [row["sampled"] for row in run.kept])
+        for run in runs
+    ]
+)
 
 # %%
 figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
 for counts, label, color in ((ruled, "rules", "C0"), (worded, "words", "C1")):
     axis.plot(steps, counts.T, color=color, lw=0.8, alpha=0.5)
     axis.plot(steps, counts.mean(0), "o-", color=color, label=label)
-axis.set(title="backtracking", xlabel="GRPO step", ylim=(0, None),
-         ylabel="per completion")  # fmt: skip
+axis.set(
+    title="backtracking",
+    xlabel="GRPO step",
+    ylim=(0, None),
+    ylabel="per completion",
+)
 axis.legend(frameon=False, loc="lower right")
 plt.show()
 
@@ -231,8 +255,10 @@ plt.show()
 # %%
 assert (worded[:, 0] > ruled[:, 0]).all()  # "no", and an answer anyway
 assert (ruled[:, 0] > 0).all()  # it was there before
-grown = {"rules": ruled[:, -1] / ruled[:, 0],
-         "words": worded[:, -1] / worded[:, 0]}  # fmt: skip
+grown = {
+    "rules": ruled[:, -1] / ruled[:, 0],
+    "words": worded[:, -1] / worded[:, 0],
+}
 if learnt:
     assert (grown["rules"] > grown["words"]).all()
 for how, times in grown.items():
@@ -243,10 +269,15 @@ for how, times in grown.items():
 
 # %%
 sides = {"base": 0, "trained": -1}
-made = {name: [len(t.attempts) for run in runs for t in run.sampled[i]]
-        for name, i in sides.items()}  # fmt: skip
-depth = {name: np.bincount(counts, minlength=1 + max(map(max, made.values())))
-         / len(counts) for name, counts in made.items()}  # fmt: skip
+made = {
+    name: [len(t.attempts) for run in runs for t in run.sampled[i]]
+    for name, i in sides.items()
+}
+depth = {
+    name: np.bincount(counts, minlength=1 + max(map(max, made.values())))
+    / len(counts)
+    for name, counts in made.items()
+}
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
 for shift, (name, share) in zip((-0.2, 0.2), depth.items(), strict=True):
     axis.bar(np.arange(len(share)) + shift, share, 0.4, label=name)
@@ -270,6 +301,7 @@ print("Searches: {base:.1%} before, {trained:.1%} after".format(**searched))
 # A tempting way to answer this is to sort the answers by style and look at
 # the accuracy within each. It is a trap:
 
+
 # %%
 def accuracy_of_checks(side: list) -> str:
     checks = [t.right for t in side if traces.style(t) == "check"]
@@ -278,9 +310,11 @@ def accuracy_of_checks(side: list) -> str:
 
 show.table(
     ["accuracy of answers with one attempt", "before", "after"],
-    [[run.name, *(accuracy_of_checks(run.sampled[i]) for i in (0, -1))]
-     for run in runs],
-)  # fmt: skip
+    [
+        [run.name, *(accuracy_of_checks(run.sampled[i]) for i in (0, -1))]
+        for run in runs
+    ],
+)
 
 # %% [markdown]
 # Has "checking" become better? No: the style *depends on the outcome*. A
@@ -300,20 +334,27 @@ def will_and_skill(side: list) -> list[tuple[int, int]]:
     tried = [t for t in side if t.attempts]
     refused = [t for t in tried if t.attempts[0].verdict == "no"]
     attempts = [a for t in tried for a in t.attempts]
-    return [(len(tried), len(side)),
-            (sum(len(t.attempts) > 1 for t in refused), len(refused)),
-            (sum(a.reached for a in attempts), len(attempts))]  # fmt: skip
+    return [
+        (len(tried), len(side)),
+        (sum(len(t.attempts) > 1 for t in refused), len(refused)),
+        (sum(a.reached for a in attempts), len(attempts)),
+    ]
 
 
 # %%
 measures = "any attempt", "goes on after a no", "hits per attempt"
-found = {(run.name, when): will_and_skill(run.sampled[i])
-         for run in runs for when, i in (("before", 0), ("after", -1))}
+found = {
+    (run.name, when): will_and_skill(run.sampled[i])
+    for run in runs
+    for when, i in (("before", 0), ("after", -1))
+}
 show.table(
     ["run", "", *measures],
-    [[*key, *(f"{a}/{b} = {a / max(b, 1):.2f}" for a, b in pairs)]
-     for key, pairs in found.items()],
-)  # fmt: skip
+    [
+        [*key, *(f"{a}/{b} = {a / max(b, 1):.2f}" for a, b in pairs)]
+        for key, pairs in found.items()
+    ],
+)
 
 # %% [markdown]
 # ### Check
@@ -321,11 +362,15 @@ show.table(
 # show no change that is larger than its error.
 
 # %%
-both = {when: np.sum([found[run.name, when] for run in runs], axis=0)
-        for when in ("before", "after")}  # fmt: skip
+both = {
+    when: np.sum([found[run.name, when] for run in runs], axis=0)
+    for when in ("before", "after")
+}
 shares = {when: counts[:, 0] / counts[:, 1] for when, counts in both.items()}
-errors = {when: np.sqrt(shares[when] * (1 - shares[when]) / counts[:, 1])
-          for when, counts in both.items()}  # fmt: skip
+errors = {
+    when: np.sqrt(shares[when] * (1 - shares[when]) / counts[:, 1])
+    for when, counts in both.items()
+}
 change = shares["after"] - shares["before"]
 spread = np.hypot(errors["after"], errors["before"])
 for name, x, error in zip(measures, change, spread, strict=True):
@@ -351,17 +396,32 @@ benchmarks = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
 stored = benchmarks / "reach.json"
 lines = json.loads(stored.read_text()) if stored.exists() else []
 players = {line["who"]: line for line in lines}
-deep = {who: player["counts"] for who, player in players.items()
-        if player.get("n")}  # fmt: skip
+deep = {
+    who: player["counts"] for who, player in players.items() if player.get("n")
+}
 show.table(
-    ["", "completions", "any attempt", "goes on",
-     *(f"attempt {i} hits" for i in (1, 2, 3)), "repeats", "false sums"],
-    [[who, n["draws"], n["any attempt"] / n["draws"],
-      n["went on"] / n["first no"],
-      *(n[f"hits at {i}"] / n[f"attempt {i}"] for i in (1, 2, 3)),
-      n["repeats"] / n["attempts"], n.get("slips", 0) / n["sums"]]
-     for who, n in deep.items()],
-)  # fmt: skip
+    [
+        "",
+        "completions",
+        "any attempt",
+        "goes on",
+        *(f"attempt {i} hits" for i in (1, 2, 3)),
+        "repeats",
+        "false sums",
+    ],
+    [
+        [
+            who,
+            n["draws"],
+            n["any attempt"] / n["draws"],
+            n["went on"] / n["first no"],
+            *(n[f"hits at {i}"] / n[f"attempt {i}"] for i in (1, 2, 3)),
+            n["repeats"] / n["attempts"],
+            n.get("slips", 0) / n["sums"],
+        ]
+        for who, n in deep.items()
+    ],
+)
 
 # %% [markdown]
 # What should one expect? The corpus of the base has a rule (`corpus.trace`): a
@@ -370,24 +430,36 @@ show.table(
 # be counted out, without any model:
 
 # %%
-from aha_lib import corpus
+from aha_lib.tasks import corpus
 
 
 def chance_by_rule(puzzle) -> float:
     """Share of the first operations after which one more can hit."""
     a, b, c = sorted(puzzle.numbers, reverse=True)
-    firsts = {(value, rest) + (fact,)
-              for x, y, rest in ((a, b, c), (a, c, b), (b, c, a))
-              for fact, value in corpus.operations(x, y)}  # fmt: skip
-    return float(np.mean([
-        any(last == puzzle.target for _, last in corpus.operations(value, rest))
-        for value, rest, _ in firsts]))  # fmt: skip
+    firsts = {
+        (value, rest) + (fact,)
+        for x, y, rest in ((a, b, c), (a, c, b), (b, c, a))
+        for fact, value in corpus.operations(x, y)
+    }
+    return float(
+        np.mean(
+            [
+                any(
+                    last == puzzle.target
+                    for _, last in corpus.operations(value, rest)
+                )
+                for value, rest, _ in firsts
+            ]
+        )
+    )
 
 
 # %%
 by_rule = {p: chance_by_rule(p) for p in panel} if preset == "tiny" else {}
 if by_rule:
-    print(f"first attempts by the rule hit: {np.mean([*by_rule.values()]):.3f}")
+    print(
+        f"first attempts by the rule hit: {np.mean([*by_rule.values()]):.3f}"
+    )
 
 # %% [markdown]
 # ### Check
@@ -431,12 +503,19 @@ def tokens(texts: list[str]) -> np.ndarray:
 
 
 # %%
-lengths = np.array([[tokens(row["sampled"]) for row in run.kept]
-                    for run in runs])  # runs, checkpoints, puzzles
-right = np.array([[[t.right for t in side] for side in run.sampled]
-                  for run in runs])  # fmt: skip
-cut = np.array([[[t.answer is None for t in side] for side in run.sampled]
-                for run in runs]) & (lengths == limit)  # fmt: skip
+lengths = np.array(
+    [[tokens(row["sampled"]) for row in run.kept] for run in runs]
+)  # runs, checkpoints, puzzles
+right = np.array(
+    [[[t.right for t in side] for side in run.sampled] for run in runs]
+)
+cut = np.array(
+    [
+        [[t.answer is None for t in side] for side in run.sampled]
+        for run in runs
+    ]
+) & (lengths == limit)
+
 
 # %%
 def average(values, of) -> float:
@@ -445,12 +524,24 @@ def average(values, of) -> float:
 
 show.table(
     ["step", "right", "tokens", "wrong", "tokens", "of these cut off"],
-    [[step, int(r.sum()), average(n, r), int((~r).sum()), average(n, ~r),
-      int(c.sum())]
-     for step, n, r, c in zip(steps, lengths.swapaxes(0, 1),
-                              right.swapaxes(0, 1), cut.swapaxes(0, 1),
-                              strict=True)],
-)  # fmt: skip
+    [
+        [
+            step,
+            int(r.sum()),
+            average(n, r),
+            int((~r).sum()),
+            average(n, ~r),
+            int(c.sum()),
+        ]
+        for step, n, r, c in zip(
+            steps,
+            lengths.swapaxes(0, 1),
+            right.swapaxes(0, 1),
+            cut.swapaxes(0, 1),
+            strict=True,
+        )
+    ],
+)
 
 # %% [markdown]
 # All runs together. At the end the wrong answers are few, and most of them
@@ -463,11 +554,19 @@ show.table(
 # Read some. The first three of the last checkpoint that were cut off:
 
 # %%
-cut_off = [(run, i) for run in runs for i, t in enumerate(run.sampled[-1])
-           if t.answer is None]  # fmt: skip
+cut_off = [
+    (run, i)
+    for run in runs
+    for i, t in enumerate(run.sampled[-1])
+    if t.answer is None
+]
 for run, i in cut_off[:3]:
-    display(show.side_by_side(panel[i], {
-        f"{run.name}, step {steps[-1]}": run.kept[-1]["sampled"][i]}))
+    display(
+        show.side_by_side(
+            panel[i],
+            {f"{run.name}, step {steps[-1]}": run.kept[-1]["sampled"][i]},
+        )
+    )
 
 # %% [markdown]
 # They are loops: attempts come back that were made already. (*Repeated* below
@@ -478,15 +577,27 @@ for run, i in cut_off[:3]:
 # %%
 more = next((line for line in lines if "became" in line), None)
 if more:
-    print(f"{more['cut off']} of {more['puzzles']} cut off;",
-          f"with {more['limit']} tokens they become", more["became"])
+    print(
+        f"{more['cut off']} of {more['puzzles']} cut off;",
+        f"with {more['limit']} tokens they become",
+        more["became"],
+    )
     print("accuracy {:.3f} -> {:.3f}".format(*more["accuracy"]))
-repeats = [np.mean([a.repeated for a in run.sampled[-1][i].attempts])
-           for run, i in cut_off]  # fmt: skip
-others = [a.repeated for run in runs for t in run.sampled[-1] if t.right
-          for a in t.attempts]  # fmt: skip
-print(f"attempts repeated: {np.mean(repeats or [0]):.0%} in these,"
-      f" {np.mean(others):.0%} in right answers")  # fmt: skip
+repeats = [
+    np.mean([a.repeated for a in run.sampled[-1][i].attempts])
+    for run, i in cut_off
+]
+others = [
+    a.repeated
+    for run in runs
+    for t in run.sampled[-1]
+    if t.right
+    for a in t.attempts
+]
+print(
+    f"attempts repeated: {np.mean(repeats or [0]):.0%} in these,"
+    f" {np.mean(others):.0%} in right answers"
+)
 
 # %% [markdown]
 # ### Check
@@ -496,7 +607,8 @@ assert (lengths <= limit).all()
 for of_run, rows in zip(lengths, ends, strict=True):
     if preset == "tiny":  # a word is a token: the loop counted the same
         assert [n.mean() for n in of_run[1:]] == [
-            row["heldout_length"] for row in rows[1:]]  # fmt: skip
+            row["heldout_length"] for row in rows[1:]
+        ]
 if learnt:
     assert np.mean(repeats) > 2 * np.mean(others)
 
@@ -527,8 +639,12 @@ from itertools import combinations
 
 drawn = np.random.default_rng(0).random((5, 6)) < 0.3
 for k in (1, 2, 4):
-    brute = np.mean([[any(draws[list(some)]) for some in
-                      combinations(range(6), k)] for draws in drawn])
+    brute = np.mean(
+        [
+            [any(draws[list(some)]) for some in combinations(range(6), k)]
+            for draws in drawn
+        ]
+    )
     assert np.isclose(train.pass_at_k(drawn, k), brute), k
 
 # %% [markdown]
@@ -549,15 +665,22 @@ def pass_curve(player: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 # %%
-curves = {who: pass_curve(player) for who, player in players.items()
-          if player.get("n")}  # fmt: skip
+curves = {
+    who: pass_curve(player)
+    for who, player in players.items()
+    if player.get("n")
+}
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
 for (who, (cost, passed)), mark in zip(curves.items(), ".x+", strict=False):
     axis.semilogx(cost, passed, mark, ms=6, label=who)
-axis.set(xlabel="tokens for a puzzle (k draws)", ylim=(0, 1.03),
-         ylabel="pass@k", title="each dot is one more draw")  # fmt: skip
+axis.set(
+    xlabel="tokens for a puzzle (k draws)",
+    ylim=(0, 1.03),
+    ylabel="pass@k",
+    title="each dot is one more draw",
+)
 axis.grid(alpha=0.25)
 if curves:
     axis.legend(frameon=False, loc="lower right")
@@ -567,10 +690,18 @@ plt.show()
 chosen = (1, 2, 3, 4, 8, 16, 64, 256)
 show.table(
     ["pass@k", "tokens a draw", *(f"k = {k}" for k in chosen)],
-    [[who, float(cost[0]),
-      *(float(passed[k - 1]) if k <= len(passed) else "" for k in chosen)]
-     for who, (cost, passed) in curves.items()],
-)  # fmt: skip
+    [
+        [
+            who,
+            float(cost[0]),
+            *(
+                float(passed[k - 1]) if k <= len(passed) else ""
+                for k in chosen
+            ),
+        ]
+        for who, (cost, passed) in curves.items()
+    ],
+)
 
 # %% [markdown]
 # Three things to see. With *one* draw the trained model is far ahead of the
@@ -592,8 +723,10 @@ show.table(
 if {"base", "trained"} <= set(curves) and learnt:
     (cost, passed), (price, once) = curves["base"], curves["trained"]
     enough = int(np.searchsorted(cost, price[0]))
-    print(f"trained: {price[0]:.0f} tokens, {once[0]:.3f}; base, best of"
-          f" {enough + 1}: {cost[enough]:.0f} tokens, {passed[enough]:.3f}")
+    print(
+        f"trained: {price[0]:.0f} tokens, {once[0]:.3f}; base, best of"
+        f" {enough + 1}: {cost[enough]:.0f} tokens, {passed[enough]:.3f}"
+    )
     assert cost[enough] >= price[0] and once[0] > passed[enough]
     assert passed[-1] > 0.99  # within its reach
     if min(len(passed), len(once)) >= 64:  # 1 / 256 is a puzzle
@@ -615,14 +748,26 @@ solved = np.array([[t.right for t in side] for side in runs[0].greedy]).T
 at = np.where(solved.any(1), solved.argmax(1), len(steps))
 order = np.lexsort((-solved.sum(1), at))
 figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
-axis.imshow(solved[order], aspect="auto", cmap="Blues", vmin=0, vmax=1.3,
-            interpolation="nearest")  # fmt: skip
+axis.imshow(
+    solved[order],
+    aspect="auto",
+    cmap="Blues",
+    vmin=0,
+    vmax=1.3,
+    interpolation="nearest",
+)
 axis.set_xticks(range(len(steps)), steps)
 axis.set(xlabel="GRPO step", ylabel="held-out puzzles")
 shades = plt.get_cmap("Blues")
-axis.legend(handles=[Patch(fc=shades(1 / 1.3), label="solved greedily"),
-                     Patch(fc=shades(0.0), ec="0.6", label="not solved")],
-            loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+axis.legend(
+    handles=[
+        Patch(fc=shades(1 / 1.3), label="solved greedily"),
+        Patch(fc=shades(0.0), ec="0.6", label="not solved"),
+    ],
+    loc="center left",
+    bbox_to_anchor=(1, 0.5),
+    frameon=False,
+)
 plt.show()
 
 # %%
@@ -630,9 +775,9 @@ when = Counter(at.tolist())
 lost = (solved[:, :-1] & ~solved[:, 1:]).any(1)
 show.table(
     ["first solved at step", "puzzles"],
-    [[steps[i] if i < len(steps) else "never", when[i]]
-     for i in sorted(when)] + [["solved, and lost later", int(lost.sum())]],
-)  # fmt: skip
+    [[steps[i] if i < len(steps) else "never", when[i]] for i in sorted(when)]
+    + [["solved, and lost later", int(lost.sum())]],
+)
 
 # %% [markdown]
 # ## Which puzzles?
@@ -643,14 +788,24 @@ show.table(
 # %%
 bound = PUZZLES[settings.puzzles].get("bound")
 ways = np.array([len(countdown.solve(p, bound)) for p in panel])
-groups = {"1": ways == 1, "2": ways == 2, "3–4": (ways > 2) & (ways < 5),
-          "5 or more": ways > 4}  # fmt: skip
+groups = {
+    "1": ways == 1,
+    "2": ways == 2,
+    "3–4": (ways > 2) & (ways < 5),
+    "5 or more": ways > 4,
+}
 show.table(
     ["solutions", "puzzles", "solved before", "solved after"],
-    [[name, int(of.sum()), *(float(right[:, i][:, of].mean())
-                             for i in (0, -1))]
-     for name, of in groups.items() if of.any()],
-)  # fmt: skip
+    [
+        [
+            name,
+            int(of.sum()),
+            *(float(right[:, i][:, of].mean()) for i in (0, -1)),
+        ]
+        for name, of in groups.items()
+        if of.any()
+    ],
+)
 
 # %% [markdown]
 # ## How it fails
@@ -661,10 +816,17 @@ show.table(
 
 # %%
 kinds = "gave up", "cut off", "claimed", "slipped", "right"
-fates = [{"step": step, "outcomes": Counter(
-    traces.outcome(t, not c) for run, c_run in zip(runs, cut, strict=True)
-    for t, c in zip(run.sampled[i], c_run[i], strict=True))}
-    for i, step in enumerate(steps)]  # fmt: skip
+fates = [
+    {
+        "step": step,
+        "outcomes": Counter(
+            traces.outcome(t, not c)
+            for run, c_run in zip(runs, cut, strict=True)
+            for t, c in zip(run.sampled[i], c_run[i], strict=True)
+        ),
+    }
+    for i, step in enumerate(steps)
+]
 show.areas(fates, "outcomes", kinds)
 
 
@@ -672,29 +834,53 @@ show.areas(fates, "outcomes", kinds)
 def faults(side: list) -> list:
     truths = [c.true for t in side for c in t.claims if c.true is not None]
     tried = [a for t in side for a in t.attempts]
-    return [len(truths), float(np.mean(np.logical_not(truths))), len(tried),
-            float(np.mean([a.repeated for a in tried])),
-            sum(t.found_then_abandoned for t in side)]  # fmt: skip
+    return [
+        len(truths),
+        float(np.mean(np.logical_not(truths))),
+        len(tried),
+        float(np.mean([a.repeated for a in tried])),
+        sum(t.found_then_abandoned for t in side),
+    ]
 
 
 # %%
 show.table(
-    ["step", *kinds, "sums", "false", "attempts", "repeated",
-     "found, then abandoned"],
-    [[row["step"], *(row["outcomes"][kind] for kind in kinds),
-      *faults([t for run in runs for t in run.sampled[i]])]
-     for i, row in enumerate(fates)],
-)  # fmt: skip
+    [
+        "step",
+        *kinds,
+        "sums",
+        "false",
+        "attempts",
+        "repeated",
+        "found, then abandoned",
+    ],
+    [
+        [
+            row["step"],
+            *(row["outcomes"][kind] for kind in kinds),
+            *faults([t for run in runs for t in run.sampled[i]]),
+        ]
+        for i, row in enumerate(fates)
+    ],
+)
 
 # %% [markdown]
 # A false sum, as it looks on the page (red; hover over it for its value):
 
 # %%
-false = [(run, i) for run in runs for i, t in enumerate(run.sampled[-1])
-         if t.slips and not t.right]  # fmt: skip
+false = [
+    (run, i)
+    for run in runs
+    for i, t in enumerate(run.sampled[-1])
+    if t.slips and not t.right
+]
 for run, i in false[:2]:
-    display(show.side_by_side(panel[i], {
-        f"{run.name}, step {steps[-1]}": run.kept[-1]["sampled"][i]}))
+    display(
+        show.side_by_side(
+            panel[i],
+            {f"{run.name}, step {steps[-1]}": run.kept[-1]["sampled"][i]},
+        )
+    )
 
 # %% [markdown]
 # ## Where words mislead
@@ -731,14 +917,19 @@ def score(find, name: str, labels: list) -> tuple[int, int, int]:
 
 # %%
 four = "verification", "backtracking", "subgoals", "backward"
-scores = {(name, how): score(find, name, aside) for name in four
-          for how, find in (("rules", ruled_of), ("words", worded_of))
-          if aside}  # fmt: skip
+scores = {
+    (name, how): score(find, name, aside)
+    for name in four
+    for how, find in (("rules", ruled_of), ("words", worded_of))
+    if aside
+}
 show.table(
     ["set aside", "by", "precision", "recall"],
-    [[*key, f"{hits}/{seen}", f"{hits}/{there}"]
-     for key, (hits, seen, there) in scores.items()],
-)  # fmt: skip
+    [
+        [*key, f"{hits}/{seen}", f"{hits}/{there}"]
+        for key, (hits, seen, there) in scores.items()
+    ],
+)
 
 # %% [markdown]
 # Of the last two behaviours there are only a handful, so their figures say
@@ -748,8 +939,9 @@ show.table(
 
 # %%
 for name in ("verification", "backtracking") if aside else ():
-    (a, seen, there), (b, b_seen, _) = (scores[name, how]
-                                        for how in ("rules", "words"))
+    (a, seen, there), (b, b_seen, _) = (
+        scores[name, how] for how in ("rules", "words")
+    )
     assert a / seen > 0.9 and a / there > 0.85, name
     assert a / seen > b / b_seen and a > b, name
 print("On traces they were not tuned on, the rules are ahead of the words.")
@@ -765,8 +957,10 @@ texts = runs[0].kept[0]["sampled"], runs[0].kept[-1]["sampled"]
 
 
 def view(i: int):
-    return show.side_by_side(panel[i], {
-        f"step {steps[0]}": texts[0][i], f"step {steps[-1]}": texts[1][i]})
+    return show.side_by_side(
+        panel[i],
+        {f"step {steps[0]}": texts[0][i], f"step {steps[-1]}": texts[1][i]},
+    )
 
 
 # %%
@@ -820,6 +1014,6 @@ show.explorer(panel, runs[0].kept)
 # </details>
 #
 # ## Summary
-# The rules live in `aha_lib/traces.py`, the figures in `aha_lib/show.py`,
-# records of runs in `aha_lib/record.py`. Next: **07_where_from** takes away
+# The rules live in `aha_lib/tasks/traces.py`, the figures in `aha_lib/look/show.py`,
+# records of runs in `aha_lib/look/record.py`. Next: **07_where_from** takes away
 # the habit that the reward found, and looks at a real Gemma.

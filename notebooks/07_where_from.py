@@ -55,16 +55,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% tags=["parameters"]
@@ -73,7 +75,7 @@ preset = "tiny"
 # %% [markdown]
 # ## Three bases
 # The tiny base has learnt from worked text that we wrote
-# (`aha_lib/corpus.py`). Most of its traces *jump* to an answer, some *check*
+# (`aha_lib/tasks/corpus.py`). Most of its traces *jump* to an answer, some *check*
 # one attempt, a tenth *search*: they go on after a "no". One puzzle in all
 # three styles:
 
@@ -85,8 +87,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import aha_lib
-from aha_lib import corpus, countdown, record, show, traces, train
+from aha_lib.look import record, show
 from aha_lib.presets import PRETRAINING
+from aha_lib.run import train
+from aha_lib.tasks import corpus, countdown, traces
 
 # %%
 puzzle = countdown.Puzzle((16, 16, 13), 48)
@@ -98,17 +102,22 @@ for style in styles:
 # A second base has another corpus: the traces that would search jump instead.
 # In the corpus of a third, those that would check jump too. Everything else is
 # the same: the seed, the drills in arithmetic, the number of documents, the
-# steps. (`python -m aha_lib.pretrain --preset tiny-no-search --out FOLDER`, or
+# steps. (`python -m aha_lib.run.pretrain --preset tiny-no-search --out FOLDER`, or
 # `tiny-jumps`, makes such a base in about 40 minutes.) The shares:
 
 # %%
-bases = {"tiny": "jump, check, search", "tiny-no-search": "jump, check",
-         "tiny-jumps": "jump"}  # fmt: skip
+bases = {
+    "tiny": "jump, check, search",
+    "tiny-no-search": "jump, check",
+    "tiny-jumps": "jump",
+}
 show.table(
     ["preset", "habits", "drill", *styles],
-    [[name, habits, *PRETRAINING[name].shares.values()]
-     for name, habits in bases.items()],
-)  # fmt: skip
+    [
+        [name, habits, *PRETRAINING[name].shares.values()]
+        for name, habits in bases.items()
+    ],
+)
 
 # %% [markdown]
 # ### Check
@@ -119,10 +128,17 @@ show.table(
 # %%
 def verdicts(name: str, count: int = 500) -> np.ndarray:
     """How many "no" and "yes" each trace of a corpus has; no drills."""
-    texts = ["".join(text for text, _ in corpus.document(PRETRAINING[name], i))
-             for i in range(count)]  # fmt: skip
-    return np.array([sum(text.split().count(word) for word in ("no", "yes"))
-                     for text in texts if "<answer>" in text])  # fmt: skip
+    texts = [
+        "".join(text for text, _ in corpus.document(PRETRAINING[name], i))
+        for i in range(count)
+    ]
+    return np.array(
+        [
+            sum(text.split().count(word) for word in ("no", "yes"))
+            for text in texts
+            if "<answer>" in text
+        ]
+    )
 
 
 # %%
@@ -140,13 +156,16 @@ assert said["tiny-jumps"].max() == 0
 benchmarks = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
 stored = benchmarks / "habits.json"
 runs = json.loads(stored.read_text()) if stored.exists() else []
-by_base = {name: [run for run in runs if run["base"] == name]
-           for name in bases}  # fmt: skip
+by_base = {
+    name: [run for run in runs if run["base"] == name] for name in bases
+}
 
 # %%
-kinds = {"accuracy": "accuracy on held-out puzzles",
-         "length": "tokens in a response",
-         "backtracks": "backtracks in a response"}  # fmt: skip
+kinds = {
+    "accuracy": "accuracy on held-out puzzles",
+    "length": "tokens in a response",
+    "backtracks": "backtracks in a response",
+}
 
 
 def panels(draw) -> None:
@@ -164,11 +183,17 @@ def panels(draw) -> None:
 def of_tiny(axis, kind: str) -> None:
     for colour, (name, of) in enumerate(by_base.items()):
         for run in of:
-            axis.plot(run["evaluated"], run[kind], f"C{colour}", lw=0.8,
-                      alpha=0.5)  # fmt: skip
+            axis.plot(
+                run["evaluated"], run[kind], f"C{colour}", lw=0.8, alpha=0.5
+            )
         if of:
-            axis.plot(of[0]["evaluated"], np.mean([r[kind] for r in of], 0),
-                      f"C{colour}", lw=2.4, label=bases[name])  # fmt: skip
+            axis.plot(
+                of[0]["evaluated"],
+                np.mean([r[kind] for r in of], 0),
+                f"C{colour}",
+                lw=2.4,
+                label=bases[name],
+            )
 
 
 panels(of_tiny)
@@ -176,12 +201,20 @@ panels(of_tiny)
 # %%
 show.table(
     ["habits of the base", "seed", *kinds, "search"],
-    [[bases[run["base"]], run["seed"],
-      *(f"{run[kind][0]:.3g} → {run[kind][-1]:.3g}" for kind in kinds),
-      " → ".join(f"{show.shares(run['styles'][i], styles)[2]:.0%}"
-                 for i in (0, -1))]
-     for of in by_base.values() for run in of],
-)  # fmt: skip
+    [
+        [
+            bases[run["base"]],
+            run["seed"],
+            *(f"{run[kind][0]:.3g} → {run[kind][-1]:.3g}" for kind in kinds),
+            " → ".join(
+                f"{show.shares(run['styles'][i], styles)[2]:.0%}"
+                for i in (0, -1)
+            ),
+        ]
+        for of in by_base.values()
+        for run in of
+    ],
+)
 
 # %% [markdown]
 # One reward, three models. The base that has seen searches learns to search,
@@ -198,8 +231,10 @@ show.table(
 # seed, at the last evaluation:
 
 # %%
-ends = {name: {kind: np.array([run[kind][-1] for run in of])
-               for kind in kinds} for name, of in by_base.items()}
+ends = {
+    name: {kind: np.array([run[kind][-1] for run in of]) for kind in kinds}
+    for name, of in by_base.items()
+}
 with_it, without, jumps = (ends[name] for name in bases)
 assert (without["backtracks"] < 0.05).all() and len(without["backtracks"]) > 2
 assert (with_it["backtracks"] > 1).all()
@@ -235,14 +270,14 @@ for text in alone["texts"][-1][:6]:
 # some thousand worked puzzles, as short text. The commands:
 #
 # ```sh
-# python -m aha_lib.pretrain --preset gemma3-270m-cpu --set model=WEIGHTS \
+# python -m aha_lib.run.pretrain --preset gemma3-270m-cpu --set model=WEIGHTS \
 #     --out runs/gemma3-270m-cpu/base
 # python notebooks/05_train.py --preset gemma3-270m-cpu --out runs/gemma
 # ```
 #
 # Three things to know of the figures below. The **cold start** teaches it the
 # habits, so this is no R1-Zero. Its **vocabulary is cut** to the pieces that
-# the task uses (`aha_lib/vocabulary.py`): all other pieces are forbidden, and
+# the task uses (`aha_lib/model/vocabulary.py`): all other pieces are forbidden, and
 # a step takes a third of the time. And its **weights** were 4-bit ones,
 # dequantised, not Google's bfloat16 ones.
 
@@ -263,15 +298,17 @@ for text in shown.values():
 # predict it.
 
 # %%
-losses = [row["loss"] for row in
-          train.read_rows(place / "cold_start/metrics.jsonl")]
+losses = [
+    row["loss"] for row in train.read_rows(place / "cold_start/metrics.jsonl")
+]
 wide = 10
 smooth = np.convolve(losses, np.ones(wide) / wide, "valid")
 figure, axis = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
 axis.plot(losses, lw=0.6, alpha=0.5)
 axis.plot(np.arange(len(smooth)) + wide - 1, smooth, "C0", lw=2)
-axis.set(xlabel="step of the cold start", ylabel="loss, nats a token",
-         ylim=(0, 1))  # fmt: skip
+axis.set(
+    xlabel="step of the cold start", ylabel="loss, nats a token", ylim=(0, 1)
+)
 plt.show()
 print(cold.shares)
 
@@ -289,19 +326,28 @@ show.curve(*[run.rows for run in gemma])
 names = "accuracy", "greedy", "length", "backtracks"
 show.table(
     ["run", "step", *names],
-    [[run.name, row["step"], *(row[f"heldout_{n}"] for n in names)]
-     for run in gemma for row in run.measured],
-)  # fmt: skip
+    [
+        [run.name, row["step"], *(row[f"heldout_{n}"] for n in names)]
+        for run in gemma
+        for row in run.measured
+    ],
+)
 
 # %% [markdown]
 # ### Check
 # The accuracies once more, out of the kept texts.
 
+
 # %%
 def parsed(run: record.Record, kind: str = "sampled") -> list[list]:
     """The completions of a run taken apart, a list a checkpoint."""
-    return [[traces.parse(*pair) for pair in
-             zip(row[kind], run.panel, strict=True)] for row in run.kept]
+    return [
+        [
+            traces.parse(*pair)
+            for pair in zip(row[kind], run.panel, strict=True)
+        ]
+        for row in run.kept
+    ]
 
 
 # %%
@@ -326,21 +372,28 @@ def measures(side: list) -> list[tuple[int, int]]:
     refused = [t for t in tried if t.attempts[0].verdict == "no"]
     attempts = [a for t in tried for a in t.attempts]
     truths = [c.true for t in side for c in t.claims if c.true is not None]
-    return [(len(tried), len(side)),
-            (sum(len(t.attempts) > 1 for t in refused), len(refused)),
-            (sum(a.reached for a in attempts), len(attempts)),
-            (sum(truths), len(truths))]  # fmt: skip
+    return [
+        (len(tried), len(side)),
+        (sum(len(t.attempts) > 1 for t in refused), len(refused)),
+        (sum(a.reached for a in attempts), len(attempts)),
+        (sum(truths), len(truths)),
+    ]
 
 
 # %%
 four = "any attempt", "goes on after a no", "attempts that hit", "true sums"
 show.table(
     ["run", "step", *four],
-    [[run.name, row["step"],
-      *(f"{a}/{b} = {a / max(b, 1):.2f}" for a, b in measures(side))]
-     for run, of_run in zip(gemma, sides, strict=True)
-     for row, side in zip(run.kept, of_run, strict=True)],
-)  # fmt: skip
+    [
+        [
+            run.name,
+            row["step"],
+            *(f"{a}/{b} = {a / max(b, 1):.2f}" for a, b in measures(side)),
+        ]
+        for run, of_run in zip(gemma, sides, strict=True)
+        for row, side in zip(run.kept, of_run, strict=True)
+    ],
+)
 
 # %% [markdown]
 # The habit goes first, within ten steps, as in the tiny model: to try at all,
@@ -391,13 +444,18 @@ alone = record.read(place / "no_search")
 
 
 def of_gemma(axis, kind: str) -> None:
-    for colour, (habits, of) in enumerate({"jump, check, search": gemma,
-                                           "jump, check": [alone]}.items()):
+    for colour, (habits, of) in enumerate(
+        {"jump, check, search": gemma, "jump, check": [alone]}.items()
+    ):
         for i, run in enumerate(of):
-            axis.plot([row["step"] for row in run.measured],
-                      [row[f"heldout_{kind}"] for row in run.measured],
-                      f"C{colour}", marker="o", ms=4,
-                      label="" if i else habits)  # fmt: skip
+            axis.plot(
+                [row["step"] for row in run.measured],
+                [row[f"heldout_{kind}"] for row in run.measured],
+                f"C{colour}",
+                marker="o",
+                ms=4,
+                label="" if i else habits,
+            )
 
 
 panels(of_gemma)
@@ -405,10 +463,15 @@ panels(of_gemma)
 # %%
 show.table(
     ["no searches, step", *names, *four],
-    [[row["step"], *(row[f"heldout_{n}"] for n in names),
-      *(f"{a}/{b} = {a / max(b, 1):.2f}" for a, b in measures(side))]
-     for row, side in zip(alone.measured, parsed(alone), strict=True)],
-)  # fmt: skip
+    [
+        [
+            row["step"],
+            *(row[f"heldout_{n}"] for n in names),
+            *(f"{a}/{b} = {a / max(b, 1):.2f}" for a, b in measures(side)),
+        ]
+        for row, side in zip(alone.measured, parsed(alone), strict=True)
+    ],
+)
 
 # %%
 for text in alone.kept[-1]["sampled"][:5]:
@@ -457,11 +520,17 @@ def evaluations(runs: list[tuple[record.Record, list]]):
     """A table of such runs, a line for each evaluation."""
     return show.table(
         ["run", "step", *names, *four],
-        [[run.name, row["step"], *(row[f"heldout_{n}"] for n in names),
-          *(f"{a / max(b, 1):.2f}" for a, b in measures(side))]
-         for run, of_run in runs
-         for row, side in zip(run.measured, of_run, strict=True)],
-    )  # fmt: skip
+        [
+            [
+                run.name,
+                row["step"],
+                *(row[f"heldout_{n}"] for n in names),
+                *(f"{a / max(b, 1):.2f}" for a, b in measures(side)),
+            ]
+            for run, of_run in runs
+            for row, side in zip(run.measured, of_run, strict=True)
+        ],
+    )
 
 
 far = read_all("h100")
@@ -485,14 +554,22 @@ def within(side: list, most: int) -> list[bool]:
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
 for i, (run, of_run) in enumerate(far):
     for axis, kind in zip(axes, ("accuracy", "length"), strict=False):
-        axis.plot([row["step"] for row in run.measured],
-                  [row[f"heldout_{kind}"] for row in run.measured],
-                  f"C{i}", marker="o", ms=3, label=f"seed {i}")  # fmt: skip
+        axis.plot(
+            [row["step"] for row in run.measured],
+            [row[f"heldout_{kind}"] for row in run.measured],
+            f"C{i}",
+            marker="o",
+            ms=3,
+            label=f"seed {i}",
+        )
     for at, style in ((0, ":"), (1, "--"), (-1, "-")):
-        axes[2].plot(range(1, 25), [np.mean(within(of_run[at], n))
-                                    for n in range(1, 25)],
-                     f"C{i}", ls=style,
-                     label=f"step {run.kept[at]['step']}")  # fmt: skip
+        axes[2].plot(
+            range(1, 25),
+            [np.mean(within(of_run[at], n)) for n in range(1, 25)],
+            f"C{i}",
+            ls=style,
+            label=f"step {run.kept[at]['step']}",
+        )
 axes[0].set(title="held-out accuracy", xlabel="GRPO step", ylim=(0, 1))
 axes[1].set(title="tokens in a response", xlabel="GRPO step", ylim=(0, None))
 axes[2].set(title="solved within so many", xlabel="attempts", ylim=(0, 1))
@@ -515,7 +592,9 @@ for run, of_run in far:
     assert last["heldout_accuracy"] - ten["heldout_accuracy"] > 3 * error
     assert last["heldout_length"] < 0.8 * ten["heldout_length"]
     early, late = (np.mean(within(of_run[i], 8)) for i in (1, -1))
-    print(f"within eight: {early:.2f}, {late:.2f}, three errors {3 * error:.2f}")
+    print(
+        f"within eight: {early:.2f}, {late:.2f}, three errors {3 * error:.2f}"
+    )
     assert late - early > 3 * error
     true, stated = measures(of_run[-1])[-1]
     assert true / stated > 0.8
@@ -537,8 +616,10 @@ for run, of_run in far:
 # %%
 asked, run = record.read(place / "asked"), far[0][0]
 on_gpu = dict(zip(run.panel, run.kept[-1]["greedy"], strict=True))
-same = [text == on_gpu.get(puzzle) for puzzle, text in
-        zip(asked.panel, asked.kept[0]["greedy"], strict=True)]  # fmt: skip
+same = [
+    text == on_gpu.get(puzzle)
+    for puzzle, text in zip(asked.panel, asked.kept[0]["greedy"], strict=True)
+]
 print(f"{sum(same)} of {len(same)} are the same")
 assert all(same)
 
@@ -579,12 +660,24 @@ for i in (0, *solved[:2]):
 figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
 steps = [row["step"] for row in control.measured]
 truth = [a / b for *_, (a, b) in map(measures, of_control)]
-called = [np.mean([t.attempts[-1].verdict == "yes" for t in side
-                   if t.right and t.attempts]) for side in of_control]
+called = [
+    np.mean(
+        [
+            t.attempts[-1].verdict == "yes"
+            for t in side
+            if t.right and t.attempts
+        ]
+    )
+    for side in of_control
+]
 axis.plot(steps, truth, "C3", label="sums that are true")
 axis.plot(steps, called, "C1", label='right answers below a "yes"')
-axis.plot(steps, [row["heldout_accuracy"] for row in control.measured], "C0",
-          label="answers that are right")  # fmt: skip
+axis.plot(
+    steps,
+    [row["heldout_accuracy"] for row in control.measured],
+    "C0",
+    label="answers that are right",
+)
 axis.set(xlabel="GRPO step", ylim=(0, 1), title="without searches, 100 steps")
 axis.legend(frameon=False)
 plt.show()
@@ -622,14 +715,19 @@ for run, _ in searching:
 # %%
 laps = []
 for run, of_run in far + searching:
-    laps += [[a.expression for a in trace.attempts]
-             for trace, text in zip(of_run[-1], run.kept[-1]["sampled"],
-                                    strict=True)
-             if "</answer>" not in text]  # fmt: skip
+    laps += [
+        [a.expression for a in trace.attempts]
+        for trace, text in zip(
+            of_run[-1], run.kept[-1]["sampled"], strict=True
+        )
+        if "</answer>" not in text
+    ]
 attempts = np.mean([len(lap) for lap in laps])
 different = np.mean([len(set(lap)) / len(lap) for lap in laps])
-print(f"{len(laps)} answers are cut off, with {attempts:.0f} attempts,",
-      f"{different:.0%} of them different ones")  # fmt: skip
+print(
+    f"{len(laps)} answers are cut off, with {attempts:.0f} attempts,",
+    f"{different:.0%} of them different ones",
+)
 assert attempts > 20 and different < 0.7
 
 # %% [markdown]
@@ -655,9 +753,17 @@ assert attempts > 20 and different < 0.7
 zero = record.read(place / "zero")
 show.table(
     ["step", "mean reward", "groups without signal", "tokens"],
-    [[row["step"], row["reward"], row["zero_variance_groups"], row["length"]]
-     for row in zero.rows if row["step"]],
-)  # fmt: skip
+    [
+        [
+            row["step"],
+            row["reward"],
+            row["zero_variance_groups"],
+            row["length"],
+        ]
+        for row in zero.rows
+        if row["step"]
+    ],
+)
 
 # %%
 for kept in (zero.kept[0], zero.kept[-1]):
@@ -668,12 +774,19 @@ for kept in (zero.kept[0], zero.kept[-1]):
 # %%
 show.table(
     ["step", f"right, of {len(zero.panel)}", "well-formed", "tokens"],
-    [[row["step"], row["outcomes"].get("right", 0),
-      sum(countdown.reward(*pair).value > 0 for pair in
-          zip(kept["sampled"], zero.panel, strict=True)),
-      row["heldout_length"]]
-     for row, kept in zip(zero.measured, zero.kept, strict=True)],
-)  # fmt: skip
+    [
+        [
+            row["step"],
+            row["outcomes"].get("right", 0),
+            sum(
+                countdown.reward(*pair).value > 0
+                for pair in zip(kept["sampled"], zero.panel, strict=True)
+            ),
+            row["heldout_length"],
+        ]
+        for row, kept in zip(zero.measured, zero.kept, strict=True)
+    ],
+)
 
 # %% [markdown]
 # No answer is right, before or after, in the panel or in training. The only
@@ -706,20 +819,34 @@ for row in labelled:
     puzzle = countdown.Puzzle(tuple(row["numbers"]), row["target"])
     trace = traces.parse(row["completion"], puzzle)
     seen = traces.behaviours(trace)
-    found.append({"verification": seen.verification > 0,
-                  "backtracking": seen.backtracking > 0,
-                  "slip": trace.slips > 0,
-                  "attempts": len(trace.attempts)})  # fmt: skip
+    found.append(
+        {
+            "verification": seen.verification > 0,
+            "backtracking": seen.backtracking > 0,
+            "slip": trace.slips > 0,
+            "attempts": len(trace.attempts),
+        }
+    )
 
 # %%
 flags = "verification", "backtracking", "slip"
-hits = {name: [(a[name], b[name]) for a, b in
-               zip(found, labelled, strict=True)] for name in flags}
+hits = {
+    name: [(a[name], b[name]) for a, b in zip(found, labelled, strict=True)]
+    for name in flags
+}
 show.table(
     ["of 60 completions", "precision", "recall"],
-    [[name, *(f"{sum(a and b for a, b in pairs)}/{sum(p[k] for p in pairs)}"
-              for k in (0, 1))] for name, pairs in hits.items()],
-)  # fmt: skip
+    [
+        [
+            name,
+            *(
+                f"{sum(a and b for a, b in pairs)}/{sum(p[k] for p in pairs)}"
+                for k in (0, 1)
+            ),
+        ]
+        for name, pairs in hits.items()
+    ],
+)
 
 # %% [markdown]
 # ### Check
@@ -730,8 +857,10 @@ show.table(
 # %%
 for name, pairs in hits.items():
     assert sum(a != b for a, b in pairs) <= 1, name
-same = sum(a["attempts"] == b["attempts"]
-           for a, b in zip(found, labelled, strict=True))  # fmt: skip
+same = sum(
+    a["attempts"] == b["attempts"]
+    for a, b in zip(found, labelled, strict=True)
+)
 print(f"the same number of attempts in {same} of {len(labelled)}")
 assert same >= 57
 
@@ -742,11 +871,17 @@ assert same >= 57
 kinds = "right", "cut off", "slipped", "claimed", "gave up"
 show.table(
     ["answers a step", "seed", "step", *kinds],
-    [[run.settings.prompts * run.settings.group, run.settings.seed, row["step"],
-      *(row["outcomes"].get(k, 0) for k in kinds)]
-     for run in (*gemma, *(run for run, _ in far))
-     for row in (run.measured[0], run.measured[-1])],
-)  # fmt: skip
+    [
+        [
+            run.settings.prompts * run.settings.group,
+            run.settings.seed,
+            row["step"],
+            *(row["outcomes"].get(k, 0) for k in kinds),
+        ]
+        for run in (*gemma, *(run for run, _ in far))
+        for row in (run.measured[0], run.measured[-1])
+    ],
+)
 
 # %% [markdown]
 # Most answers that are wrong are not finished: the limit of tokens came
@@ -765,8 +900,10 @@ for machine, of_runs in (("two cores", sides), ("GPU", [x for _, x in far])):
         true, count = measures(of)[-1]
         rates[name] = 1 - true / count
         spread += rates[name] * (1 - rates[name]) / count
-        print(f"{machine}, {name}: {len(of)} answers, {rates[name]:.0%} of",
-              f"{count} sums false, {np.mean(again):.0%} of attempts repeated")  # fmt: skip
+        print(
+            f"{machine}, {name}: {len(of)} answers, {rates[name]:.0%} of",
+            f"{count} sums false, {np.mean(again):.0%} of attempts repeated",
+        )
     gaps.append((rates["wrong"] - rates["right"]) / np.sqrt(spread))
 
 # %% [markdown]
@@ -790,9 +927,15 @@ right = [[t.right for t in of_run[i]] for i in (0, -1)]
 gained = [i for i, (a, b) in enumerate(zip(*right, strict=True)) if b > a]
 failed = [i for i, ok in enumerate(right[1]) if not ok]
 for i in gained[:2] + failed[:2]:
-    display(show.side_by_side(run.panel[i], {
-        f"step {row['step']}": row["sampled"][i]
-        for row in (run.kept[0], run.kept[-1])}))  # fmt: skip
+    display(
+        show.side_by_side(
+            run.panel[i],
+            {
+                f"step {row['step']}": row["sampled"][i]
+                for row in (run.kept[0], run.kept[-1])
+            },
+        )
+    )
 
 # %% [markdown]
 # All of them, in notebook 06's explorer:
@@ -813,12 +956,15 @@ for run, folder in ((gemma[0], "seed0"), (far[0][0], "h100/seed0")):
     about = json.loads((place / folder / "machine.json").read_text())
     stepped = [row for row in run.rows if row["step"]]
     for name, key in parts.items():
-        medians = [float(np.median([row[f"{key}_{of}"] for row in stepped]))
-                   for of in ("seconds", "tokens_per_second")]  # fmt: skip
+        medians = [
+            float(np.median([row[f"{key}_{of}"] for row in stepped]))
+            for of in ("seconds", "tokens_per_second")
+        ]
         answers = run.settings.prompts * run.settings.group
         rows.append([about["devices"][0], answers, name, *medians])
-show.table(["device", "answers a step", "", "seconds a step",
-            "tokens a second"], rows)  # fmt: skip
+show.table(
+    ["device", "answers a step", "", "seconds a step", "tokens a second"], rows
+)
 
 # %% [markdown]
 # ## What is shown here, and what is not
@@ -869,6 +1015,6 @@ show.table(["device", "answers a step", "", "seconds a step",
 # </details>
 #
 # ## Summary
-# Corpora live in `aha_lib/corpus.py`, supervised training in
-# `aha_lib/pretrain.py`, the cut in `aha_lib/vocabulary.py`, the adapters in
-# `aha_lib/lora.py`, and records of runs in `aha_lib/record.py`.
+# Corpora live in `aha_lib/tasks/corpus.py`, supervised training in
+# `aha_lib/run/pretrain.py`, the cut in `aha_lib/model/vocabulary.py`, the adapters in
+# `aha_lib/model/lora.py`, and records of runs in `aha_lib/look/record.py`.

@@ -55,16 +55,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 
 # %% tags=["parameters"]
@@ -88,28 +90,45 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import aha_lib
-from aha_lib import countdown, show, steering, train, weights
+from aha_lib.look import show, steering
+from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS
+from aha_lib.run import train
+from aha_lib.tasks import countdown
 
 # %%
-runtime.compilation_cache()
+devices.compilation_cache()
 settings = replace(SETTINGS[preset], prompts=128, group=2)
 model, tokenizer, _ = weights.load(settings.model, dtype=jnp.float32)
-puzzles = [countdown.generate(1000, i, **PUZZLES[settings.puzzles])
-           for i in range(512)]  # fmt: skip
-out = train.rollout(model, tokenizer, puzzles, jax.random.key(100), settings,
-                    group=2, temperature=1.0)  # fmt: skip
+puzzles = [
+    countdown.generate(1000, i, **PUZZLES[settings.puzzles])
+    for i in range(512)
+]
+out = train.rollout(
+    model,
+    tokenizer,
+    puzzles,
+    jax.random.key(100),
+    settings,
+    group=2,
+    temperature=1.0,
+)
 at = steering.decisions(out, tokenizer)
 print(f"{len(out.texts)} answers, {len(at.row)} decisions")
 
 # %%
 ids = np.concatenate([out.prompts, out.completions.tokens], axis=1)
-refused = [np.flatnonzero((at.noes > 0) & (at.tries == went_on))[:3]
-           for went_on in (True, False)]  # fmt: skip
+refused = [
+    np.flatnonzero((at.noes > 0) & (at.tries == went_on))[:3]
+    for went_on in (True, False)
+]
 for i in np.concatenate(refused):
     row, token = ids[at.row[i]], at.token[i]
-    print(f"{tokenizer.decode(row[: token + 1]):>62} ⟶ ",
-          tokenizer.decode(row[token + 1 : token + 4]), "…")  # fmt: skip
+    print(
+        f"{tokenizer.decode(row[: token + 1]):>62} ⟶ ",
+        tokenizer.decode(row[token + 1 : token + 4]),
+        "…",
+    )
 
 # %% [markdown]
 # How often does an attempt follow? At the start, and after a first "no", in
@@ -119,10 +138,15 @@ for i in np.concatenate(refused):
 # %%
 show.table(
     ["noes so far", "decisions", "an attempt follows"],
-    [[noes, int((at.noes == noes).sum()),
-      float(at.tries[at.noes == noes].mean())]
-     for noes in range(at.noes.max() + 1)],
-)  # fmt: skip
+    [
+        [
+            noes,
+            int((at.noes == noes).sum()),
+            float(at.tries[at.noes == noes].mean()),
+        ]
+        for noes in range(at.noes.max() + 1)
+    ],
+)
 
 # %% [markdown]
 # ## Dice, or a plan?
@@ -145,33 +169,49 @@ layers = range(model.config.layers)
 even = at.row % 2 == 0
 
 # %%
-crossroads = {"start": at.noes == 0, "first no": at.noes == 1,
-              "every no": at.noes > 0}  # fmt: skip
+crossroads = {
+    "start": at.noes == 0,
+    "first no": at.noes == 1,
+    "every no": at.noes > 0,
+}
 ways = {"difference": steering.difference, "probe": steering.probe}
-live = {(when, how): steering.halves(stream[:, here], at.tries[here],
-                                     even[here], find)
-        for when, here in crossroads.items()
-        for how, find in ways.items()}  # fmt: skip
+live = {
+    (when, how): steering.halves(
+        stream[:, here], at.tries[here], even[here], find
+    )
+    for when, here in crossroads.items()
+    for how, find in ways.items()
+}
 show.table(
     ["where", "found by", "decisions", *(f"layer {k}" for k in layers)],
-    [[when, how, int(crossroads[when].sum()), *values]
-     for (when, how), values in live.items()],
-)  # fmt: skip
+    [
+        [when, how, int(crossroads[when].sum()), *values]
+        for (when, how), values in live.items()
+    ],
+)
 
 # %% [markdown]
 # The three seeds of the record (`python tests/benchmarks/backtracking.py`
 # makes it, from the runs of `habits.py`; each draws its own answers):
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), sharey=True,
-                            layout="constrained")  # fmt: skip
+figure, axes = plt.subplots(
+    1, 3, figsize=(10, 2.8), sharey=True, layout="constrained"
+)
 for axis, when in zip(axes, crossroads, strict=True):
     for seed in record:
         for told in seed["told"]:
             if told["when"] == when:
                 colour = "C0" if told["how"] == "difference" else "C1"
-                axis.plot(layers, told["separation"], colour, marker="o",
-                          ms=4, lw=1, label=told["how"])  # fmt: skip
+                axis.plot(
+                    layers,
+                    told["separation"],
+                    colour,
+                    marker="o",
+                    ms=4,
+                    lw=1,
+                    label=told["how"],
+                )
     axis.axhline(0.5, color="0.6", ls=":")
     axis.set(title=f"{when}", xlabel="after layer", xticks=layers)
 handles, names = axes[0].get_legend_handles_labels()
@@ -193,9 +233,14 @@ plt.show()
 
 # %%
 for seed in record:
-    ends = {told["when"]: (told["separation"][-1], told["n"])
-            for told in seed["told"] if told["how"] == "difference"}  # fmt: skip
-    print(seed["seed"], {when: round(end, 2) for when, (end, _) in ends.items()})
+    ends = {
+        told["when"]: (told["separation"][-1], told["n"])
+        for told in seed["told"]
+        if told["how"] == "difference"
+    }
+    print(
+        seed["seed"], {when: round(end, 2) for when, (end, _) in ends.items()}
+    )
     for when in ("start", "first no"):
         value, n = ends[when]
         assert abs(value - 0.5) < 5 / np.sqrt(n)  # about three standard errors
@@ -217,27 +262,47 @@ def cosine(x, y) -> float:
     return float(np.dot(x, y) / np.linalg.norm(x) / np.linalg.norm(y))
 
 
-found = {name: np.array([seed["directions"][name] for seed in record])
-         for name in ("difference", "learnt")}  # fmt: skip
+found = {
+    name: np.array([seed["directions"][name] for seed in record])
+    for name in ("difference", "learnt")
+}
 ours = steering.difference(stream[:, at.noes > 0], at.tries[at.noes > 0])
 pairs = {
-    "difference and learnt, same seed": [("difference", i, "learnt", i)
-                                         for i in range(len(record))],
-    "difference, two seeds": [("difference", 0, "difference", i)
-                              for i in range(1, len(record))],
-    "learnt, two seeds": [("learnt", 0, "learnt", i)
-                          for i in range(1, len(record))],
-}  # fmt: skip
+    "difference and learnt, same seed": [
+        ("difference", i, "learnt", i) for i in range(len(record))
+    ],
+    "difference, two seeds": [
+        ("difference", 0, "difference", i) for i in range(1, len(record))
+    ],
+    "learnt, two seeds": [
+        ("learnt", 0, "learnt", i) for i in range(1, len(record))
+    ],
+}
 
 # %%
 show.table(
     ["cosine of", *(f"layer {k}" for k in layers)],
-    [[name, *(", ".join(f"{cosine(found[a][i][k], found[b][j][k]):.2f}"
-                        for a, i, b, j in each) for k in layers)]
-     for name, each in pairs.items()]
-    + [["difference, this layer and the next",
-        *(f"{cosine(ours[k], ours[k + 1]):.2f}" for k in layers[:-1]), ""]],
-)  # fmt: skip
+    [
+        [
+            name,
+            *(
+                ", ".join(
+                    f"{cosine(found[a][i][k], found[b][j][k]):.2f}"
+                    for a, i, b, j in each
+                )
+                for k in layers
+            ),
+        ]
+        for name, each in pairs.items()
+    ]
+    + [
+        [
+            "difference, this layer and the next",
+            *(f"{cosine(ours[k], ours[k + 1]):.2f}" for k in layers[:-1]),
+            "",
+        ]
+    ],
+)
 
 # %% [markdown]
 # ### Check
@@ -268,8 +333,15 @@ steering.add(model)
 def answer(puzzle, strength: float, layer: int = 3, key: int = 0) -> str:
     """What the pushed base says to a puzzle."""
     steering.steer(model, ours[layer], layer, strength)
-    one = train.rollout(model, tokenizer, [puzzle], jax.random.key(key),
-                        settings, group=1, temperature=1.0)  # fmt: skip
+    one = train.rollout(
+        model,
+        tokenizer,
+        [puzzle],
+        jax.random.key(key),
+        settings,
+        group=1,
+        temperature=1.0,
+    )
     steering.steer(model, ours[layer], layer, 0.0)
     return one.texts[0]
 
@@ -285,10 +357,17 @@ for strength in (-2.0, -0.5, 0.0, 0.5, 1.0, 2.0):
 # look.
 
 # %%
-slider = widgets.FloatSlider(value=0.5, min=-2, max=2, step=0.25,
-                             description="α", continuous_update=False)
-which = widgets.IntSlider(value=3, max=len(panel) - 1, description="puzzle",
-                          continuous_update=False)  # fmt: skip
+slider = widgets.FloatSlider(
+    value=0.5,
+    min=-2,
+    max=2,
+    step=0.25,
+    description="α",
+    continuous_update=False,
+)
+which = widgets.IntSlider(
+    value=3, max=len(panel) - 1, description="puzzle", continuous_update=False
+)
 after = widgets.Dropdown(options=[*layers], value=3, description="layer")
 view = widgets.HTML()
 
@@ -315,24 +394,35 @@ widgets.VBox([slider, which, after, view])
 # %%
 def line(part: str, direction: str, layer: int, kind: str):
     """Strengths, and a row of values for each seed."""
-    here = [[x for x in seed[part] if (x["direction"], x["layer"])
-             == (direction, layer)] for seed in record]  # fmt: skip
+    here = [
+        [
+            x
+            for x in seed[part]
+            if (x["direction"], x["layer"]) == (direction, layer)
+        ]
+        for seed in record
+    ]
     strengths = [x["strength"] for x in here[0]]
     return strengths, np.array([[x[kind] for x in row] for row in here])
 
 
 # %%
-kinds = {"accuracy": "accuracy", "backtracks": "backtracks in an answer",
-         "length": "tokens in an answer"}  # fmt: skip
-figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex=True,
-                            layout="constrained")  # fmt: skip
+kinds = {
+    "accuracy": "accuracy",
+    "backtracks": "backtracks in an answer",
+    "length": "tokens in an answer",
+}
+figure, axes = plt.subplots(
+    2, 3, figsize=(11, 5.6), sharex=True, layout="constrained"
+)
 for row, layer in zip(axes, (1, 3) if record else (), strict=False):
     for axis, (kind, title) in zip(row, kinds.items(), strict=True):
         for colour, name in enumerate(("difference", "learnt")):
             strengths, values = line("pushed", name, layer, kind)
             axis.plot(strengths, values.T, f"C{colour}", lw=0.7, alpha=0.5)
-            axis.plot(strengths, values.mean(0), f"C{colour}", lw=2.2,
-                      label=name)  # fmt: skip
+            axis.plot(
+                strengths, values.mean(0), f"C{colour}", lw=2.2, label=name
+            )
         for who in ("base", "trained"):
             level = np.mean([seed[who][kind] for seed in record])
             axis.axhline(level, color="black", ls=":", lw=1)
@@ -354,13 +444,21 @@ plt.show()
 # %%
 figure, axis = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
 for colour, name in enumerate(("difference", "learnt")):
-    peaks = [line("by_layer", name, k, "accuracy")[1].max(1)
-             for k in layers if record]
-    axis.plot(layers[: len(peaks)], peaks, f"C{colour}", marker="o", ms=4,
-              lw=1)  # fmt: skip
+    peaks = [
+        line("by_layer", name, k, "accuracy")[1].max(1)
+        for k in layers
+        if record
+    ]
+    axis.plot(
+        layers[: len(peaks)], peaks, f"C{colour}", marker="o", ms=4, lw=1
+    )
     axis.plot([], [], f"C{colour}", label=name)
-axis.set(xlabel="pushed after layer", xticks=layers, ylim=(0, 1),
-         ylabel="accuracy, best strength")  # fmt: skip
+axis.set(
+    xlabel="pushed after layer",
+    xticks=layers,
+    ylim=(0, 1),
+    ylabel="accuracy, best strength",
+)
 axis.legend(frameon=False)
 axis.grid(alpha=0.25)
 plt.show()
@@ -373,22 +471,37 @@ plt.show()
 # how high the grey ones come.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True,
-                            layout="constrained")  # fmt: skip
-groups = {"difference": "C0", "learnt": "C1", "probe": "C2",
-          "shuffled": "C3", "random": "0.6"}  # fmt: skip
+figure, axes = plt.subplots(
+    1, 2, figsize=(9.5, 3.4), sharey=True, layout="constrained"
+)
+groups = {
+    "difference": "C0",
+    "learnt": "C1",
+    "probe": "C2",
+    "shuffled": "C3",
+    "random": "0.6",
+}
 for axis, layer in zip(axes, (1, 3) if record else (), strict=False):
     for seed in record:
         for x in seed["pushed"] + seed["controls"]:
             group = x["direction"].split()[0]
             if x["layer"] == layer and abs(x["strength"]) in (0.5, 1.0):
                 offset = list(groups).index(group) * 0.05 - 0.1
-                axis.plot(x["strength"] + offset, x["accuracy"], "o", ms=4,
-                          color=groups[group], alpha=0.8)  # fmt: skip
+                axis.plot(
+                    x["strength"] + offset,
+                    x["accuracy"],
+                    "o",
+                    ms=4,
+                    color=groups[group],
+                    alpha=0.8,
+                )
     base_rate = np.mean([seed["base"]["accuracy"] for seed in record])
     axis.axhline(base_rate, color="black", ls=":", lw=1)
-    axis.set(title=f"pushed after layer {layer}", xlabel="strength α",
-             xticks=[-1, -0.5, 0.5, 1])  # fmt: skip
+    axis.set(
+        title=f"pushed after layer {layer}",
+        xlabel="strength α",
+        xticks=[-1, -0.5, 0.5, 1],
+    )
 for name, colour in groups.items():
     axes[0].plot([], [], "o", color=colour, label=name)
 axes[0].legend(frameon=False, fontsize=8)
@@ -412,8 +525,10 @@ plt.show()
 for k in layers:
     cloud = stream[k, at.noes > 0]
     _, sizes, axes_of = np.linalg.svd(cloud - cloud.mean(0))
-    print(f"layer {k}: {sizes[0] ** 2 / np.sum(sizes**2):.0%} of the variance,"
-          f" cosine to ours {abs(cosine(axes_of[0], ours[k])):.2f}")
+    print(
+        f"layer {k}: {sizes[0] ** 2 / np.sum(sizes**2):.0%} of the variance,"
+        f" cosine to ours {abs(cosine(axes_of[0], ours[k])):.2f}"
+    )
 
 # %% [markdown]
 # ### Check
@@ -422,15 +537,23 @@ for k in layers:
 
 # %%
 for seed in record:
-    half = {x["direction"]: x["accuracy"]
-            for x in seed["pushed"] + seed["controls"]
-            if x["layer"] == 1 and x["strength"] == 0.5}  # fmt: skip
-    others = [x["accuracy"] for x in seed["controls"]
-              if x["layer"] == 1 and abs(x["strength"]) == 0.5
-              and "random" in x["direction"]]  # fmt: skip
-    print(f"seed {seed['seed']}: base {seed['base']['accuracy']:.2f}, ours "
-          f"{half['difference']:.2f}, {half['learnt']:.2f}; random "
-          f"{min(others):.2f} to {max(others):.2f}")
+    half = {
+        x["direction"]: x["accuracy"]
+        for x in seed["pushed"] + seed["controls"]
+        if x["layer"] == 1 and x["strength"] == 0.5
+    }
+    others = [
+        x["accuracy"]
+        for x in seed["controls"]
+        if x["layer"] == 1
+        and abs(x["strength"]) == 0.5
+        and "random" in x["direction"]
+    ]
+    print(
+        f"seed {seed['seed']}: base {seed['base']['accuracy']:.2f}, ours "
+        f"{half['difference']:.2f}, {half['learnt']:.2f}; random "
+        f"{min(others):.2f} to {max(others):.2f}"
+    )
     assert min(half["difference"], half["learnt"]) > max(others) + 0.1
 
 # %% [markdown]
@@ -449,16 +572,25 @@ def means(rows: list) -> str:
 
 def pushes(group: str, strength: float) -> list:
     """The rows of a group's directions after the last layer, all seeds."""
-    return [x for seed in record for x in seed["pushed"] + seed["controls"]
-            if x["direction"].startswith(group) and x["layer"] == 3
-            and x["strength"] == strength]  # fmt: skip
+    return [
+        x
+        for seed in record
+        for x in seed["pushed"] + seed["controls"]
+        if x["direction"].startswith(group)
+        and x["layer"] == 3
+        and x["strength"] == strength
+    ]
 
 
 # %%
 every = sorted({x["strength"] for seed in record for x in seed["pushed"]})
-show.table(["α", *groups],
-           [[strength, *(means(pushes(group, strength)) for group in groups)]
-            for strength in every])  # fmt: skip
+show.table(
+    ["α", *groups],
+    [
+        [strength, *(means(pushes(group, strength)) for group in groups)]
+        for strength in every
+    ],
+)
 
 # %% [markdown]
 # ## What is a direction after the last layer?
@@ -487,19 +619,31 @@ for seed in record:
         if x["layer"] == 3 and abs(x["strength"]) == 0.5:
             tilt = lean(seed["last"][x["direction"]]) * x["strength"]
             dots[x["direction"].split()[0]].append(
-                (tilt, x["tried"] / x["n"], x["accuracy"]))  # fmt: skip
+                (tilt, x["tried"] / x["n"], x["accuracy"])
+            )
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), sharex=True,
-                            layout="constrained")  # fmt: skip
-for axis, column, title in zip(axes, (1, 2), ("any attempt", "accuracy"),
-                               strict=True):  # fmt: skip
+figure, axes = plt.subplots(
+    1, 2, figsize=(9.5, 3.2), sharex=True, layout="constrained"
+)
+for axis, column, title in zip(
+    axes, (1, 2), ("any attempt", "accuracy"), strict=True
+):
     for name, of in dots.items():
         if of:
-            axis.plot(*np.array(of)[:, [0, column]].T, "o", ms=5, alpha=0.8,
-                      color=groups[name], label=name)  # fmt: skip
-    axis.set(title=title, ylim=(0, 1.03),
-             xlabel="logits: numbers above <answer>, at ±½")  # fmt: skip
+            axis.plot(
+                *np.array(of)[:, [0, column]].T,
+                "o",
+                ms=5,
+                alpha=0.8,
+                color=groups[name],
+                label=name,
+            )
+    axis.set(
+        title=title,
+        ylim=(0, 1.03),
+        xlabel="logits: numbers above <answer>, at ±½",
+    )
     axis.grid(alpha=0.25)
 axes[0].legend(frameon=False, fontsize=8)
 plt.show()
@@ -507,10 +651,17 @@ plt.show()
 # %%
 show.table(
     ["pushed after layer 3 by ±½", "n", "any attempt", "best accuracy"],
-    [[name, len(of), f"{min(x[1] for x in of):.2f} to "
-      f"{max(x[1] for x in of):.2f}", max(x[2] for x in of)]
-     for name, of in dots.items() if of],
-)  # fmt: skip
+    [
+        [
+            name,
+            len(of),
+            f"{min(x[1] for x in of):.2f} to {max(x[1] for x in of):.2f}",
+            max(x[2] for x in of),
+        ]
+        for name, of in dots.items()
+        if of
+    ],
+)
 
 # %% [markdown]
 # All lie on one curve, ours at its end. After the last layer the direction of
@@ -526,8 +677,10 @@ show.table(
 if record:
     tilts = np.array([x for of in dots.values() for x in of])
     ranks = tilts.argsort(0).argsort(0)
-    print("rank correlations with any attempt, and with accuracy:",
-          np.corrcoef(ranks.T)[0, 1:].round(2))  # fmt: skip
+    print(
+        "rank correlations with any attempt, and with accuracy:",
+        np.corrcoef(ranks.T)[0, 1:].round(2),
+    )
     assert np.corrcoef(ranks.T)[0, 1] > 0.8
 
 # %% [markdown]
@@ -543,13 +696,17 @@ for seed in record:
         key = x["layer"], x["direction"], x["strength"]
         taken.setdefault(key, []).append(x)
 strengths = sorted({key[2] for key in taken}, reverse=True)
-print("accuracy, backtracks, tokens; untouched:",
-      means([seed["trained"] for seed in record]) if record else "")
+print(
+    "accuracy, backtracks, tokens; untouched:",
+    means([seed["trained"] for seed in record]) if record else "",
+)
 show.table(
     ["layer", "direction", *(f"α = {x}" for x in strengths)],
-    [[layer, name, *(means(taken[layer, name, x]) for x in strengths)]
-     for layer, name in dict.fromkeys(key[:2] for key in taken)],
-)  # fmt: skip
+    [
+        [layer, name, *(means(taken[layer, name, x]) for x in strengths)]
+        for layer, name in dict.fromkeys(key[:2] for key in taken)
+    ],
+)
 
 # %% [markdown]
 # It does not. At −½ little happens. At −1, after the last layer, answers are a
@@ -573,11 +730,20 @@ show.table(
 figure, axis = plt.subplots(figsize=(6.5, 2.9), layout="constrained")
 for seed in record:
     curve = seed["alone"]["curve"]
-    axis.plot([x["step"] for x in curve], [x["train_accuracy"] for x in curve],
-              "C2", lw=1, alpha=0.7)  # fmt: skip
+    axis.plot(
+        [x["step"] for x in curve],
+        [x["train_accuracy"] for x in curve],
+        "C2",
+        lw=1,
+        alpha=0.7,
+    )
     axis.axhline(seed["trained"]["accuracy"], color="black", ls=":", lw=1)
-axis.set(xlabel="GRPO step", ylabel="training accuracy", ylim=(0, 1.02),
-         title="one vector alone, three seeds; dotted: all weights, held out")
+axis.set(
+    xlabel="GRPO step",
+    ylabel="training accuracy",
+    ylim=(0, 1.02),
+    title="one vector alone, three seeds; dotted: all weights, held out",
+)
 axis.grid(alpha=0.25)
 plt.show()
 
@@ -591,11 +757,17 @@ plt.show()
 # %%
 def best(seed: dict, name: str) -> dict:
     """The push of the panel, its strength chosen on other puzzles."""
-    tried = [x for x in seed["by_layer"]
-             if (x["direction"], x["layer"]) == (name, 3)]  # fmt: skip
+    tried = [
+        x
+        for x in seed["by_layer"]
+        if (x["direction"], x["layer"]) == (name, 3)
+    ]
     strength = max(tried, key=lambda x: x["accuracy"])["strength"]
-    (push,) = [x for x in seed["pushed"] if (x["direction"], x["layer"],
-               x["strength"]) == (name, 3, strength)]  # fmt: skip
+    (push,) = [
+        x
+        for x in seed["pushed"]
+        if (x["direction"], x["layer"], x["strength"]) == (name, 3, strength)
+    ]
     return push
 
 
@@ -605,28 +777,46 @@ def share(seed: dict, accuracy: float) -> float:
 
 
 # %%
-players = {"base": lambda seed: seed["base"],
-           "difference of means": lambda seed: best(seed, "difference"),
-           "learnt": lambda seed: best(seed, "learnt"),
-           "trained alone": lambda seed: seed["alone"],
-           "all weights": lambda seed: seed["trained"]}  # fmt: skip
+players = {
+    "base": lambda seed: seed["base"],
+    "difference of means": lambda seed: best(seed, "difference"),
+    "learnt": lambda seed: best(seed, "learnt"),
+    "trained alone": lambda seed: seed["alone"],
+    "all weights": lambda seed: seed["trained"],
+}
 show.table(
-    ["accuracy, n = 256", *(f"seed {seed['seed']}" for seed in record),
-     "backtracks", "tokens"],
-    [[name, *(f"{take(seed)['accuracy']:.3f} "
-              f"({share(seed, take(seed)['accuracy']):.0%})"
-              for seed in record),
-      *(float(np.mean([take(seed)[kind] for seed in record]))
-        for kind in ("backtracks", "length"))]
-     for name, take in players.items() if record],
-)  # fmt: skip
+    [
+        "accuracy, n = 256",
+        *(f"seed {seed['seed']}" for seed in record),
+        "backtracks",
+        "tokens",
+    ],
+    [
+        [
+            name,
+            *(
+                f"{take(seed)['accuracy']:.3f} "
+                f"({share(seed, take(seed)['accuracy']):.0%})"
+                for seed in record
+            ),
+            *(
+                float(np.mean([take(seed)[kind] for seed in record]))
+                for kind in ("backtracks", "length")
+            ),
+        ]
+        for name, take in players.items()
+        if record
+    ],
+)
 
 # %%
 for seed in record:
     alone = seed["alone"]["direction"]
-    print(f"seed {seed['seed']}: the trained vector and the learnt direction,"
-          f" cosine {cosine(alone, seed['last']['learnt']):.2f}; and the"
-          f" difference, {cosine(alone, seed['last']['difference']):.2f}")
+    print(
+        f"seed {seed['seed']}: the trained vector and the learnt direction,"
+        f" cosine {cosine(alone, seed['last']['learnt']):.2f}; and the"
+        f" difference, {cosine(alone, seed['last']['difference']):.2f}"
+    )
 
 # %% [markdown]
 # ### Check
@@ -651,29 +841,56 @@ figure, axes = plt.subplots(1, 2, figsize=(9.5, 2.9), layout="constrained")
 for colour, when in enumerate(crossroads):
     for told in gemma.get("told", []):
         if (told["when"], told["how"]) == (when, "difference"):
-            axes[0].plot(told["separation"], f"C{colour}", marker="o", ms=3,
-                         label=f"{when}, n = {told['n']}")  # fmt: skip
+            axes[0].plot(
+                told["separation"],
+                f"C{colour}",
+                marker="o",
+                ms=3,
+                label=f"{when}, n = {told['n']}",
+            )
 axes[0].axhline(0.5, color="0.6", ls=":")
-axes[0].set(title="pairs in the right order", xlabel="after layer",
-            ylim=(0.3, 1.02))  # fmt: skip
+axes[0].set(
+    title="pairs in the right order", xlabel="after layer", ylim=(0.3, 1.02)
+)
 axes[0].legend(frameon=False, fontsize=8)
 axes[1].plot(gemma.get("cosine", []), "C3", marker="o", ms=3)
 axes[1].axhline(0, color="0.6", ls=":")
-axes[1].set(title="cosine of difference and learnt", xlabel="after layer",
-            ylim=(-1, 1))  # fmt: skip
+axes[1].set(
+    title="cosine of difference and learnt", xlabel="after layer", ylim=(-1, 1)
+)
 plt.show()
 
 # %%
 if gemma:
     pushes = [{"direction": "none", "strength": 0.0} | gemma["base"]]
-    pushes += sorted(gemma["pushed"],
-                     key=lambda x: (x["direction"], x["strength"]))
-    display(show.table(
-        ["pushed after layer 17", "α", "n", "accuracy", "backtracks", "tokens",
-         "any attempt"],
-        [[x["direction"], x["strength"], x["n"], x["accuracy"],
-          x["backtracks"], x["length"], x["tried"] / x["n"]] for x in pushes],
-    ))  # fmt: skip
+    pushes += sorted(
+        gemma["pushed"], key=lambda x: (x["direction"], x["strength"])
+    )
+    display(
+        show.table(
+            [
+                "pushed after layer 17",
+                "α",
+                "n",
+                "accuracy",
+                "backtracks",
+                "tokens",
+                "any attempt",
+            ],
+            [
+                [
+                    x["direction"],
+                    x["strength"],
+                    x["n"],
+                    x["accuracy"],
+                    x["backtracks"],
+                    x["length"],
+                    x["tried"] / x["n"],
+                ]
+                for x in pushes
+            ],
+        )
+    )
 
 # %% [markdown]
 # Again the single decision is nearly dice (few decisions, so the lines
@@ -691,8 +908,9 @@ if gemma:
 
 # %%
 if gemma:
-    at_half = {x["direction"]: x for x in gemma["pushed"]
-               if x["strength"] == 0.5}  # fmt: skip
+    at_half = {
+        x["direction"]: x for x in gemma["pushed"] if x["strength"] == 0.5
+    }
     error = np.sqrt(2 * 0.25 / gemma["base"]["n"])
     for name in ("difference", "learnt"):
         gain = at_half[name]["accuracy"] - gemma["base"]["accuracy"]
@@ -751,5 +969,5 @@ if gemma:
 #
 # ## Summary
 # Activations come from `Gemma.residuals`; finding, scoring and pushing live in
-# `aha_lib/steering.py`; the record is made by
+# `aha_lib/look/steering.py`; the record is made by
 # `tests/benchmarks/backtracking.py`.

@@ -30,16 +30,18 @@ sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit("aha_lib is not here: bring its whole folder or its "
-                     "zip, as notebook 00 says, beside this one.") from None
+    raise SystemExit(
+        "aha_lib is not here: bring its whole folder or its "
+        "zip, as notebook 00 says, beside this one."
+    ) from None
 install.complete()  # says what it installs; what will do is left alone
 
 import jax
 
-from aha_lib import runtime
+from aha_lib import devices
 
-runtime.start_distributed()  # only where there are several hosts
-kind = runtime.devices()[0].device_kind
+devices.start_distributed()  # only where there are several hosts
+kind = devices.available()[0].device_kind
 print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
 """
 UNPACK = """\
@@ -66,14 +68,19 @@ def setup_cell(address: str) -> str:
     if not address:
         return SETUP.replace("{elsewhere}", UNPACK)
     cell = SETUP.replace("{elsewhere}", CLONE.format(address=address))
-    return cell.replace("import glob\n", "import glob\nimport os\n").replace("import shutil\n", "")
+    return cell.replace("import glob\n", "import glob\nimport os\n").replace(
+        "import shutil\n", ""
+    )
 
 
 def badges(address: str, name: str) -> str:
     """The line of badges, as lines of a markdown cell; "" without an address."""
     if not address:
         return ""
-    file = address.removeprefix("https://github.com/") + f"/blob/main/notebooks/{name}.ipynb"
+    file = (
+        address.removeprefix("https://github.com/")
+        + f"/blob/main/notebooks/{name}.ipynb"
+    )
     colab = f"[![Open in Colab]({COLAB})](https://colab.research.google.com/github/{file})"
     src = f"https://kaggle.com/kernels/welcome?src=https://github.com/{file}"
     return f"#\n# {colab} [![Open in Kaggle]({KAGGLE})]({src})\n"
@@ -85,11 +92,17 @@ def rewrite(text: str, name: str, address: str) -> str:
     Raises ValueError unless it has one cell tagged "setup" and a title.
     """
     cell = f'# %% tags=["setup"]\n{setup_cell(address)}\n'
-    text, cells = re.subn(r'(?ms)^# %% tags=\["setup"\]\n.*?(?=^# %%|\Z)', lambda _: cell, text)
+    text, cells = re.subn(
+        r'(?ms)^# %% tags=\["setup"\]\n.*?(?=^# %%|\Z)', lambda _: cell, text
+    )
     text = re.sub(r"(?m)^#\n# \[!\[Open in .*\n", "", text)
-    text, titles = re.subn(r"(?m)^# # .*\n", lambda m: m[0] + badges(address, name), text, count=1)
+    text, titles = re.subn(
+        r"(?m)^# # .*\n", lambda m: m[0] + badges(address, name), text, count=1
+    )
     if cells != 1 or titles != 1:
-        raise ValueError(f'{name}.py needs a title ("# # …") and one cell tagged "setup".')
+        raise ValueError(
+            f'{name}.py needs a title ("# # …") and one cell tagged "setup".'
+        )
     return text
 
 

@@ -1,4 +1,4 @@
-"""The house as drawn: order of imports, sizes, docstrings. Reads the sources; imports none."""
+"""The house as drawn: order of imports, docstrings, formatting. Reads the sources; imports none."""
 
 import ast
 import re
@@ -10,45 +10,58 @@ import jupytext
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# A module imports only from modules that stand before it.
-ORDER = """install presets arguments config_json runtime tokenizer block gemma lora weights
-countdown traces sampler objectives packing grpo session checkpoints train steering
-record show dashboard chips plan vocabulary corpus pretrain""".split()
-NO_JAX = {"countdown": set(), "traces": {"countdown"}}  # and what they may have of aha_lib
+PACKAGE = ROOT / "aha_lib"
+# A module imports only from modules that stand before it: from its own room, and from rooms above.
+ORDER = """
+install presets devices
+model.tokenizer model.block model.gemma model.lora model.vocabulary model.config_json model.weights
+rl.sampler rl.objectives rl.packing rl.grpo
+tasks.countdown tasks.traces tasks.corpus
+run.session run.checkpoints run.arguments run.train run.pretrain
+look.record look.show look.dashboard look.steering
+tpu.chips tpu.plan
+""".split()
+NO_JAX = {"tasks.countdown": set(), "tasks.traces": {"tasks.countdown"}}  # and what they may import
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
-SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "aha_lib").glob("*.py"))}
-MODULES = [name for name in SOURCES if name != "__init__"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
 
 
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+SOURCES = {module_name(path): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+ROOMS = [name for name in SOURCES if name.endswith("__init__")]
+MODULES = [name for name in SOURCES if name not in ROOMS and name != "__main__"]
+
+
 def imports(source: str) -> set[str]:
-    """Top-level packages that a source imports, anywhere in it; of aha_lib, its modules."""
+    """What a source imports, anywhere in it: top-level packages; of aha_lib, its modules."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(["aha_lib"] * bool(node.level) + [node.module] * bool(node.module))
-            found |= {f"{base}.{alias.name}" for alias in node.names}
-    return {name.split(".")[name.startswith("aha_lib.")] for name in found}
+            assert not node.level, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {resolve(name) for name in found}
 
 
-def code_lines(source: str) -> int:
-    """Lines that are neither blank nor comment nor docstring: what a reader's head has to hold."""
-    documented = set()
-    for node in ast.walk(ast.parse(source)):
-        has_one = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if has_one and ast.get_docstring(node):
-            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    lines = enumerate(source.splitlines(), 1)
-    return sum(bool(re.match(r"\s*[^\s#]", x)) and i not in documented for i, x in lines)
+def resolve(name: str) -> str:
+    """ "aha_lib.model.weights.load" is "model.weights"; "jax.numpy" is "jax"."""
+    if not name.startswith("aha_lib."):
+        return name.split(".")[0]
+    parts = name.split(".")[1:]
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in SOURCES else parts[0]
 
 
 def test_package_is_the_list():
-    assert len(SOURCES) == len([*(ROOT / "aha_lib").rglob("*.py")]), "aha_lib has no subpackages"
-    assert set(MODULES) <= set(ORDER), "a module that the layout does not have"
-    assert not imports(SOURCES["__init__"]), "aha_lib/__init__.py imports nothing"
-    assert sum(map(code_lines, SOURCES.values())) <= 3570
+    assert set(MODULES) == set(ORDER), "a module that the layout does not have, or lacks"
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_rooms_import_nothing(name):
+    assert not imports(SOURCES[name])
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -56,10 +69,8 @@ def test_module(name):
     used = imports(SOURCES[name])
     later = set(ORDER[ORDER.index(name) :])
     assert not used & later, f"{name} imports what stands below it"
-    assert name == "dashboard" or not used & {"show", "dashboard"}, "these are for notebooks alone"
     if name in NO_JAX:
         assert not used & JAX and used & set(ORDER) <= NO_JAX[name]
-    assert len(SOURCES[name].splitlines()) <= 350
     docstring = ast.get_docstring(ast.parse(SOURCES[name])) or ""
     assert re.search(r"(?i)\bknows? (nothing|no|neither|not)\b|\bnot know\b", docstring), (
         f"{name}'s docstring should say what the module does and what it knows nothing of"
@@ -80,7 +91,10 @@ def test_cells_are_short(path):
             assert len(cell.source.splitlines()) <= 30, cell.source
 
 
-def test_ruff():
-    check = [sys.executable, "-m", "ruff", "check", "--no-cache", "."]
-    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("arguments", [("check",), ("format", "--check")])
+def test_ruff(arguments):
+    command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    for path in [*ROOT.rglob("aha_lib/**/*.py"), *ROOT.rglob("tests/**/*.py"), *NOTEBOOKS]:
+        assert "fmt: " + "skip" not in path.read_text(), path

@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Of googlecolab/backend-info, pip-freeze.tpu.txt, 19 August 2026; the CPU list's protobuf differs.
-COLAB = dict(line.split("==") for line in """\
+COLAB = dict(
+    line.split("==")
+    for line in """\
 flax==0.11.2
 ipywidgets==7.7.1
 jax==0.7.2
@@ -29,7 +31,8 @@ orbax-checkpoint==0.12.4
 protobuf==7.35.1
 safetensors==0.8.0
 sentencepiece==0.2.2
-tqdm==4.67.3""".splitlines())
+tqdm==4.67.3""".splitlines()
+)
 
 spec = importlib.util.spec_from_file_location("setup_cell", ROOT / "notebooks/_setup_cell.py")
 setup = importlib.util.module_from_spec(spec)
@@ -134,9 +137,17 @@ def put(folder):
 
 @pytest.mark.parametrize(
     "where",
-    [".", "..", "aha", "../input/aha", "../input/aha/aha", "../input/datasets/me/aha/aha",
-     "../drive", "../drive/aha"],
-)  # fmt: skip
+    [
+        ".",
+        "..",
+        "aha",
+        "../input/aha",
+        "../input/aha/aha",
+        "../input/datasets/me/aha/aha",
+        "../drive",
+        "../drive/aha",
+    ],
+)
 def test_the_package_is_found(tmp_path, where):
     """Kaggle unpacks a dataset's zip below /kaggle/input, at a depth of its own choice."""
     place = (tmp_path / "here" / where).resolve()

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aha_lib import grpo, presets
-from aha_lib.gemma import Gemma
+from aha_lib import presets
+from aha_lib.model.gemma import Gemma
 from aha_lib.presets import MODELS, ModelConfig, Pretraining, Settings
+from aha_lib.rl import grpo
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -30,8 +31,11 @@ def test_parameters_are_those_published(name, published):
 
 def test_generations():
     assert [MODELS[n].generation for n in ("gemma-2b", "gemma2-2b", "gemma3-1b", "tiny")] == [
-        1, 2, 3, 3,
-    ]  # fmt: skip
+        1,
+        2,
+        3,
+        3,
+    ]
     assert 5e5 < MODELS["tiny"].parameters < 1e6
 
 
@@ -46,15 +50,35 @@ def test_impossible_shapes():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("steps", -1), ("group", 1), ("prompts", 0), ("eval_every", 0), ("checkpoint_every", 0),
-        ("eval_puzzles", 0), ("micro_batch", 0), ("completion_len", 0), ("temperature", 0.0),
-        ("temperature", -1.0), ("learning_rate", -1e-3), ("learning_rate", float("nan")),
-        ("kl", float("inf")), ("clip_low", 1.5), ("decay", -0.1), ("warmup", -1), ("updates", 0),
-        ("puzzles", "sudoku"), ("template", "chat"), ("objective", "ppo"), ("norm", "batch"),
-        ("hours", -1.0), ("checkpoint_minutes", float("nan")), ("tracker", "paper"),
-        ("seed", -1), ("seed", 2**32), ("overlong", 1000),
+        ("steps", -1),
+        ("group", 1),
+        ("prompts", 0),
+        ("eval_every", 0),
+        ("checkpoint_every", 0),
+        ("eval_puzzles", 0),
+        ("micro_batch", 0),
+        ("completion_len", 0),
+        ("temperature", 0.0),
+        ("temperature", -1.0),
+        ("learning_rate", -1e-3),
+        ("learning_rate", float("nan")),
+        ("kl", float("inf")),
+        ("clip_low", 1.5),
+        ("decay", -0.1),
+        ("warmup", -1),
+        ("updates", 0),
+        ("puzzles", "sudoku"),
+        ("template", "chat"),
+        ("objective", "ppo"),
+        ("norm", "batch"),
+        ("hours", -1.0),
+        ("checkpoint_minutes", float("nan")),
+        ("tracker", "paper"),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("overlong", 1000),
     ],
-)  # fmt: skip
+)
 def test_nonsense_is_named_in_one_sentence(name, value):
     with pytest.raises(ValueError) as error:
         dataclasses.replace(Settings(), **{name: value})

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from aha_lib import plan, record, traces, train
+from aha_lib.look import record
 from aha_lib.presets import MODELS, SETTINGS
+from aha_lib.run import train
+from aha_lib.tasks import traces
+from aha_lib.tpu import plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,15 +25,29 @@ def test_the_table_of_runs(seed):
     figures = [float(x) for x in re.findall(r"\d+\.\d+", line)]
     first, last = at[0], at[60]
     assert figures == pytest.approx(
-        [first["heldout_accuracy"], at[10]["heldout_accuracy"], at[20]["heldout_accuracy"],
-         last["heldout_accuracy"], last["heldout_greedy"], first["heldout_length"],
-         last["heldout_length"], first["heldout_backtracks"], last["heldout_backtracks"]],
+        [
+            first["heldout_accuracy"],
+            at[10]["heldout_accuracy"],
+            at[20]["heldout_accuracy"],
+            last["heldout_accuracy"],
+            last["heldout_greedy"],
+            first["heldout_length"],
+            last["heldout_length"],
+            first["heldout_backtracks"],
+            last["heldout_backtracks"],
+        ],
         abs=0.051,
-    )  # fmt: skip
+    )
     assert figures[:5] == pytest.approx(
-        [first["heldout_accuracy"], at[10]["heldout_accuracy"], at[20]["heldout_accuracy"],
-         last["heldout_accuracy"], last["heldout_greedy"]], abs=0.00051,
-    )  # fmt: skip
+        [
+            first["heldout_accuracy"],
+            at[10]["heldout_accuracy"],
+            at[20]["heldout_accuracy"],
+            last["heldout_accuracy"],
+            last["heldout_greedy"],
+        ],
+        abs=0.00051,
+    )
 
 
 def test_what_is_said_of_speed():
@@ -40,10 +57,17 @@ def test_what_is_said_of_speed():
     said = "after {:.0f} and {:.0f} s of its loop, and after {:.0f} s where its programs"
     assert said.format(*sorted(later), first) in text
     growth = json.loads((stored / "growth.json").read_text())
-    alone = [row for name, rows in growth.items() if name != "about"
-             for row in rows if row["devices"] == 1]  # fmt: skip
-    ends = [f"{100 * min(of):.0f} to {100 * max(of):.0f} %"
-            for of in zip(*(row["share"] for row in alone), strict=True)]  # fmt: skip
+    alone = [
+        row
+        for name, rows in growth.items()
+        if name != "about"
+        for row in rows
+        if row["devices"] == 1
+    ]
+    ends = [
+        f"{100 * min(of):.0f} to {100 * max(of):.0f} %"
+        for of in zip(*(row["share"] for row in alone), strict=True)
+    ]
     assert f"sampling reaches {ends[0]}" in text and f"the update {ends[1]}" in text
     assert len({(x["rows"], x["length"], x["parameters"]) for x in alone}) == 11
     assert "over eleven sizes" in text
@@ -67,9 +91,12 @@ def test_what_is_said_of_gemma(monkeypatch):
     limits = tuple(of[0].settings.completion_len for of in (runs, longer))
     said = "Most answers that are wrong at the end are cut off at {} tokens or at {}"
     assert said.format(*limits) in text
-    laps = [traces.parse(*pair).attempts for run in longer
-            for pair in zip(run.kept[-1]["sampled"], run.panel, strict=True)
-            if "</answer>" not in pair[0]]  # fmt: skip
+    laps = [
+        traces.parse(*pair).attempts
+        for run in longer
+        for pair in zip(run.kept[-1]["sampled"], run.panel, strict=True)
+        if "</answer>" not in pair[0]
+    ]
     new = [len({attempt.expression for attempt in lap}) / len(lap) for lap in laps]
     assert f"only {sum(new) / len(new):.0%} are different".replace("%", " %") in text
     alone = record.read(place / "no_search").measured[-1]
@@ -80,9 +107,13 @@ def test_what_is_said_of_gemma(monkeypatch):
     assert other <= {"model", "checkpoint_minutes"} and "by the preset `gemma3-270m-short`" in text
     seconds = sum(row[f"{of}_seconds"] for row in far.rows[1:] for of in ("sample", "update"))
     assert 300 < seconds < 450 and f"{far.measured[-1]['step']} steps in seven and a half" in text
-    solved = [[any(a.reached for a in traces.parse(*pair).attempts[:8])
-               for pair in zip(far.kept[i]["sampled"], far.panel, strict=True)]
-              for i in (1, -1)]  # fmt: skip
+    solved = [
+        [
+            any(a.reached for a in traces.parse(*pair).attempts[:8])
+            for pair in zip(far.kept[i]["sampled"], far.panel, strict=True)
+        ]
+        for i in (1, -1)
+    ]
     early, late = (f"{sum(of) / len(of):.2f}" for of in solved)
     assert f"it solves {early} of the puzzles at step 10 and {late} at the end" in text
     (twice,) = (run for run in longer if run.measured[-1]["step"] == 20)
@@ -102,11 +133,14 @@ def test_what_is_said_of_gemma(monkeypatch):
 
 def test_one_vector():
     rows = json.loads((ROOT / "tests/benchmarks/backtracking.json").read_text())
-    mean = {who: sum(row[who]["accuracy"] for row in rows) / len(rows)
-            for who in ("base", "alone", "trained")}  # fmt: skip
+    mean = {
+        who: sum(row[who]["accuracy"] for row in rows) / len(rows)
+        for who in ("base", "alone", "trained")
+    }
     which = lambda x: (x["direction"], x["layer"], x["strength"])  # noqa: E731
-    half = sorted(x["accuracy"] for row in rows for x in row["pushed"]
-                  if which(x) == ("difference", 3, 0.5))  # fmt: skip
+    half = sorted(
+        x["accuracy"] for row in rows for x in row["pushed"] if which(x) == ("difference", 3, 0.5)
+    )
     gemma = json.loads((ROOT / "tests/benchmarks/backtracking_gemma.json").read_text())
     (pushed,) = (x for x in gemma["pushed"] if which(x) == ("difference", 17, 0.5))
     text = " ".join(README.split())

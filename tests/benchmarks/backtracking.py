@@ -18,8 +18,13 @@ import numpy as np
 from flax import nnx
 from tqdm.auto import tqdm
 
-from aha_lib import checkpoints, countdown, grpo, runtime, steering, traces, train, weights
+from aha_lib import devices
+from aha_lib.look import steering
+from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS, Settings
+from aha_lib.rl import grpo
+from aha_lib.run import checkpoints, train
+from aha_lib.tasks import countdown, traces
 
 RECORD = Path(__file__).with_suffix(".json")
 SEEDS = 0, 1, 2
@@ -64,19 +69,25 @@ def directions(base, trained, tokenizer, seed: int) -> tuple[dict[str, np.ndarra
     All but "learnt" have the length of "difference" in each layer.
     """
     out = train.rollout(
-        base, tokenizer, drawn(seed, 0, 512), jax.random.key(100 + seed), TINY, group=2,
+        base,
+        tokenizer,
+        drawn(seed, 0, 512),
+        jax.random.key(100 + seed),
+        TINY,
+        group=2,
         temperature=1.0,
-    )  # fmt: skip
+    )
     at = steering.decisions(out, tokenizer)
     before, after = (steering.activations(model, out, at) for model in (base, trained))
     rng, here = np.random.default_rng(seed), at.noes > 0
     stream, tries = before[:, here], at.tries[here]
-    found = {"difference": steering.difference(stream, tries),
-             "learnt": (after - before).mean(1)}  # fmt: skip
+    found = {"difference": steering.difference(stream, tries), "learnt": (after - before).mean(1)}
     size = np.linalg.norm(found["difference"], axis=1, keepdims=True)
-    controls = {"probe": steering.probe(stream, tries),
-                "shuffled": steering.difference(stream, rng.permutation(tries)),
-                **{name: rng.normal(size=found["learnt"].shape) for name in RANDOM}}  # fmt: skip
+    controls = {
+        "probe": steering.probe(stream, tries),
+        "shuffled": steering.difference(stream, rng.permutation(tries)),
+        **{name: rng.normal(size=found["learnt"].shape) for name in RANDOM},
+    }
     for name, x in controls.items():
         found[name] = resized(x, size)
     return found, {"noes": np.bincount(at.noes).tolist(), "told": told(before, at)}
@@ -95,8 +106,15 @@ def told(before: np.ndarray, at: steering.Decisions) -> list[dict]:
         for how in (steering.difference, steering.probe):
             tries = at.tries[here]
             apart = steering.halves(before[:, here], tries, even[here], how)
-            rows.append({"when": when, "how": how.__name__, "n": int(here.sum()),
-                         "tries": float(tries.mean()), "separation": apart})  # fmt: skip
+            rows.append(
+                {
+                    "when": when,
+                    "how": how.__name__,
+                    "n": int(here.sum()),
+                    "tries": float(tries.mean()),
+                    "separation": apart,
+                }
+            )
     return rows
 
 
@@ -125,8 +143,12 @@ def alone(tokenizer, panel, seed: int) -> dict:
         curve.append({name: row[name] for name in ("step", "train_accuracy", "backtracks")})
     model = nnx.merge(graph, state.params)
     direction = np.asarray(model.layers.direction[...])
-    return {"learning_rate": s.learning_rate, "curve": curve, "direction": direction.tolist(),
-            **measured(model, tokenizer, panel, seed)}  # fmt: skip
+    return {
+        "learning_rate": s.learning_rate,
+        "curve": curve,
+        "direction": direction.tolist(),
+        **measured(model, tokenizer, panel, seed),
+    }
 
 
 def fill(row: dict, runs: Path, save) -> None:
@@ -136,10 +158,14 @@ def fill(row: dict, runs: Path, save) -> None:
     after = train.trained(runs / "tiny" / str(seed))[0]
     found, said = directions(base, after, tokenizer, seed)
     kept = {name: np.round(x, 4).tolist() for name, x in found.items()}
-    row |= said | {"directions": {name: kept[name] for name in OURS},
-                   "last": {name: x[LAST] for name, x in kept.items()}}  # fmt: skip
-    row |= {"base": measured(base, tokenizer, panel, seed),
-            "trained": measured(after, tokenizer, panel, seed)}  # fmt: skip
+    row |= said | {
+        "directions": {name: kept[name] for name in OURS},
+        "last": {name: x[LAST] for name, x in kept.items()},
+    }
+    row |= {
+        "base": measured(base, tokenizer, panel, seed),
+        "trained": measured(after, tokenizer, panel, seed),
+    }
     steering.add(base)
     steering.add(after)
     every, away = range(base.config.layers), [*OURS, *RANDOM[:2]]
@@ -164,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, help="folder of habits.py")
     chosen = parser.parse_args()
-    runtime.compilation_cache()
+    devices.compilation_cache()
     rows = json.loads(RECORD.read_text()) if RECORD.exists() else []
 
     def save() -> None:

@@ -17,8 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from aha_lib import checkpoints, lora, record, runtime, steering, train, weights
+from aha_lib import devices
+from aha_lib.look import record, steering
+from aha_lib.model import lora, weights
 from aha_lib.presets import SETTINGS
+from aha_lib.run import checkpoints, train
 
 RECORD = Path(__file__).with_suffix(".json")
 GEMMA = dataclasses.replace(SETTINGS["gemma3-270m-cpu"], prompts=16, group=4)
@@ -33,29 +36,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", help="folder of the cold start")
     chosen = parser.parse_args()
-    runtime.compilation_cache()
+    devices.compilation_cache()
     base, tokenizer, _ = weights.load(chosen.base, dtype=jnp.float32)
     after = weights.load(chosen.base, dtype=jnp.float32)[0]
     lora.load(after, record.DATA / "gemma3-270m/seed0/adapters.safetensors")
     after = lora.merge(after)
-    out = train.rollout(base, tokenizer, backtracking.drawn(0, 0, 32), jax.random.key(100), GEMMA,
-                        group=4, temperature=1.0)  # fmt: skip
+    out = train.rollout(
+        base,
+        tokenizer,
+        backtracking.drawn(0, 0, 32),
+        jax.random.key(100),
+        GEMMA,
+        group=4,
+        temperature=1.0,
+    )
     at = steering.decisions(out, tokenizer)
     before, learnt = (steering.activations(model, out, at) for model in (base, after))
     here = at.noes > 0
-    found = {"difference": steering.difference(before[:, here], at.tries[here]),
-             "learnt": (learnt - before).mean(1)}  # fmt: skip
+    found = {
+        "difference": steering.difference(before[:, here], at.tries[here]),
+        "learnt": (learnt - before).mean(1),
+    }
     size, rng = np.linalg.norm(found["difference"], axis=1, keepdims=True), np.random.default_rng(0)
     for name in ("random 0", "random 1"):
         found[name] = backtracking.resized(rng.normal(size=before[:, 0].shape), size)
     cosine = np.sum(found["difference"] * found["learnt"], axis=1) / (
         size[:, 0] * np.linalg.norm(found["learnt"], axis=1)
     )
-    row = {"noes": np.bincount(at.noes).tolist(), "tries": [
-               float(at.tries[at.noes == n].mean()) for n in range(3)],
-           "told": backtracking.told(before, at), "cosine": cosine.tolist(),
-           "size": size[:, 0].tolist(), "base_size": np.linalg.norm(
-               before[:, here], axis=2).mean(1).tolist(), "pushed": []}  # fmt: skip
+    row = {
+        "noes": np.bincount(at.noes).tolist(),
+        "tries": [float(at.tries[at.noes == n].mean()) for n in range(3)],
+        "told": backtracking.told(before, at),
+        "cosine": cosine.tolist(),
+        "size": size[:, 0].tolist(),
+        "base_size": np.linalg.norm(before[:, here], axis=2).mean(1).tolist(),
+        "pushed": [],
+    }
     puzzles = backtracking.drawn(0, 512, 64)
     row["base"] = backtracking.measured(base, tokenizer, puzzles, 0, GEMMA)
     steering.add(base)

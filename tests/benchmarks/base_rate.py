@@ -11,8 +11,11 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from aha_lib import countdown, runtime, traces, train, weights
+from aha_lib import devices
+from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS
+from aha_lib.run import train
+from aha_lib.tasks import countdown, traces
 
 AT_A_TIME = 16  # puzzles
 
@@ -25,20 +28,28 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128, help="tokens of a completion")
     parser.add_argument("--show", type=int, default=3, help="completions to print")
     chosen = parser.parse_args()
-    model, tokenizer, _ = weights.load(chosen.source, dtype=runtime.dtypes()[0])
+    model, tokenizer, _ = weights.load(chosen.source, dtype=devices.dtypes()[0])
     ranges = PUZZLES["tinyzero"] | {"numbers": 3}
     panel = [countdown.generate(0, i, **ranges, held_out=True) for i in range(chosen.puzzles)]
     prompts = [tokenizer.encode(countdown.prompt(puzzle, "base")) for puzzle in panel]
     settings = dataclasses.replace(
-        SETTINGS["gemma3-270m"], prompts=AT_A_TIME, group=chosen.group,
-        prompt_len=max(map(len, prompts)), completion_len=chosen.length,
-    )  # fmt: skip
+        SETTINGS["gemma3-270m"],
+        prompts=AT_A_TIME,
+        group=chosen.group,
+        prompt_len=max(map(len, prompts)),
+        completion_len=chosen.length,
+    )
     rewards, texts, tokens, seconds = [], [], 0, 0.0
     for start in tqdm(range(0, len(panel), AT_A_TIME)):
         out = train.rollout(
-            model, tokenizer, panel[start : start + AT_A_TIME], jax.random.key(start), settings,
-            group=chosen.group, temperature=1.0,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            panel[start : start + AT_A_TIME],
+            jax.random.key(start),
+            settings,
+            group=chosen.group,
+            temperature=1.0,
+        )
         judged = zip(out.texts, out.puzzles, strict=True)
         rewards += [countdown.reward(text, puzzle).value for text, puzzle in judged]
         texts += list(zip(out.puzzles, out.texts, strict=True))[:: chosen.group]
@@ -47,8 +58,10 @@ def main() -> None:
     for puzzle, text in texts[: chosen.show]:
         print(f"\n{list(puzzle.numbers)} -> {puzzle.target}: {text!r}")
     parsed = [traces.parse(text, puzzle) for puzzle, text in texts]
-    print(f"\n{len(panel)} puzzles x {chosen.group}, {chosen.length} tokens, temperature 1; "
-          f"{tokens / seconds:.0f} tokens a second on {jax.devices()[0].device_kind}")  # fmt: skip
+    print(
+        f"\n{len(panel)} puzzles x {chosen.group}, {chosen.length} tokens, temperature 1; "
+        f"{tokens / seconds:.0f} tokens a second on {jax.devices()[0].device_kind}"
+    )
     print(f"a well-formed answer {np.mean(rewards > 0):.4f}, right {np.mean(rewards == 1):.4f}")
     ks = [k for k in (1, 2, 4, 8, 16) if k <= chosen.group]
     print("pass@k", {k: round(train.pass_at_k(rewards == 1, k), 4) for k in ks})

@@ -30,7 +30,7 @@ def row(model: str, chip: str, way: str) -> dict:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from aha_lib import plan
+    from aha_lib.tpu import plan
 
     same = dict(WAYS[way], prompt_len=256, completion_len=1024, group=8)
     if model not in plan.SETTINGS:
@@ -39,11 +39,14 @@ def row(model: str, chip: str, way: str) -> dict:
     prompts = plan.largest("prompts", model, chip, start=start, **same)
     answer = plan.plan(model, chip, **same, prompts=prompts or plan.CHIPS[chip].cores)
     return {
-        "model": model, "chip": chip, "way": way, "prompts": prompts,
+        "model": model,
+        "chip": chip,
+        "way": way,
+        "prompts": prompts,
         "micro_batch": answer.settings.micro_batch,
         "GiB": {p.name: round(p.total, 2) for p in answer.programs},
         "GiB available": plan.CHIPS[chip].hbm,
-    }  # fmt: skip
+    }
 
 
 def table(rows: list[dict]) -> list[str]:
@@ -59,8 +62,10 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def _cell(r: dict) -> str:
-    sample, update = (max(gib for name, gib in r["GiB"].items() if name.startswith(kind))
-                      for kind in ("sample", "update"))  # fmt: skip
+    sample, update = (
+        max(gib for name, gib in r["GiB"].items() if name.startswith(kind))
+        for kind in ("sample", "update")
+    )
     return f"{r['prompts'] or 'not even 8'} ({sample:.1f}, {update:.1f})"
 
 

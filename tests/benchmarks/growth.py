@@ -32,9 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aha_lib import chips, grpo, runtime, sampler
-from aha_lib.gemma import Gemma
+from aha_lib import devices
+from aha_lib.model.gemma import Gemma
 from aha_lib.presets import MODELS, SETTINGS, ModelConfig, Settings
+from aha_lib.rl import grpo, sampler
+from aha_lib.tpu import chips
 
 RECORD = Path(__file__).with_suffix(".json")
 TINY, GROUP = MODELS["tiny"], 16
@@ -80,20 +82,26 @@ class Case:
     def __init__(self, config: ModelConfig, s: Settings, rows: int, length: int):
         self.config, self.rows, self.length = config, rows, length
         self.settings = dataclasses.replace(s, prompts=rows // GROUP, completion_len=length)
-        dtype, param_dtype = runtime.dtypes(s.dtype)
+        dtype, param_dtype = devices.dtypes(s.dtype)
         model = Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
         model.remat, self.bytes = s.remat, dtype.itemsize
         self.graph, params = nnx.split(model)
-        mesh = runtime.make_mesh()
-        params = jax.device_put(params, runtime.shardings(params, mesh))
+        mesh = devices.make_mesh()
+        params = jax.device_put(params, devices.shardings(params, mesh))
         self.state = grpo.TrainState(params, grpo.optimizer(s).init(params))
         self.prompts = np.full((rows // GROUP, s.prompt_len), 7, np.int32)
 
     def sample(self):
         return sampler.sample(
-            nnx.merge(self.graph, self.state.params), self.prompts, self.prompts > 0,
-            jax.random.key(0), group=GROUP, length=self.length, stop_ids=(-1,), pad_id=0,
-        )  # fmt: skip
+            nnx.merge(self.graph, self.state.params),
+            self.prompts,
+            self.prompts > 0,
+            jax.random.key(0),
+            group=GROUP,
+            length=self.length,
+            stop_ids=(-1,),
+            pad_id=0,
+        )
 
     def batch(self, out):
         gains = np.random.default_rng(0).normal(size=len(out.mask)).astype(np.float32)
@@ -129,7 +137,7 @@ def measure(cases: list[Case], rates: tuple[float, float], rounds: int = 3) -> l
     for turn in range(rounds + 1):  # the first compiles
         for case in cases:
             start = time.perf_counter()
-            with runtime.use(runtime.make_mesh()):
+            with devices.use(devices.make_mesh()):
                 out = case.sample()
                 middle = time.perf_counter()
                 jax.block_until_ready(case.update(out))
@@ -142,21 +150,33 @@ def measure(cases: list[Case], rates: tuple[float, float], rounds: int = 3) -> l
     for case in cases:
         bounds = case.bounds(*rates)
         shares = [round(bound / took, 3) for bound, took in zip(bounds, best[case], strict=True)]
-        rows.append({"rows": case.rows, "length": case.length,
-                     "parameters": case.config.parameters, "devices": jax.device_count(),
-                     "sample": round(best[case][0], 3), "update": round(best[case][1], 3),
-                     "first": round(first[case], 1), "share": shares,
-                     "GFLOP/s": round(rates[0] / 1e9),
-                     "GB/s": round(rates[1] / 1e9, 1)})  # fmt: skip
+        rows.append(
+            {
+                "rows": case.rows,
+                "length": case.length,
+                "parameters": case.config.parameters,
+                "devices": jax.device_count(),
+                "sample": round(best[case][0], 3),
+                "update": round(best[case][1], 3),
+                "first": round(first[case], 1),
+                "share": shares,
+                "GFLOP/s": round(rates[0] / 1e9),
+                "GB/s": round(rates[1] / 1e9, 1),
+            }
+        )
     return rows
 
 
 def gemmas(file: Path) -> None:
     """Figures of `GEMMAS` on the devices that are here, one model after the other, into a file."""
-    devices = jax.devices()
-    rates = [len(devices) * rate for rate in roofs("bfloat16", 8192, 2**30)]
-    found = {"device": f"{len(devices)} x {devices[0].device_kind}", "date": str(date.today()),
-             "jax": jax.__version__, "rows": []}  # fmt: skip
+    chips = jax.devices()
+    rates = [len(chips) * rate for rate in roofs("bfloat16", 8192, 2**30)]
+    found = {
+        "device": f"{len(chips)} x {chips[0].device_kind}",
+        "date": str(date.today()),
+        "jax": jax.__version__,
+        "rows": [],
+    }
     for name, rows, length in GEMMAS:
         own = dict(kl=0.0, prompt_len=64, micro_batch=32)
         case = Case(MODELS[name], dataclasses.replace(SETTINGS[name], **own), rows, length)
@@ -171,8 +191,11 @@ def gemmas(file: Path) -> None:
 def table(found: dict[str, list[dict]]) -> None:
     heads = "rows", "length", "parameters", "devices", "sample", "update"
     for name, rows in found.items():
-        print(f"\ngrowth with {name}\n" + "".join(f"{head:>12}" for head in heads)
-              + "   share of the roof")  # fmt: skip
+        print(
+            f"\ngrowth with {name}\n"
+            + "".join(f"{head:>12}" for head in heads)
+            + "   share of the roof"
+        )
         for row in rows:
             shares = ", ".join(f"{x:.0%}" for x in row["share"])
             print("".join(f"{row[head]:>12,}" for head in heads) + f"   {shares}")
@@ -183,7 +206,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[*CASES, "devices"], help="print one JSON of it")
     parser.add_argument("--gemma", metavar="FILE", help="Gemma on this accelerator, into FILE")
     args = parser.parse_args()
-    runtime.keep_memory()
+    devices.keep_memory()
     if args.gemma:
         gemmas(Path(args.gemma))
         return
@@ -193,15 +216,22 @@ def main() -> None:
         print(json.dumps(measure(cases, roofs())))
         return
     found = {}
-    for name, devices in [*((name, 1) for name in CASES), *(("devices", n) for n in DEVICES)]:
-        flags = f"--xla_force_host_platform_device_count={devices}"
+    for name, count in [*((name, 1) for name in CASES), *(("devices", n) for n in DEVICES)]:
+        flags = f"--xla_force_host_platform_device_count={count}"
         done = subprocess.run(
-            [sys.executable, __file__, "--only", name], check=True, capture_output=True, text=True,
+            [sys.executable, __file__, "--only", name],
+            check=True,
+            capture_output=True,
+            text=True,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        )  # fmt: skip
+        )
         found[name] = found.get(name, []) + json.loads(done.stdout.splitlines()[-1])
-    about = {"date": str(date.today()), "machine": platform.machine(), "cores": os.cpu_count(),
-             "jax": jax.__version__}  # fmt: skip
+    about = {
+        "date": str(date.today()),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+    }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(rows)}" for name, rows in found.items())
     RECORD.write_text(f'{{"about": {json.dumps(about)},\n{lines}\n}}\n')
     table(found)

@@ -1,10 +1,10 @@
 """Where the searching comes from: one reward, tiny bases that differ in nothing but their habits.
 
 `python tests/benchmarks/habits.py OUT` pre-trains a base without searches in its corpus, and one
-without searches and checks (presets of `aha_lib.pretrain`; seed, sizes, steps and drills are the
-same), then trains the shipped base and these two by the main run's GRPO, three seeds each. It goes
-on where it was stopped. Each finished run is a row of habits.json beside this file; the table is
-printed.
+without searches and checks (presets of `aha_lib.run.pretrain`; seed, sizes, steps and drills are
+the same), then trains the shipped base and these two by the main run's GRPO, three seeds each. It
+goes on where it was stopped. Each finished run is a row of habits.json beside this file; the table
+is printed.
 """
 
 import argparse
@@ -13,8 +13,10 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from aha_lib import checkpoints, pretrain, record, runtime, train
+from aha_lib import devices
+from aha_lib.look import record
 from aha_lib.presets import PRETRAINING, SETTINGS
+from aha_lib.run import checkpoints, pretrain, train
 
 RECORD = Path(__file__).with_suffix(".json")
 SEEDS = 0, 1, 2
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of bases and runs")
     parser.add_argument("--steps", type=int, default=SETTINGS["tiny"].steps)
     chosen = parser.parse_args()
-    runtime.compilation_cache()
+    devices.compilation_cache()
     rows = json.loads(RECORD.read_text()) if RECORD.exists() else []
     for base in BASES:
         here = [row for row in rows if (row["base"], row["steps"]) == (base, chosen.steps)]
@@ -40,8 +42,9 @@ def main() -> None:
                     pass
         for seed in missing:
             changes = dict(model=model, seed=seed, steps=chosen.steps)
-            got = trained(dataclasses.replace(SETTINGS["tiny"], **changes),
-                          chosen.out / base / str(seed))  # fmt: skip
+            got = trained(
+                dataclasses.replace(SETTINGS["tiny"], **changes), chosen.out / base / str(seed)
+            )
             rows.append({"base": base, "seed": seed, "steps": chosen.steps} | got)
             lines = ",\n".join(map(json.dumps, rows))  # a line a run
             checkpoints.write(RECORD, f"[\n{lines}\n]\n")
@@ -55,10 +58,13 @@ def trained(settings, out: Path) -> dict:
             pass
     run = record.read(out)
     curves = {name: [row[f"heldout_{name}"] for row in run.measured] for name in KEPT}
-    return {"evaluated": [row["step"] for row in run.measured], **curves,
-            "styles": [row["styles"] for row in run.measured],
-            "outcomes": [row["outcomes"] for row in run.measured],
-            "texts": [run.kept[i]["sampled"][:TEXTS] for i in (0, -1)]}  # fmt: skip
+    return {
+        "evaluated": [row["step"] for row in run.measured],
+        **curves,
+        "styles": [row["styles"] for row in run.measured],
+        "outcomes": [row["outcomes"] for row in run.measured],
+        "texts": [run.kept[i]["sampled"][:TEXTS] for i in (0, -1)],
+    }
 
 
 def table(rows: list[dict]) -> None:

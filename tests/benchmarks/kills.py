@@ -28,19 +28,29 @@ def settings(model: Path):
     from aha_lib.presets import Settings
 
     return Settings(
-        model=str(model), prompts=2, group=4, completion_len=3, micro_batch=8, steps=12, warmup=1,
-        eval_every=3, eval_puzzles=2, pass_k=1, checkpoint_every=1, learning_rate=1e-2,
-    )  # fmt: skip
+        model=str(model),
+        prompts=2,
+        group=4,
+        completion_len=3,
+        micro_batch=8,
+        steps=12,
+        warmup=1,
+        eval_every=3,
+        eval_puzzles=2,
+        pass_k=1,
+        checkpoint_every=1,
+        learning_rate=1e-2,
+    )
 
 
 def make_model(folder: Path) -> None:
     """One layer of width 16 over the tiny vocabulary, with random weights."""
     from flax import nnx
 
-    from aha_lib import weights
-    from aha_lib.gemma import Gemma
+    from aha_lib.model import weights
+    from aha_lib.model.gemma import Gemma
+    from aha_lib.model.tokenizer import Tokenizer, tiny_model
     from aha_lib.presets import MODELS
-    from aha_lib.tokenizer import Tokenizer, tiny_model
 
     shape = dict(layers=1, width=16, heads=1, head_dim=16, ff=16, window=16, global_every=1)
     model = Gemma(dataclasses.replace(MODELS["tiny"], **shape), rngs=nnx.Rngs(0))
@@ -54,7 +64,8 @@ def go_on(model: Path, out: Path, deadly: int = -1) -> None:
     """Begin or resume the run; die before write number `deadly` of this process."""
     import jax
 
-    from aha_lib import checkpoints, countdown, train
+    from aha_lib.run import checkpoints, train
+    from aha_lib.tasks import countdown
 
     # What is compiled is kept: every process meets the same few programs.
     jax.config.update("jax_platforms", "cpu")
@@ -104,7 +115,7 @@ def kills(count: int, where: Path, seed: int = 0) -> int:
     AssertionError where an end is another than the undisturbed run's.
     """
     context, dice = multiprocessing.get_context("forkserver"), random.Random(seed)
-    context.set_forkserver_preload(["aha_lib.train"])
+    context.set_forkserver_preload(["aha_lib.run.train"])
     make_model(where / "model")
 
     def process(out, deadly=-1):
@@ -150,8 +161,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         struck = kills(args.kills, Path(folder), args.seed)
-    print(f"{args.kills} kills, {struck} of them during saving: every run ended as the undisturbed "
-          "one, to the last bit.")  # fmt: skip
+    print(
+        f"{args.kills} kills, {struck} of them during saving: every run ended as the undisturbed "
+        "one, to the last bit."
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aha_lib import sampler, weights
+from aha_lib.model import weights
+from aha_lib.rl import sampler
 
 
 def memory() -> dict[str, float]:
@@ -59,8 +60,17 @@ def main() -> None:
     prompts, valid = sampler.pad_left([tokenizer.encode("1 + 1 =")], 16, tokenizer.pad_id)
     for what in ("first call of the sampler", "second call"):
         start = time.perf_counter()
-        sampler.sample(model, prompts, valid, jax.random.key(0), group=8, length=16, stages=1,
-                       stop_ids={config.vocab - 1}, pad_id=tokenizer.pad_id)  # fmt: skip
+        sampler.sample(
+            model,
+            prompts,
+            valid,
+            jax.random.key(0),
+            group=8,
+            length=16,
+            stages=1,
+            stop_ids={config.vocab - 1},
+            pad_id=tokenizer.pad_id,
+        )
         report(what, start, "8 rows x 16 tokens")
     if chosen.kaggle:
         start = time.perf_counter()

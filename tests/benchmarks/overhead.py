@@ -17,8 +17,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from aha_lib import checkpoints, dashboard, session, train
+from aha_lib.look import dashboard
 from aha_lib.presets import SETTINGS
+from aha_lib.run import checkpoints, session, train
 
 PARTS = {"save": "saving", "append": "logging", "say": "logging"}
 

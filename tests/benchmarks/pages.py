@@ -16,7 +16,8 @@ from pathlib import Path
 import fits
 import peers
 
-from aha_lib import record, show, traces
+from aha_lib.look import record, show
+from aha_lib.tasks import traces
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ACCELERATOR = Path(__file__).with_name("accelerator.json")
@@ -36,8 +37,10 @@ def pages() -> dict[Path, str]:
     first = {row.split("|")[1]: row for row in reversed(rows)}  # of each model
     few = [row for row in rows if row in first.values()][:FEW]
     tables = {"README.md": few, "notebooks/what_fits.md": rows}
-    texts = {ROOT / page: written((ROOT / page).read_text(), "what fits", [head, rule, *lines])
-             for page, lines in tables.items()}  # fmt: skip
+    texts = {
+        ROOT / page: written((ROOT / page).read_text(), "what fits", [head, rule, *lines])
+        for page, lines in tables.items()
+    }
     readme = ROOT / "README.md"
     text = written(texts[readme], "the tiny model's runs", tiny_runs())
     text = written(text, "Gemma's runs", gemma_runs())
@@ -57,16 +60,21 @@ def written(text: str, name: str, lines: list[str]) -> str:
 def gemma_runs() -> list[str]:
     """A row for each recorded run of Gemma 3 270M, with its accuracy at the start, after 10 and 20
     steps and at the end."""
-    lines = ["| cold start | seed | steps × answers | rate | accuracy | greedy | tokens "
-             "| backtracks | true sums |", "|---" * 9 + "|"]  # fmt: skip
+    lines = [
+        "| cold start | seed | steps × answers | rate | accuracy | greedy | tokens "
+        "| backtracks | true sums |",
+        "|---" * 9 + "|",
+    ]
     for place, kind in itertools.product((GPU, GEMMA, GEMMA / "h100_2e-4"), COLD):
         for folder in sorted(place.glob(f"{kind}*")):
             run = record.read(folder)
             ends = [run.measured[i] for i in (0, -1)]
             shown = [row for row in run.measured if row["step"] in (0, 10, 20) or row is ends[1]]
             accuracy = " → ".join(f"{row['heldout_accuracy']:.3f}" for row in shown)
-            others = [" → ".join(f"{row[f'heldout_{of}']:.{digits}f}" for row in ends)
-                      for of, digits in KINDS.items()]  # fmt: skip
+            others = [
+                " → ".join(f"{row[f'heldout_{of}']:.{digits}f}" for row in ends)
+                for of, digits in KINDS.items()
+            ]
             sums = " → ".join(true_sums(run, i) for i in (0, -1))
             size = f"{ends[1]['step']} × {run.settings.prompts * run.settings.group}"
             rate = f"{run.settings.learning_rate:.0e}" + " falling" * (run.settings.decay < 1)
@@ -77,16 +85,24 @@ def gemma_runs() -> list[str]:
 
 def tiny_runs() -> list[str]:
     """The held-out panel's figures of each shipped run, before and after and on the way."""
-    lines = ["| seed | accuracy, base | step 10 | step 20 | step 60 | greedy, step 60 | tokens "
-             "| backtracks |", "|---" * 8 + "|"]  # fmt: skip
+    lines = [
+        "| seed | accuracy, base | step 10 | step 20 | step 60 | greedy, step 60 | tokens "
+        "| backtracks |",
+        "|---" * 8 + "|",
+    ]
     for folder in sorted(TINY.glob("seed*")):
         run = record.read(folder)
         at = {row["step"]: row for row in run.measured}
-        cells = [str(run.settings.seed), *(f"{at[n]['heldout_accuracy']:.3f}"
-                                           for n in (0, 10, 20, 60))]  # fmt: skip
+        cells = [
+            str(run.settings.seed),
+            *(f"{at[n]['heldout_accuracy']:.3f}" for n in (0, 10, 20, 60)),
+        ]
         cells.append(f"{at[60]['heldout_greedy']:.3f}")
-        cells += [" → ".join(f"{at[n][f'heldout_{of}']:.{digits}f}" for n in (0, 60))
-                  for of, digits in KINDS.items() if of != "greedy"]  # fmt: skip
+        cells += [
+            " → ".join(f"{at[n][f'heldout_{of}']:.{digits}f}" for n in (0, 60))
+            for of, digits in KINDS.items()
+            if of != "greedy"
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -109,8 +125,10 @@ def steps() -> list[str]:
 def accelerator() -> list[str]:
     """A row for each case of accelerator.json."""
     stored = json.loads(ACCELERATOR.read_text())
-    lines = [f"| {stored['device'].removeprefix('1 x ')} | sampling | update | mean gap, nats |",
-             "|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"| {stored['device'].removeprefix('1 x ')} | sampling | update | mean gap, nats |",
+        "|---|---|---|---|",
+    ]
     for row in stored["rows"]:
         name = f"{row['rows']} × {row['length']} tokens of {row['model']}"
         both = zip(("sample", "update"), row["share"], strict=True)

@@ -29,18 +29,23 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-from aha_lib import chips
 from aha_lib.presets import MODELS, SETTINGS
+from aha_lib.tpu import chips
 
 HERE = Path(__file__).parent
 PROJECT, RECORD = HERE.parent.parent, HERE / "peers.json"
-PACKAGES = {"ours": ["jax", "flax", "optax"],
-            "trl": ["torch", "transformers", "trl", "datasets", "accelerate",
-                    "sentencepiece", "protobuf"],
-            "tunix": ["google-tunix"]}  # fmt: skip
+PACKAGES = {
+    "ours": ["jax", "flax", "optax"],
+    "trl": ["torch", "transformers", "trl", "datasets", "accelerate", "sentencepiece", "protobuf"],
+    "tunix": ["google-tunix"],
+}
 PROGRAMS = {"ours": "ours.py", "trl": "with_trl.py", "tunix": "with_tunix.py"}
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(PROJECT), "HF_HUB_OFFLINE": "1",
-               "TRL_EXPERIMENTAL_SILENCE": "1"}  # fmt: skip
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(PROJECT),
+    "HF_HUB_OFFLINE": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+}
 WARM = 3  # steps left out
 
 
@@ -60,15 +65,19 @@ def measure(folder: Path, who: str, work: str, steps: int, seed: int) -> dict:
     start = time.perf_counter()
     done = subprocess.run(
         [python(folder, who), HERE / "peer_steps" / PROGRAMS[who], work, str(steps), str(seed)],
-        env=os.environ | ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
     wall = time.perf_counter() - start
     lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith('{"')]
     rows = [row for row in lines if "step" in row]
     if len(rows) < WARM + 2:
         sys.exit(done.stderr)
-    middle = {part: statistics.median(row[part] for row in rows[WARM:])
-              for part in ("step", "sample", "update")}  # fmt: skip
+    middle = {
+        part: statistics.median(row[part] for row in rows[WARM:])
+        for part in ("step", "sample", "update")
+    }
     more = {} if "step" in lines[0] else lines[0]  # ours begins with the machine's matmul rate
     if work == "real":
         more |= {"steps": len(rows), "loop": rows[-1]["loop"], "outside": wall - rows[-1]["loop"]}
@@ -118,8 +127,10 @@ def main() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
     runs = []
     for turn in range(args.rounds):
-        for work, steps, who in (("fixed", args.steps, [*PROGRAMS]),
-                                 ("real", args.real_steps, ["ours", "trl"])):  # fmt: skip
+        for work, steps, who in (
+            ("fixed", args.steps, [*PROGRAMS]),
+            ("real", args.real_steps, ["ours", "trl"]),
+        ):
             for name in who if turn % 2 == 0 else reversed(who):
                 runs.append(measure(args.folder, name, work, steps, turn))
                 print(runs[-1], flush=True)

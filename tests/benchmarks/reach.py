@@ -20,8 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aha_lib import sampler, traces, train, weights
+from aha_lib.model import weights
 from aha_lib.presets import Settings
+from aha_lib.rl import sampler
+from aha_lib.run import train
+from aha_lib.tasks import traces
 
 FILE = Path(__file__).with_suffix(".json")
 AT_ONCE = 16  # draws of every puzzle between two savings
@@ -73,9 +76,17 @@ def searches(model, tokenizer, panel, key, s: Settings) -> tuple[list[str], np.n
     prompts, valid = sampler.pad_left(ids, s.prompt_len, tokenizer.pad_id)
     (answer,), (yes,) = (tokenizer.encode(word, bos=False) for word in ("<answer>", "yes"))
     tokens, mask = held_back(
-        graph, params, prompts, valid, key, length=s.completion_len, answer=answer, yes=yes,
-        stop=tokenizer.eos_id, pad=tokenizer.pad_id,
-    )  # fmt: skip
+        graph,
+        params,
+        prompts,
+        valid,
+        key,
+        length=s.completion_len,
+        answer=answer,
+        yes=yes,
+        stop=tokenizer.eos_id,
+        pad=tokenizer.pad_id,
+    )
     tokens, mask = np.asarray(tokens), np.asarray(mask)
     return [tokenizer.decode(row[m]) for row, m in zip(tokens, mask, strict=True)], mask.sum(1)
 
@@ -112,8 +123,10 @@ def draw(who: str, run, panel, number: int) -> tuple[np.ndarray, Counter]:
         out = train.rollout(model, tokenizer, panel, key, s, group=AT_ONCE, temperature=1.0)
         texts, lengths = out.texts, out.completions.mask.sum(1)
     else:
-        parts = [searches(model, tokenizer, puzzles[i : i + 256], jax.random.fold_in(key, i), s)
-                 for i in range(0, len(puzzles), 256)]  # fmt: skip
+        parts = [
+            searches(model, tokenizer, puzzles[i : i + 256], jax.random.fold_in(key, i), s)
+            for i in range(0, len(puzzles), 256)
+        ]
         texts = [text for part, _ in parts for text in part]
         lengths = np.concatenate([part for _, part in parts])
     right = [traces.parse(*pair).right for pair in zip(texts, puzzles, strict=True)]
@@ -128,18 +141,26 @@ def longer(run, panel) -> dict:
     model = nnx.merge(graph, params)
     key = jax.random.fold_in(jax.random.split(jax.random.key(s.seed))[1], s.steps)
     twice = dataclasses.replace(s, completion_len=2 * s.completion_len)
-    once, more = (train.rollout(model, tokenizer, panel, key, x, group=1, temperature=1.0)
-                  for x in (s, twice))  # fmt: skip
-    old, new = ([traces.parse(*pair) for pair in zip(out.texts, panel, strict=True)]
-                for out in (once, more))  # fmt: skip
+    once, more = (
+        train.rollout(model, tokenizer, panel, key, x, group=1, temperature=1.0) for x in (s, twice)
+    )
+    old, new = (
+        [traces.parse(*pair) for pair in zip(out.texts, panel, strict=True)] for out in (once, more)
+    )
     ended = ~more.completions.mask[:, -1]
     cut = [i for i, trace in enumerate(old) if trace.answer is None]
     became = Counter(traces.outcome(new[i], ended[i]) for i in cut)
     alike = sum(b.startswith(a) for a, b in zip(once.texts, more.texts, strict=True))
-    return {"who": "trained, twice the length", "limit": twice.completion_len,
-            "begin alike": alike, "puzzles": len(panel), "cut off": len(cut), "became": became,
-            "accuracy": [sum(t.right for t in side) / len(panel) for side in (old, new)],
-            "texts": [[str(panel[i]), more.texts[i]] for i in cut]}  # fmt: skip
+    return {
+        "who": "trained, twice the length",
+        "limit": twice.completion_len,
+        "begin alike": alike,
+        "puzzles": len(panel),
+        "cut off": len(cut),
+        "became": became,
+        "accuracy": [sum(t.right for t in side) / len(panel) for side in (old, new)],
+        "texts": [[str(panel[i]), more.texts[i]] for i in cut],
+    }
 
 
 def write(rows: list[dict]) -> None:
@@ -160,8 +181,9 @@ if __name__ == "__main__":
         write(rows)
     for who in DRAWS:
         if not any(row["who"] == who for row in rows):
-            rows.append({"who": who, "seed": run[0].seed, "n": 0, "right": [0] * len(panel),
-                         "counts": {}})  # fmt: skip
+            rows.append(
+                {"who": who, "seed": run[0].seed, "n": 0, "right": [0] * len(panel), "counts": {}}
+            )
     for total in range(AT_ONCE, args.draws + 1, AT_ONCE):  # in turn, so that a stop hurts none
         for row in rows[1:]:
             if row["n"] < min(total, DRAWS[row["who"]]):

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aha_lib import grpo, objectives, train, weights
+from aha_lib.model import weights
 from aha_lib.presets import SETTINGS, VARIANTS
+from aha_lib.rl import grpo, objectives
+from aha_lib.run import train
 
 FILE = Path(__file__).with_suffix(".json")
 UPDATES = (1, 2, 4, 8)
@@ -60,9 +62,13 @@ def gradients(graph, params, batches: dict, base):
 def measure(seed: int, start: int) -> dict:
     """One batch: by update and variant the cosine with the first gradient, and what is clipped."""
     s = dataclasses.replace(
-        SETTINGS["tiny"], prompts=8, seed=seed, completion_len=96, micro_batch=64,
+        SETTINGS["tiny"],
+        prompts=8,
+        seed=seed,
+        completion_len=96,
+        micro_batch=64,
         warmup=0 if start == 0 else 5,
-    )  # fmt: skip
+    )
     model, tokenizer, _ = weights.load("tiny")
     graph, base = nnx.split(model)
     state = grpo.TrainState(jax.tree.map(jnp.copy, base), grpo.optimizer(s).init(base))
@@ -70,18 +76,31 @@ def measure(seed: int, start: int) -> dict:
     for number in range(1, start + 1):
         state, _ = train.step(graph, state, None, tokenizer, s, number, key)
     out = train.rollout(
-        nnx.merge(graph, state.params), tokenizer, train.puzzles(s, start + 1),
-        jax.random.fold_in(key, start + 1), s, group=s.group, temperature=1.0,
-    )  # fmt: skip
+        nnx.merge(graph, state.params),
+        tokenizer,
+        train.puzzles(s, start + 1),
+        jax.random.fold_in(key, start + 1),
+        s,
+        group=s.group,
+        temperature=1.0,
+    )
     frozen, _, _ = train.scored(out, s)
     frozen = frozen._replace(logprobs=np.asarray(logprobs_of(graph, state.params, frozen)))
     settings = {name: dataclasses.replace(s, **flags) for name, flags in VARIANTS.items()}
-    batches = {name: (train.scored(out, x)[0]._replace(logprobs=frozen.logprobs), x)
-               for name, x in settings.items()}  # fmt: skip
+    batches = {
+        name: (train.scored(out, x)[0]._replace(logprobs=frozen.logprobs), x)
+        for name, x in settings.items()
+    }
     reference = logprobs_of(graph, base, frozen)
     first, _ = gradients(graph, state.params, batches, reference)
-    row = {"seed": seed, "start": start, "variants": [*VARIANTS], "updates": [*UPDATES],
-           "cosine": [], "clipped": []}  # fmt: skip
+    row = {
+        "seed": seed,
+        "start": start,
+        "variants": [*VARIANTS],
+        "updates": [*UPDATES],
+        "cosine": [],
+        "clipped": [],
+    }
     for update in range(1, max(UPDATES) + 1):
         state, _ = grpo.train_step(graph, state, None, frozen, s)
         if update in UPDATES:

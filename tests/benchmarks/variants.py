@@ -16,13 +16,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from aha_lib import runtime, train
+from aha_lib import devices
 from aha_lib.presets import SETTINGS, VARIANTS
+from aha_lib.run import train
 
 SHORT = dict(steps=30, prompts=8, learning_rate=1e-3, eval_puzzles=1024, pass_k=1)
 CLIPS = {"clip": {}, "no clip": dict(clip_low=1.0, clip_high=1e6)}
-UPDATES = {f"{count} x {clip}": dict(updates=count) | changes
-           for count in (1, 2, 4, 8) for clip, changes in CLIPS.items()}  # fmt: skip
+UPDATES = {
+    f"{count} x {clip}": dict(updates=count) | changes
+    for count in (1, 2, 4, 8)
+    for clip, changes in CLIPS.items()
+}
 SETS = {  # name: what all of its runs share, its cases, and how many seeds
     "variants": (SHORT | dict(updates=2), VARIANTS, 8),
     "updates": (SHORT, UPDATES, 3),
@@ -69,7 +73,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, help="of a run; else as SETS has it")
     parser.add_argument("--out", type=Path, help="the file; else SET.json beside this one")
     args = parser.parse_args()
-    runtime.keep_memory()
+    devices.keep_memory()
     shared, cases, seeds = SETS[args.set]
     shared = shared | (dict(steps=args.steps) if args.steps else {})
     every = dict(eval_every=shared.get("steps", 60), checkpoint_every=shared.get("steps", 60))

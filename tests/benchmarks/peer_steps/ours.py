@@ -10,29 +10,40 @@ import jax
 import numpy as np
 from flax import nnx
 
-from aha_lib import grpo, runtime, train
+from aha_lib import devices
 from aha_lib.presets import SETTINGS
+from aha_lib.rl import grpo
+from aha_lib.run import train
 
 
 def fixed(steps: int, seed: int) -> None:
     """16 puzzles x 16 completions x 120 tokens, nothing stops early, rewards from a die."""
     s = dataclasses.replace(SETTINGS["tiny"], completion_len=120, clip_high=0.2)
-    graph, state, _, tokenizer = train.begin(s, runtime.make_mesh())
+    graph, state, _, tokenizer = train.begin(s, devices.make_mesh())
     tokenizer.stop_ids, die = frozenset(), np.random.default_rng(seed)
     for number in range(1, steps + 1):
         start = time.perf_counter()
         out = train.rollout(
-            nnx.merge(graph, state.params), tokenizer, train.puzzles(s, number),
-            jax.random.key(number), s, group=s.group, temperature=s.temperature,
-        )  # fmt: skip
+            nnx.merge(graph, state.params),
+            tokenizer,
+            train.puzzles(s, number),
+            jax.random.key(number),
+            s,
+            group=s.group,
+            temperature=s.temperature,
+        )
         gains = grpo.advantages(die.random((s.prompts, s.group))).reshape(-1).astype(np.float32)
         written = out.completions.tokens, out.completions.mask, out.completions.logprobs
         batch = grpo.Batch(out.prompts, out.valid, *written, gains)
         begun = time.perf_counter()
         state, _ = grpo.train_step(graph, state, None, batch, s)
         end = time.perf_counter()
-        tell(step=end - start, sample=out.seconds, update=end - begun,
-             tokens=int(out.completions.mask.sum()))  # fmt: skip
+        tell(
+            step=end - start,
+            sample=out.seconds,
+            update=end - begun,
+            tokens=int(out.completions.mask.sum()),
+        )
 
 
 def real(steps: int, seed: int) -> None:
@@ -42,9 +53,15 @@ def real(steps: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for row in train.train(settings, folder):
             parts = {x: row.get(f"{x}_seconds", 0.0) for x in ("sample", "reward", "update")}
-            tell(step=sum(parts.values()), loop=time.perf_counter() - began, number=row["step"],
-                 accuracy=row.get("train_accuracy"), heldout=row.get("heldout_accuracy"),
-                 length=row.get("length"), **parts)  # fmt: skip
+            tell(
+                step=sum(parts.values()),
+                loop=time.perf_counter() - began,
+                number=row["step"],
+                accuracy=row.get("train_accuracy"),
+                heldout=row.get("heldout_accuracy"),
+                length=row.get("length"),
+                **parts,
+            )
 
 
 def tell(**row) -> None:
@@ -52,8 +69,8 @@ def tell(**row) -> None:
 
 
 if __name__ == "__main__":
-    runtime.keep_memory()
-    runtime.compilation_cache()
+    devices.keep_memory()
+    devices.compilation_cache()
     size = 2048
     square, product = jax.random.normal(jax.random.key(0), (size, size)), jax.jit(lambda x: x @ x)
     product(square).block_until_ready()

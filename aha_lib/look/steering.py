@@ -1,0 +1,148 @@
+"""One direction of the residual stream: read where a decision falls, and pushed along.
+
+After a layer's last addition the residual stream x [D] of every token, the prompt's too, becomes
+x + strength · direction. Both are parameters beside the stacked layers, and a model without them
+computes as if this module did not exist. The direction is an `nnx.LoRAParam`: with
+`Settings.lora` above 0 the GRPO update trains it alone, as it does adapters. The idea is that of
+activation addition (2308.10248) and of Venhoff et al. (2506.18167). Knows nothing of files or
+plots.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import ArrayLike, Bool, Float, Int
+
+from aha_lib.model.gemma import Gemma
+from aha_lib.model.tokenizer import Tokenizer
+from aha_lib.rl import grpo
+from aha_lib.run.train import Rollout
+from aha_lib.tasks import traces
+
+ROWS = 64  # whose residual streams are in memory at a time
+
+
+class Decisions(NamedTuple):
+    """Where a completion could have answered or made an attempt, and what it did."""
+
+    row: Int[np.ndarray, " N"]  # of the rollout
+    token: Int[np.ndarray, " N"]  # of prompt and completion together: the last one before it
+    noes: Int[np.ndarray, " N"]  # attempts called wrong so far; 0: at the start
+    tries: Bool[np.ndarray, " N"]  # an attempt follows; else the answer
+
+
+def add(model: Gemma) -> None:
+    """Give a model a direction, of zeros, in place; it computes what it did.
+
+    Raises ValueError where it has one, or adapters, already.
+    """
+    if nnx.state(model, nnx.LoRAParam):
+        raise ValueError("The model has adapters, or a direction, already: merge them first.")
+    c = model.config
+    model.layers.direction = nnx.LoRAParam(jnp.zeros(c.width), axes=(None,))
+    model.layers.strength = nnx.Param(jnp.zeros(c.layers), axes=(None,))
+
+
+def steer(model: Gemma, direction: Float[ArrayLike, " D"], layer: int, strength: float) -> None:
+    """Push the stream along `direction` after `layer` (from 0), in place; no other layer does.
+
+    Nothing compiles anew for another direction, layer or strength.
+    """
+    if not 0 <= layer < model.config.layers:
+        raise ValueError(f"There is no layer {layer}: the model has {model.config.layers}.")
+    strengths = jnp.zeros(model.config.layers).at[layer].set(strength)
+    nnx.update(model, {"layers": {"direction": jnp.asarray(direction), "strength": strengths}})
+
+
+def decisions(out: Rollout, tokenizer: Tokenizer) -> Decisions:
+    """The start of each completion, and every attempt of it that ends in a "no".
+
+    What neither an attempt nor an answer follows is left out.
+    """
+    found = []
+    for row, (text, puzzle) in enumerate(zip(out.texts, out.puzzles, strict=True)):
+        trace = traces.parse(text, puzzle)
+        starts = [attempt.claims[0].start for attempt in trace.attempts]
+        ends = starts if trace.answer is None else [*starts, len(trace.text)]
+        open_at = [True, *(attempt.verdict == "no" for attempt in trace.attempts)]
+        for noes, (end, is_open) in enumerate(zip(ends, open_at, strict=False)):
+            if not is_open:
+                break
+            tokens = _tokens_before(out.completions.tokens[row], end, tokenizer)
+            found.append((row, out.prompts.shape[1] - 1 + tokens, noes, noes < len(starts)))
+    return Decisions(*map(np.array, zip(*found, strict=True)))
+
+
+def _tokens_before(ids, end: int, tokenizer: Tokenizer) -> int:
+    """How many ids spell the text's characters up to `end`, or up to a blank before it."""
+    count = 0
+    while count < len(ids) and len(tokenizer.decode(ids[: count + 1])) <= end:
+        count += 1
+    return count
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _residuals(graph, params, *rows):
+    return nnx.merge(graph, params).residuals(*grpo.whole_rows(*rows))
+
+
+def activations(model: Gemma, out: Rollout, at: Decisions) -> Float[np.ndarray, "L N D"]:
+    """The residual stream after every layer at the tokens of some decisions."""
+    graph, params = nnx.split(model)
+    parts = out.prompts, out.valid, out.completions.tokens, out.completions.mask
+    found = np.zeros((model.config.layers, len(at.row), model.config.width), np.float32)
+    for start in range(0, len(out.prompts), ROWS):
+        rows = np.arange(start, start + ROWS) % len(out.prompts)  # the last go round: one shape
+        stream = _residuals(graph, params, *(part[rows] for part in parts))
+        here = np.flatnonzero((at.row >= start) & (at.row < start + ROWS))
+        found[:, here] = stream[:, at.row[here] - start, at.token[here]]
+    return found
+
+
+def difference(
+    activations: Float[np.ndarray, "L N D"], tries: Bool[np.ndarray, " N"]
+) -> Float[np.ndarray, "L D"]:
+    """Of each layer the mean activation before an attempt, less that before an answer."""
+    return activations[:, tries].mean(1) - activations[:, ~tries].mean(1)
+
+
+def probe(
+    activations: Float[np.ndarray, "L N D"], tries: Bool[np.ndarray, " N"], ridge: float = 0.1
+) -> Float[np.ndarray, "L D"]:
+    """Of each layer the direction that tells the two apart best: Fisher's linear discriminant.
+
+    `ridge` times the mean variance is added to every variance.
+    """
+    means = np.where(
+        tries[:, None],
+        activations[:, tries].mean(1, keepdims=True),
+        activations[:, ~tries].mean(1, keepdims=True),
+    )
+    within = activations - means
+    covariance = np.einsum("lnd,lne->lde", within, within) / len(tries)
+    scale = np.trace(covariance, axis1=1, axis2=2)[:, None, None] / covariance.shape[1]
+    covariance += ridge * scale * np.eye(covariance.shape[1])
+    return np.linalg.solve(covariance, difference(activations, tries)[..., None])[..., 0]
+
+
+def separation(scores: Float[np.ndarray, " N"], tries: Bool[np.ndarray, " N"]) -> float:
+    """The share of pairs (an attempt, an answer) whose scores have that order: the area under the
+    ROC curve; 0.5 is chance."""
+    high, low = scores[tries][:, None], scores[~tries]
+    return float(np.mean((high > low) + 0.5 * (high == low)))
+
+
+def halves(
+    activations: Float[np.ndarray, "L N D"],
+    tries: Bool[np.ndarray, " N"],
+    first: Bool[np.ndarray, " N"],
+    find: Callable,
+) -> list[float]:
+    """Of each layer how a direction that `find` sees in the first half separates the other."""
+    found, rest = find(activations[:, first], tries[first]), activations[:, ~first]
+    return [separation(x @ d, tries[~first]) for x, d in zip(rest, found, strict=True)]

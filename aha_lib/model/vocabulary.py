@@ -1,0 +1,43 @@
+"""A model on a part of its vocabulary, and back.
+
+Nearly half of what a small Gemma computes are the logits of pieces that a narrow task never uses.
+Without their rows of the embedding the model is the same function of the others: its logits are
+the whole model's, its softmax goes over fewer. Knows nothing of the task; takes token ids.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from aha_lib.model.gemma import Gemma, abstract
+
+
+def cut(model: Gemma, ids: Sequence[int]) -> Gemma:
+    """The model on the pieces `ids`, renumbered in this order; layers are shared, not copied.
+
+    Its logits are those of `model` at `ids`. Sampling from it is sampling from `model` with all
+    other pieces forbidden. Use it with `Tokenizer.subset(ids)`. Raises ValueError for ids that
+    repeat or that the embedding lacks.
+    """
+    if len(set(ids)) < len(ids) or not all(0 <= i < model.config.vocab for i in ids):
+        raise ValueError(f"Keep each piece once, by an id from 0 to {model.config.vocab - 1}.")
+    return _with_embedding(model, model.embed[...][np.array(ids)], padding=0)
+
+
+def put_back(model: Gemma, whole: Gemma, ids: Sequence[int]) -> Gemma:
+    """A cut `model`, trained perhaps, with all rows of the embedding: those of `ids` are its own,
+    the others those of `whole`, the model that it was cut from."""
+    rows = model.embed[...].astype(whole.embed.dtype)
+    table = whole.embed[...].at[np.array(ids)].set(rows)
+    return _with_embedding(model, table, padding=whole.config.padding)
+
+
+def _with_embedding(model: Gemma, table: jnp.ndarray, padding: int) -> Gemma:
+    config = dataclasses.replace(model.config, vocab=len(table), padding=padding)
+    other = abstract(config, dtype=model.dtype)
+    nnx.update(other, nnx.state(model))
+    nnx.update(other, {"embed": table})
+    return other

@@ -1,0 +1,1 @@
+"""Sampling, and reinforcement learning on what was sampled: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""A run: trained, kept, resumed, stopped, from a notebook or a command line."""

@@ -1,0 +1,1 @@
+"""What a model learns: puzzles, prompts, rewards, and the worked text of a cold start."""

@@ -1,0 +1,292 @@
+"""Countdown: reach a target from a few numbers with + - * / , each number used exactly once.
+
+Puzzles, an exact solver, the prompts, and the verifier that turns a completion into a reward.
+Knows nothing of JAX, tokens or models: strings and integers in, strings and numbers out.
+"""
+
+import hashlib
+import operator
+import random
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import product
+
+MAX_NUMBERS = 5  # the solver is exhaustive: one more number costs about fifty times as much
+MAX_DRAWS = 1_000  # after so many draws without a puzzle, `generate` calls the range impossible
+MAX_COMPLETION = 1_000_000  # characters, from the end, that are searched for an answer
+MAX_ANSWER = 300  # characters of an answer; a longer one is not read
+
+EXACT = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+_BASE_PROMPT = """\
+A conversation between User and Assistant. The User poses a problem and the Assistant solves it: \
+the Assistant first thinks it through, step by step, and then gives the answer.
+User: Find an expression that equals {target}, made from the numbers {numbers}. Only + - * / and \
+parentheses are allowed, and every number must be used exactly once. Write your thoughts in \
+<think> </think> tags and the final expression in <answer> </answer> tags, for example \
+<answer> (1 + 2) / 3 </answer>.
+Assistant: Let me solve this step by step.
+<think>"""
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """Numbers to combine (in the order shown; repeats allowed) and the target to reach."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What a completion earns, its answer as written, and why, for a person to read."""
+
+    value: float
+    expression: str
+    reason: str
+
+
+def is_held_out(numbers: tuple[int, ...]) -> bool:
+    """Whether this multiset of numbers belongs to the held-out tenth (order does not matter)."""
+    key = " ".join(str(number) for number in sorted(numbers))
+    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10 == 0
+
+
+def generate(
+    seed: int,
+    index: int,
+    *,
+    numbers: int | tuple[int, ...] = 3,
+    low: int = 1,
+    high: int = 99,
+    target_low: int = 10,
+    target_high: int = 100,
+    bound: int | None = None,
+    held_out: bool = False,
+) -> Puzzle:
+    """The solvable puzzle number `index` of the endless list that `seed` names.
+
+    Deterministic in (seed, index, held_out) and the settings, on every platform. Numbers are drawn
+    uniformly from low..high with replacement; the held-out multisets appear with `held_out=True`
+    only, the others without it only. The target is uniform among those that the numbers reach.
+
+    Args:
+      numbers: how many numbers, 2 to 5; a tuple such as (3, 4) means one of these at random.
+      bound: None allows any rational intermediate value; otherwise the puzzle has a solution
+        whose numbers, intermediate values and target are all integers in 0..bound.
+
+    Raises:
+      ValueError: the settings contradict each other, or 1,000 draws held no puzzle.
+    """
+    counts = (numbers,) if isinstance(numbers, int) else numbers
+    if not counts or not all(2 <= count <= MAX_NUMBERS for count in counts):
+        raise ValueError(f"numbers={numbers!r}: give a count from 2 to {MAX_NUMBERS}, or several.")
+    if not (0 <= low <= high and 0 <= target_low <= target_high):
+        raise ValueError(
+            f"Numbers {low}..{high}, targets {target_low}..{target_high}: let each range start at "
+            "0 or more and end no earlier than it starts."
+        )
+    # random() after seeding with a string is the one sequence that Python promises to keep.
+    rng = random.Random(f"{seed} {index} {bool(held_out)}")
+    for _ in range(MAX_DRAWS):
+        count = counts[int(rng.random() * len(counts))]
+        drawn = tuple(low + int(rng.random() * (high - low + 1)) for _ in range(count))
+        if is_held_out(drawn) == bool(held_out):
+            targets = _targets(tuple(sorted(drawn)), bound, target_low, target_high)
+            if targets:
+                return Puzzle(drawn, targets[int(rng.random() * len(targets))])
+    raise ValueError(
+        f"No {'held-out' if held_out else 'training'} puzzle in {MAX_DRAWS} draws of {numbers} "
+        f"numbers from {low}..{high} with targets {target_low}..{target_high} and bound {bound}: "
+        "widen a range or raise the bound."
+    )
+
+
+def prompt(puzzle: Puzzle, template: str = "tiny") -> str:
+    """The text before the completion.
+
+    "tiny" is the tiny model's language, numbers largest first: `20 16 4 = 40 :`. "short" is a line
+    for a model that has learnt the task from worked examples: `Make 40 from 4, 20, 16.`. "base" is
+    for a pre-trained model without a chat format, after the idea of TinyZero's base template; it
+    ends with `<think>`. Any other template raises a ValueError.
+    """
+    if template == "tiny":
+        ordered = sorted(puzzle.numbers, reverse=True)
+        return f"{' '.join(map(str, ordered))} = {puzzle.target} :"
+    if template == "base":
+        return _BASE_PROMPT.format(numbers=list(puzzle.numbers), target=puzzle.target)
+    if template == "short":
+        return f"Make {puzzle.target} from {', '.join(map(str, puzzle.numbers))}.\n"
+    raise ValueError(f'Unknown template {template!r}: use "tiny", "short" or "base".')
+
+
+def solve(puzzle: Puzzle, bound: int | None = None) -> list[str]:
+    """All solutions, sorted, written like `( 20 + 4 ) + 16`: no brackets around the whole.
+
+    Solutions that differ only by a + b = b + a, by a * b = b * a, or by which of two equal
+    numbers stands where, are one; + and * are written with the larger operand first.
+
+    Args:
+      bound: None allows any rational intermediate value; otherwise the tiny model's arithmetic:
+        every operation has its larger operand first and every value is an integer in 0..bound.
+
+    Raises:
+      ValueError: fewer than 2 or more than 5 numbers.
+    """
+    if not 2 <= len(puzzle.numbers) <= MAX_NUMBERS:
+        raise ValueError(f"{len(puzzle.numbers)} numbers: the solver takes 2 to {MAX_NUMBERS}.")
+    found = _expressions(tuple(sorted(puzzle.numbers)), bound)
+    return sorted(text[2:-2] for text in found.get(puzzle.target, ()))
+
+
+def reward(
+    completion: str, puzzle: Puzzle, *, forgiving: bool = False, form: float = 0.1
+) -> Reward:
+    """Judge the last complete `<answer>...</answer>` of a completion, exactly.
+
+    1.0: a well-formed expression that uses every number exactly once and equals the target.
+    0.1, or whatever `form` is: a well-formed expression, but its numbers, its value or its tail are
+    wrong.
+    0.0: no complete answer, or one that is not a well-formed expression.
+
+    Well-formed: integers without leading zeros, + - * / (also × ÷ −), parentheses and blanks, at
+    most 300 characters, and perhaps a tail `= integer`; so no `**`, `//`, signs, decimals or names.
+    The three values are TinyZero's, but TinyZero pays 0.1 for any text in the tag; here junk earns
+    nothing, so that the 0.1 takes an expression. Any string is judged, without raising, in a
+    millisecond or two: only the last 1,000,000 characters are searched.
+
+    Args:
+      completion: the text after the prompt.
+      forgiving: each number *at most* once is enough (the letter of TinyZero's prompt).
+    """
+    text = _last_answer(completion)
+    if text is None:
+        return Reward(0.0, "", "holds no complete <answer> ... </answer>")
+    if len(text) > MAX_ANSWER:
+        return Reward(0.0, "", f"has an answer of more than {MAX_ANSWER} characters")
+    text = text.strip()
+    try:
+        postfix, tail = to_postfix(text)
+    except ValueError as error:
+        return Reward(0.0, text, f"is not well-formed: {error}")
+    used, given = Counter(n for n in postfix if isinstance(n, int)), Counter(puzzle.numbers)
+    if used != given and not (forgiving and used <= given):
+        return Reward(form, text, f"uses {_miscount(used, given)}")
+    try:
+        value = _evaluate(postfix)
+    except ZeroDivisionError:
+        return Reward(form, text, "divides by zero")
+    if value != puzzle.target:
+        return Reward(form, text, f"equals {value}, not {puzzle.target}")
+    if tail not in (None, puzzle.target):
+        return Reward(form, text, f"equals {value}, but claims to equal {tail}")
+    return Reward(1.0, text, f"equals {value}, as asked")
+
+
+@lru_cache(maxsize=1 << 14)
+def _targets(numbers: tuple[int, ...], bound: int | None, low: int, high: int) -> tuple[int, ...]:
+    """The integers of low..high that the sorted `numbers` reach, ascending."""
+    reached = _expressions(numbers, bound)
+    return tuple(target for target in range(low, high + 1) if target in reached)
+
+
+def _expressions(numbers: tuple[int, ...], bound: int | None) -> dict[int | Fraction, set[str]]:
+    """Every value made from all the sorted `numbers`, with its expressions in outer brackets."""
+    if len(numbers) == 1:
+        return {numbers[0]: {str(numbers[0])}} if bound is None or numbers[0] <= bound else {}
+    found = defaultdict(set)
+    sides = set()  # the multiset parted in two: bit i of the mask sends number i to the left
+    for mask in range(1, 2 ** len(numbers) - 1):
+        side = [[n for i, n in enumerate(numbers) if mask >> i & 1 == bit] for bit in (1, 0)]
+        sides.add((tuple(side[0]), tuple(side[1])))
+    for left, right in sides:
+        pairs = product(_expressions(left, bound).items(), _expressions(right, bound).items())
+        for (a, xs), (b, ys) in pairs:
+            for sign, value in _operations(a, b, bound):
+                # Equal operands of + and * come in both orders: keep one of the two.
+                both = a != b or sign in "-/"
+                found[value] |= {f"( {x} {sign} {y} )" for x in xs for y in ys if both or x >= y}
+    return found
+
+
+def _operations(
+    a: int | Fraction, b: int | Fraction, bound: int | None
+) -> list[tuple[str, int | Fraction]]:
+    """Sign and value of each operation `a sign b`; + and * only with the larger operand first."""
+    results = [("+", a + b), ("*", a * b)] if a >= b else []
+    if a >= b or bound is None:
+        results.append(("-", a - b))
+        if b and (bound is None or a % b == 0):
+            results.append(("/", a // b if a % b == 0 else Fraction(a, b)))
+    return [(sign, value) for sign, value in results if bound is None or value <= bound]
+
+
+def _last_answer(completion: str) -> str | None:
+    """What the last complete answer tag encloses, or None; three linear searches."""
+    start = max(0, len(completion) - MAX_COMPLETION)
+    opened = completion.rfind("<answer>", start, max(0, completion.rfind("</answer>", start)))
+    if opened < 0:
+        return None
+    return completion[opened + len("<answer>") : completion.index("</answer>", opened)]
+
+
+def to_postfix(text: str) -> tuple[list[int | str], int | None]:
+    """Expression in postfix order, and the integer after `=`, if any (Dijkstra's shunting yard).
+
+    Raises:
+      ValueError: not well-formed; the message says why.
+    """
+    text = text.replace("×", "*").replace("÷", "/").replace("−", "-")
+    if junk := re.search(r"[^0-9+\-*/()=\s]|(?<![0-9])0[0-9]", text, re.ASCII):
+        raise ValueError(f"{junk[0]!r} is not allowed")
+    text, equals, tail = text.partition("=")
+    if equals and not tail.strip().isdigit():
+        raise ValueError("after = an integer is expected")
+    postfix, waiting, operand_next = [], [], True
+    for token in re.findall(r"[0-9]+|\S", text):
+        if operand_next != (token == "(" or token.isdigit()):
+            raise ValueError(f"{token} is out of place")
+        if token.isdigit():
+            postfix.append(int(token))
+            operand_next = False
+        elif token == "(":
+            waiting.append(token)
+        else:
+            # What binds at least as tightly is complete; ")" completes all up to its "(".
+            binds = {")": "+-*/", "*": "*/", "/": "*/"}.get(token, "+-*/")
+            while waiting and waiting[-1] in binds:
+                postfix.append(waiting.pop())
+            if token != ")":
+                waiting.append(token)
+                operand_next = True
+            elif waiting:
+                waiting.pop()  # its "("
+            else:
+                raise ValueError(") without (")
+    if operand_next or "(" in waiting:
+        raise ValueError("it is not complete")
+    return postfix + waiting[::-1], int(tail) if equals else None
+
+
+def _evaluate(postfix: list[int | str]) -> Fraction:
+    """Exact value of a postfix expression; raises ZeroDivisionError."""
+    stack = []
+    for item in postfix:
+        if isinstance(item, int):
+            stack.append(Fraction(item))
+        else:
+            right, left = stack.pop(), stack.pop()
+            stack.append(EXACT[item](left, right))
+    return stack[0]
+
+
+def _miscount(used: Counter, given: Counter) -> str:
+    """How the numbers used differ from those given, in words."""
+    times = {0: "not at all", 1: "once", 2: "twice"}
+    faults = [f"{n} {times.get(used[n], f'{used[n]} times')}" for n in given if used[n] != given[n]]
+    if strangers := [str(n) for n in used if n not in given]:
+        faults.append(f"{', '.join(strangers)} from outside the puzzle")
+    return " and ".join(faults)

@@ -1,0 +1,361 @@
+"""Completions taken apart: attempts, checked arithmetic, behaviours, style and outcome.
+
+Rules on structure and words, the same for the tiny vocabulary and for free text:
+- A *claim* is an equality with an operation in it, `44 + 19 = 63`, also in words (`is`, `times`).
+  It is computed exactly; a stated decimal may be rounded. A chain `a = b = c` is a claim per sign,
+  a running chain `44 + 19 = 63 + 35 = 98` two sums. An equality with a question mark, or an
+  expression of given numbers without `=`, states nothing. Sums of decimals are not read.
+- A claim *goes on* with the attempt if it uses a result of it, or numbers that it has left while
+  no verdict has fallen; or if it restates, extends or recomputes what the attempt has, unless
+  that was rejected. Any other starts a new attempt, perhaps from a result of an earlier one.
+- A *verdict* is the first yes-like or no-like expression between a claim and the next one.
+- A claim that uses the target as if it were a number works backward; it is part of no attempt.
+
+Knows nothing of JAX, tokens or models. How often the rules err is measured in their tests.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from types import SimpleNamespace
+
+from aha_lib.tasks.countdown import EXACT, Puzzle, reward, to_postfix
+
+MAX_TEXT = 20_000  # characters read, of what stands before the answer
+MAX_GAP = 160  # characters after a claim in which its verdict is sought
+MAX_TERMS = 30  # numbers in an expression as written
+MAX_WHOLE = 200  # numbers and signs of one with its results filled in
+
+Number = int | Fraction
+Postfix = list[Number | str]
+
+# What means a sign is replaced by the sign, padded with blanks so that positions stay.
+_SIGNS = {
+    "*": r"[×·⋅]|\\times|\\cdot|\btimes\b|\bmultiplied by\b|(?<=[\d) ])x(?= ?[\d(])",
+    "/": r"÷|\\div|\bdivided by\b",
+    "+": r"\bplus\b",
+    "-": r"[−–]|\bminus\b",
+    "=": r"≈|(?:\bis|\bequal|[.,;:]? ?\b(?:(?:which|this|that|it) )?"
+    r"(?:equals|gives(?: us)?|makes|is equal to))(?= *[\d(])",
+    " ": r"\*\*+|[$`]|\\[][()]",
+}
+_SIGN = re.compile("|".join(f"({words})" for words in _SIGNS.values()), re.ASCII | re.IGNORECASE)
+_COMMA = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3}){1,2}(?![\d,])", re.ASCII)
+_TERM = r"(?:\( *){0,8}(?<![\w.])(?:0|[1-9]\d{0,8})(?![\w%^!]|\.\d)(?: *\)){0,8}"
+_SIDE = rf"{_TERM}(?: *[-+*/] *{_TERM}){{0,{MAX_TERMS - 1}}}"
+_VALUE = r"-?\d{1,18}(?:\.\d{1,9})?(?! *[-+*/] *[\d(]|[\w%^!])"
+# Not the rest of what is not understood, such as `x - 4 + 2` or `sqrt(4) + 2`.
+_CHAIN = re.compile(
+    rf"(?<![^\n][-+*/] )(?<![-+*/^\w(]){_SIDE}(?: *=+ *(?:{_VALUE}|{_SIDE}))*", re.ASCII
+)
+
+# The words. Where they are sought, the target's number reads as the word `target`.
+_VERDICT = re.compile(
+    r"(?P<no>\b(?:no(?:pe)?(?! (?:other|way|need|more|further))|not(?! bad| \d)|wrong|incorrect"
+    r"|short|fails?|close|off|(?:over|under)shoots|exceeds"
+    r"|too (?:big|small|large|high|low|much|little)"
+    r"|(?:less|more|smaller|larger|bigger|greater) than)\b|n['’]t\b|[≠✗❌]|!=)"
+    r"|(?P<yes>\b(?:yes|correct|right|works|perfect|exactly|great|bingo|found it|success|solved"
+    r"|done|match(?:es)?|as required|it does|it is|that is it)\b|[✓✔✅]|(?:\bis|['’]s|=|equals?"
+    r"|equal to|reach(?:ed|es)|hits?|gives|got) (?:exactly )?(?:the |our )?target\b(?! ?\?))",
+    re.IGNORECASE,
+)
+_GOAL = re.compile(
+    r"\b(?:need|want|like|try|aim|have to|could|should|must|first)\b[^.!?\n\d]{0,30}\b(\d{1,9})\b"
+    r"(?! ?[-+*/×÷=])|\b(?:multiple of|close to) (?:a |the )?(?:\d|target)",
+    re.ASCII | re.IGNORECASE,
+)
+_KEYWORDS = (  # of the four behaviours, in the order of `Behaviours`
+    r"(?i)\b(?:check|verify|correct|yes|works)\b",
+    r"(?i)\b(?:wait|no|again|instead|another|different|backtrack|actually)\b",
+    r"(?i)\b(?:first|step|goal|need)\b",
+    r"(?i)\bback(?:wards?)?\b",
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An expression with, perhaps, a stated value.
+
+    `start` and `end` index the trace's text. They don't overlap: in a chain, each claim starts
+    where the one before it ends.
+    """
+
+    text: str
+    expression: str
+    value: Number | None  # exact; None: divides by zero
+    stated: Number | None  # None: only proposed, or asked
+    true: bool | None  # None: nothing is stated
+    verdict: str | None  # "yes" or "no", as said right after it
+    backward: bool
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Claims that belong together, and the one expression that they make of the numbers."""
+
+    claims: tuple[Claim, ...]
+    expression: str
+    value: Number | None  # of the expression, exact, whatever was stated
+    stated: Number | None
+    verdict: str | None  # the last one
+    distance: Number | None  # from the exact value to the target
+    used: tuple[Number, ...]
+    illegal: tuple[Number, ...]  # numbers not given, or used again
+    repeated: bool  # the same calculation, in whatever order, as an earlier attempt
+    slips: int  # false claims
+    reached: bool  # the target, without a slip, with every number exactly once
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A completion taken apart; `text` is what was read: up to the answer, if it is complete."""
+
+    text: str
+    puzzle: Puzzle
+    answer: str | None  # None: no complete answer
+    right: bool
+    claims: tuple[Claim, ...]  # all of them, in order
+    attempts: tuple[Attempt, ...]
+    backtracks: int  # attempts left for another attempt, said or unsaid
+    slips: int  # false claims
+    found_then_abandoned: bool  # an attempt reached the target, the answer is not right
+
+
+@dataclass(frozen=True)
+class Behaviours:
+    """How often the behaviours of Gandhi et al. (2025, arXiv 2503.01307) show in a trace."""
+
+    verification: int  # verdicts that agree with the number they are about: `97. Yes!` does not
+    backtracking: int  # attempts left for another attempt
+    subgoals: int  # numbers wanted in words, not given, not the target, not computed before
+    backward: int  # claims that start from the target
+
+
+def parse(completion: str, puzzle: Puzzle) -> Trace:
+    """Take a completion apart, whatever the string. The module's docstring has the rules."""
+    judged, target, numbers = reward(completion, puzzle), puzzle.target, puzzle.numbers
+    opened = completion.rfind("<answer>", 0, max(0, completion.rfind("</answer>")))
+    text = completion[: opened if opened >= 0 else None][:MAX_TEXT]
+    claims, drafts, made = [], [], {}  # made: every result so far, and what it was made of
+    for claim, postfix in _claims(text, target):
+        if claim.stated is None and not _leaves(postfix) <= Counter(numbers):
+            continue  # an expression of other numbers, of which nothing is said
+        strange = [n for n in _leaves(postfix) if n not in numbers and n not in made]
+        turned = claim.stated == target and claim.text.startswith(str(target))
+        if target in strange or (turned and strange):
+            claims.append(replace(claim, backward=True))
+            continue
+        shown = claim.value if claim.stated is None else claim.stated
+        rewrites = drafts and claim.start == claims[-1].end and not claims[-1].backward
+        if not rewrites:  # that is, goes on in the same chain
+            made[shown] = whole = _place(postfix, drafts, numbers, made)
+            drafts[-1].live.append((shown, whole))
+        draft, marks = drafts[-1], _marks(whole)
+        if marks[-1] not in draft.marks[:-1]:  # else a step of what is there already
+            draft.whole, draft.marks, draft.shown = whole, marks, shown
+        draft.claims.append(claim)
+        draft.verdict = claim.verdict or draft.verdict
+        claims.append(claim)
+    attempts, seen = [], set()
+    for draft in drafts:
+        attempts.append(_attempt(draft, puzzle, draft.marks[-1] in seen))
+        seen.add(draft.marks[-1])
+    last = attempts[-1] if attempts else None
+    if last and last.verdict != "no" and all(claim.stated is None for claim in last.claims):
+        attempts.pop()  # announces the answer: nothing was tried
+    right, slips = judged.value == 1.0, sum(claim.true is False for claim in claims)
+    lost = not right and any(attempt.reached for attempt in attempts)
+    return Trace(
+        text,
+        puzzle,
+        judged.expression or None,
+        right,
+        tuple(claims),
+        tuple(attempts),
+        max(0, len(attempts) - 1),
+        slips,
+        lost,
+    )
+
+
+def behaviours(trace: Trace) -> Behaviours:
+    """Count the four behaviours by rules; `keyword_counts` is the baseline to compare with."""
+    known = dict.fromkeys([*trace.puzzle.numbers, trace.puzzle.target], -1)
+    goals, agreed = {trace.puzzle.target}, 0
+    for claim in trace.claims:
+        if claim.backward:
+            goals.add(claim.stated)
+        else:
+            known.setdefault(claim.stated, claim.start)
+        agreed += claim.verdict == ("yes" if claim.stated in goals else "no")
+    wanted = [(int(goal[1] or -1), goal.start()) for goal in _GOAL.finditer(trace.text)]
+    subgoals = sum(known.get(number, at) >= at for number, at in wanted)
+    backward = sum(claim.backward for claim in trace.claims)
+    return Behaviours(agreed, trace.backtracks, subgoals, backward)
+
+
+def keyword_counts(text: str) -> Behaviours:
+    """The naive baseline: telltale words alone."""
+    return Behaviours(*(len(re.findall(words, text)) for words in _KEYWORDS))
+
+
+def style(trace: Trace) -> str:
+    """ "jump", "check" or "search": no attempt before the answer, one, or more."""
+    return ("jump", "check", "search")[min(len(trace.attempts), 2)]
+
+
+def outcome(trace: Trace, ended: bool = True) -> str:
+    """ "right", or why not, the first that fits: "cut off", "slipped", "claimed" or "gave up".
+
+    cut off: the limit of tokens came before the end (not `ended`), with no complete answer.
+    slipped: a slip decided an attempt: on the page it hits the target, in truth it doesn't, or the
+      other way round. This comes first because it explains the claim that may follow.
+    claimed: the last verdict is yes, or the answer itself says `= target`.
+    gave up: the last verdict is no, or there is none, with an answer or without.
+    """
+    target = trace.puzzle.target
+    if trace.right:
+        return "right"
+    if trace.answer is None and not ended:
+        return "cut off"
+    if any(a.slips and (a.stated == target) != (a.value == target) for a in trace.attempts):
+        return "slipped"
+    said = [match.lastgroup for match in _VERDICT.finditer(_words(trace.text, target))]
+    verdict = trace.attempts[-1].verdict if trace.attempts else (said or [None])[-1]
+    tail = (trace.answer or "").partition("=")[2].strip()
+    return "claimed" if verdict == "yes" or tail == str(target) else "gave up"
+
+
+def _words(text: str, target: int) -> str:
+    return re.sub(rf"\b{target}\b", "target", text) if str(target) in text else text
+
+
+def _place(postfix: Postfix, drafts: list, numbers: tuple[int, ...], made: dict) -> Postfix:
+    """Find or begin the attempt that a claim belongs to; return all that the claim stands for."""
+    given, draft = _leaves(postfix) <= Counter(numbers), drafts[-1] if drafts else None
+    if draft:
+        rest, marks = [*draft.live], _marks(postfix)
+        whole = _fill(postfix, rest)  # in `rest` remain the results that nothing is made of yet
+        fits = _leaves(whole, *(made for _, made in rest)) <= Counter(numbers)
+        if fits and not draft.verdict or not given and len(rest) < len(draft.live):
+            draft.live = rest
+            return whole
+        again = given and (draft.marks[-1] in marks or marks[-1] in draft.marks)
+    if not (draft and again and draft.verdict != "no"):
+        drafts.append(SimpleNamespace(claims=[], marks=[], verdict=None))
+    drafts[-1].live = []
+    return _fill(postfix, [item for item in made.items() if item[0] not in numbers])
+
+
+def _fill(postfix: Postfix, results: list[tuple]) -> Postfix:
+    """The expression, its numbers replaced by what made them; takes these out of the results."""
+    whole = []
+    for item in postfix:
+        at = next((i for i, (shown, _) in enumerate(results) if shown == item), None)
+        whole += [item] if at is None else results.pop(at)[1]
+    return whole if len(whole) <= MAX_WHOLE else postfix
+
+
+def _leaves(*expressions: Postfix) -> Counter[Number]:
+    """How often each number stands in the expressions."""
+    return Counter(item for whole in expressions for item in whole if not isinstance(item, str))
+
+
+def _attempt(draft: SimpleNamespace, puzzle: Puzzle, repeated: bool) -> Attempt:
+    value, slips = _run(draft.whole, _exact)[-1], sum(claim.true is False for claim in draft.claims)
+    distance = None if value is None else abs(value - puzzle.target)
+    used, given = _leaves(draft.whole), Counter(puzzle.numbers)
+    illegal = (used - given) | (_leaves(*(whole for _, whole in draft.live)) - given)
+    text = _run(draft.whole, lambda sign, a, b: f"({a} {sign} {b})")[-1][1:-1]
+    return Attempt(
+        tuple(draft.claims),
+        text,
+        value,
+        draft.shown,
+        draft.verdict,
+        distance,
+        tuple(used.elements()),
+        tuple(illegal.elements()),
+        repeated,
+        slips,
+        reached=used == given and distance == 0 and not slips,
+    )
+
+
+def _run(postfix: Postfix, operate: Callable, number: Callable = lambda n: n) -> list:
+    """The results of all operations of an expression, in order; None where it divides by zero."""
+    stack, results = [], []
+    for item in postfix:
+        if not isinstance(item, str):
+            stack.append(number(item))
+            continue
+        b, a = stack.pop(), stack.pop()
+        try:
+            stack.append(operate(item, a, b))
+        except (ZeroDivisionError, TypeError):  # TypeError: a or b is None already
+            stack.append(None)
+        results.append(stack[-1])
+    return results or stack
+
+
+def _exact(sign: str, a: Number, b: Number) -> Number:
+    return Fraction(a, b) if sign == "/" else EXACT[sign](a, b)
+
+
+def _marks(postfix: Postfix) -> list[float | None]:
+    """For each operation a number that is the same for the same function of the given numbers."""
+    # It is the value at a point of no significance: 2 + sin(n) in place of n.
+    marks = _run(postfix, lambda sign, a, b: EXACT[sign](a, b), lambda n: 2 + math.sin(n))
+    return [mark if mark is None else round(mark, 9) for mark in marks]
+
+
+def _claims(text: str, target: int) -> Iterator[tuple[Claim, Postfix]]:
+    """Yield each claim of the text, with its expression."""
+    signs, found = [*_SIGNS], []
+    plain = _SIGN.sub(lambda m: signs[m.lastindex - 1].ljust(len(m[0])), text)
+    plain = _COMMA.sub(lambda m: m[0].replace(",", "").ljust(len(m[0])), plain)
+    for chain in _CHAIN.finditer(plain):
+        try:
+            sides = [_side(side, chain.start()) for side in re.finditer("[^= ][^=]*", chain[0])]
+        except ValueError:
+            continue  # brackets that don't match
+        asked = len(sides) == 1 or plain[chain.end() : chain.end() + 2].strip() == "?"
+        for left, right in pairwise(sides if len(sides) > 1 else sides * 2):
+            running = len(right.postfix) > 1 and right.postfix[0] == left.value != right.value
+            turned = len(left.postfix) == 1 and not running
+            side, other = (right, left) if turned else (left, left if running else right)
+            stated = None if asked and right is sides[-1] else other.value
+            true = None if stated is None else side.value is not None
+            true = true and abs(side.value - stated) * other.scale < 1
+            if len(side.postfix) > 1:
+                end = left.end if running else right.end
+                start = max(left.start, found[-1][-2]) if found else left.start
+                claim = text[left.start : end], side.text, side.value, stated, true
+                found.append((*claim, start, end, side.postfix))
+    starts = [start for *_, start, _, _ in found[1:]] + [len(text)]
+    for (*claim, start, end, postfix), after in zip(found, starts, strict=False):
+        said = _VERDICT.search(_words(text[end : min(after, end + MAX_GAP)], target))
+        yield Claim(*claim, said and said.lastgroup, False, start, end), postfix
+
+
+def _side(match: re.Match, start: int) -> SimpleNamespace:
+    """One side of an equality; raises a ValueError if its brackets don't match."""
+    start, end = start + match.start(), start + len(match[0].rstrip()) + match.start()
+    text = " ".join(match[0].split())
+    if text.count("(") != text.count(")"):
+        text = text.strip("() ")  # `(44 + 19 = 63)`
+    decimals = len(text.partition(".")[2])
+    number = re.fullmatch(r"-?[\d.]+", text) and (Fraction(text) if decimals else int(text))
+    postfix = to_postfix(text)[0] if number is None else [number]
+    value = _run(postfix, _exact)[-1]
+    scale = 10**decimals if decimals else 10**99  # a decimal may be a little off: it is rounded
+    return SimpleNamespace(
+        text=text, postfix=postfix, value=value, scale=scale, start=start, end=end
+    )

@@ -1,0 +1,1 @@
+"""What fits on which TPU, asked of the compiler."""

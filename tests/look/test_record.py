@@ -1,0 +1,88 @@
+"""What is kept of a run, and read again."""
+
+import dataclasses
+import gzip
+import json
+
+import pytest
+from flax import nnx
+
+from aha_lib.look import record
+from aha_lib.model import lora, weights
+from aha_lib.presets import Settings
+from aha_lib.run import train
+from aha_lib.tasks import countdown
+
+SMALL = Settings(
+    steps=1,
+    prompts=2,
+    group=2,
+    eval_puzzles=4,
+    pass_k=1,
+    completion_len=12,
+    micro_batch=4,
+    lora=2,
+    seed=3,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "mine"
+    list(train.train(SMALL, out))
+    return out
+
+
+def test_a_record_says_what_the_folder_said(run, tmp_path):
+    record.main([str(run), str(tmp_path / "kept")])
+    one, other = record.read(run), record.read(tmp_path / "kept")
+    assert one == dataclasses.replace(other, name="mine") and one.settings == SMALL
+    assert [row["step"] for row in one.rows] == [0, 1] == [row["step"] for row in one.measured]
+    assert len(one.panel) == 4 == len(one.kept[1]["greedy"])
+    assert not (tmp_path / "kept" / "checkpoints").exists()
+    assert json.loads((tmp_path / "kept" / "machine.json").read_text())["cores"] >= 1
+    packed = (tmp_path / "kept" / "rollouts.jsonl.gz").read_bytes()
+    assert gzip.decompress(packed) == (run / "rollouts.jsonl").read_bytes()
+    record.keep(run, tmp_path / "again")
+    assert (tmp_path / "again" / "rollouts.jsonl.gz").read_bytes() == packed, "the same bytes"
+
+
+def test_a_record_has_the_adapters(run, tmp_path):
+    record.keep(run, tmp_path)
+    model, *_ = train.trained(run, merged=False)
+    again = weights.load("tiny")[0]
+    lora.load(again, tmp_path / "adapters.safetensors")
+    for kept, value in zip(
+        *(nnx.to_pure_dict(nnx.state(m, nnx.LoRAParam))["layers"].items() for m in (again, model)),
+        strict=True,
+    ):
+        assert kept[0] == value[0] and abs(kept[1] - value[1]).max() < 0.01
+
+
+RECORDS = [path.parent for path in sorted(record.DATA.glob("**/rollouts.jsonl.gz"))]
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_the_records_of_the_package(folder):
+    """Each has a text for every puzzle of its panel, and these have the accuracies of its rows."""
+    shipped = record.read(folder)
+    assert [row["step"] for row in shipped.kept] == [row["step"] for row in shipped.measured]
+    for row, kept in zip(shipped.measured, shipped.kept, strict=True):
+        for kind, name in (("sampled", "accuracy"), ("greedy", "greedy")):
+            right = [
+                countdown.reward(text, puzzle).value == 1
+                for text, puzzle in zip(kept[kind], shipped.panel, strict=True)
+            ]
+            if row["step"] or kind == "greedy" or shipped.settings.pass_k == 1:
+                assert row[f"heldout_{name}"] == sum(right) / len(right)
+
+
+def test_there_are_records():
+    places = {path.parts[-2] for path in RECORDS}
+    assert places == {"run", "gemma3-270m", "h100", "h100_2e-4"}
+
+
+def test_no_run_is_a_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        record.main([str(tmp_path), str(tmp_path / "kept")])
+    assert ended.value.code == 2 and "holds no whole run" in capsys.readouterr().err

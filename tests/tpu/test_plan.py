@@ -1,0 +1,128 @@
+"""What fits, by XLA's own TPU compiler: it runs here without a TPU."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import pytest
+
+from aha_lib.model import gemma
+from aha_lib.presets import MODELS, SETTINGS
+from aha_lib.tpu import plan
+
+pytest.importorskip("libtpu", reason="libtpu, of the extra tpu, is the TPU compiler")
+
+SMALL = dict(prompts=8, group=2, completion_len=64)
+
+
+@pytest.mark.parametrize("chip", ["v3-8", "v5e-8"])
+def test_gemma_270m_fits_a_free_tpu(chip):
+    answer = plan.plan("gemma3-270m", chip)
+    print(answer)
+    assert answer.fits
+    apply = next(p for p in answer.programs if p.name == "update: apply")
+    # Parameters, Adam's two moments and the gradient: float32, over eight cores.
+    sharded = 4 * 4 * MODELS["gemma3-270m"].parameters / 8 / plan.GiB
+    assert apply.total == pytest.approx(sharded, rel=0.2)
+
+
+def test_weights_that_the_sampler_shares_are_counted_once():
+    kept = {}
+    for gather in (True, False):  # whole layers are a copy; sharded ones are the state's own
+        answer = plan.plan("tiny", "v3-8", **SMALL, lora=2, gather=gather)
+        kept[gather] = next(p.resident for p in answer.programs if p.name == "sample: decode")
+    config = MODELS["tiny"]
+    layers = config.parameters - config.vocab * config.width  # bfloat16; small norms on all cores
+    assert kept[True] - kept[False] == pytest.approx(2 * layers / 8 / plan.GiB, rel=0.05)
+
+
+def test_layers_that_are_not_computed_again_are_held():
+    held = {}
+    for remat in (True, False):
+        answer = plan.plan("tiny", "v3-8", **SMALL | {"micro_batch": 16}, remat=remat)
+        held[remat] = next(p.total for p in answer.programs if p.name == "update: gradient")
+    assert held[False] > 1.2 * held[True]
+
+
+def decoding(**changes):
+    """What the compiled decode loop copies and gathers on a v5e: shapes of large arrays."""
+    settings = dataclasses.replace(SETTINGS["gemma3-270m"], **changes)
+    mesh = plan._mesh(plan.CHIPS["v5e-8"], 1)
+    jax.clear_caches()  # of what is lowered: another function may stand in for one of its own
+    found = {name: lower for name, _, lower in plan.programs(CONFIG, settings, mesh)}
+    with jax.set_mesh(mesh):
+        compiled = found["sample: decode"]().compile()
+    text = re.sub(r"\{[^{}]*\}", "", compiled.as_text())  # layouts
+    each = re.findall(r"= \(?\w+\[([\d,]+)\]\S* (copy|all-gather)(?:-start)?\(", text)
+    shapes = {"copy": set(), "all-gather": set()}
+    for dims, name in each:
+        shape = tuple(map(int, dims.split(",")))
+        shapes[name] |= {shape} if math.prod(shape) >= 2**18 else set()
+    return shapes, compiled.memory_analysis()
+
+
+CONFIG = MODELS["gemma3-270m"]
+ROWS = SETTINGS["gemma3-270m"].prompts * SETTINGS["gemma3-270m"].group // 8  # of a core
+SLICES = {(1, ROWS, 1, slots, 256) for slots in (1280, 512)}  # of a layer's keys, or values
+ARRAYS = {(layers, *of[1:]) for of, layers in zip(sorted(SLICES), (15, 3), strict=True)}
+
+
+def test_the_decode_loop_copies_no_cache_and_gathers_no_weights(monkeypatch):
+    shapes, memory = decoding()
+    assert not shapes["copy"] & (SLICES | ARRAYS) and not shapes["all-gather"]
+    cache = 2 * 2 * sum(map(math.prod, ARRAYS))  # bytes: keys and values in bfloat16
+    assert memory.alias_size_in_bytes == pytest.approx(cache, rel=0.01), "written in place"
+    assert memory.temp_size_in_bytes < cache / 4
+    weights = {(1, 640, 2048), (1, 2048, 640)}
+    assert decoding(gather=False)[0]["all-gather"] >= weights, "layers are gathered if asked"
+    monkeypatch.setattr(gemma, "row_major", lambda x, *names: x)
+    assert decoding()[0]["copy"] >= SLICES | ARRAYS, "what the layout is for"
+
+
+def test_largest_is_the_last_that_fits(monkeypatch):
+    totals = [p.total for p in plan.plan("tiny", "v3-8", **SMALL | {"micro_batch": 16}).programs]
+    just = dataclasses.replace(plan.CHIPS["v3-8"], hbm=max(totals))
+    monkeypatch.setitem(plan.CHIPS, "v3-8", just)
+    assert plan.largest("micro_batch", "tiny", "v3-8", **SMALL) == 16
+    monkeypatch.setitem(plan.CHIPS, "v3-8", dataclasses.replace(just, hbm=1e-6))
+    assert plan.largest("micro_batch", "tiny", "v3-8", **SMALL) == 0
+
+
+@pytest.mark.parametrize("chip", ["v5e-1", "v6e-1"])
+def test_a_single_chip(chip):
+    answer = plan.plan("tiny", chip, **SMALL)
+    assert answer.fits
+    assert all(0 < seconds < 10 for seconds in answer.times.values())  # nothing to move
+
+
+def test_an_older_compiler_is_a_sentence(monkeypatch, capsys):
+    """As in Colab's list of August 2026: with JAX 0.7.2 a libtpu that crashes where it compiles."""
+    version = plan.importlib.metadata.version
+    old = lambda name: "0.0.1" if name == "libtpu" else version(name)  # noqa: E731
+    monkeypatch.setattr(plan.importlib.metadata, "version", old)
+    with pytest.raises(SystemExit) as stopped:
+        plan.main(["--model", "tiny", "--chip", "v5e-8"])
+    assert stopped.value.code == 2 and "libtpu 0.0.1, is older" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_a_sentence_and_status_1(monkeypatch, capsys):
+    small = dataclasses.replace(plan.CHIPS["v3-8"], hbm=1.0)
+    monkeypatch.setitem(plan.CHIPS, "v3-8", small)
+    assert plan.main(["--model", "gemma3-270m", "--chip", "v3-8"]) == 1
+    assert "lower micro_batch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model", "llama", "--chip", "v3-8"],
+        ["--model", "tiny", "--chip", "abacus"],
+        ["--model", "tiny", "--chip", "v3-8", "--set", "group=1"],
+    ],
+)
+def test_bad_input_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        plan.main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err
