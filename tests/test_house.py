@@ -14,7 +14,8 @@ PACKAGE = ROOT / "aha_lib"
 # A module imports only from modules that stand before it: from its own room, and from rooms above.
 ORDER = """
 install presets devices
-model.tokenizer model.block model.gemma model.lora model.vocabulary model.config_json model.weights
+model.tokenizer model.tokenizer_json model.files model.layouts
+model.block model.gemma model.lora model.vocabulary model.weights model.export
 rl.sampler rl.objectives rl.packing rl.grpo
 tasks.countdown tasks.traces tasks.corpus
 run.session run.checkpoints run.arguments run.train run.pretrain
