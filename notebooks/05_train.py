@@ -612,31 +612,19 @@ shipped = sorted(
         "seed*/metrics.jsonl"
     )
 )
-unchanged = [train.read_rows(path) for path in shipped]
-show.table(
-    ["run", "seed", "accuracy", "tokens", "backtracks"],
-    [
-        [
-            path.parent.name,
-            "",
-            *(
-                rows[-1][f"heldout_{n}"]
-                for n in ("accuracy", "length", "backtracks")
-            ),
-        ]
-        for path, rows in zip(shipped, unchanged, strict=True)
+figures = ("heldout_accuracy", "heldout_length", "heldout_backtracks")
+unchanged = []
+for path in shipped:
+    last = train.read_rows(path)[-1]
+    unchanged.append([path.parent.name, "", *(last[name] for name in figures)])
+changed = []
+for run in stored("exercises"):
+    ends = [
+        run["heldout"][name.removeprefix("heldout_")][1] for name in figures
     ]
-    + [
-        [
-            r["case"],
-            r["seed"],
-            *(
-                r["heldout"][n][1]
-                for n in ("accuracy", "length", "backtracks")
-            ),
-        ]
-        for r in stored("exercises")
-    ],
+    changed.append([run["case"], run["seed"], *ends])
+show.table(
+    ["run", "seed", "accuracy", "tokens", "backtracks"], unchanged + changed
 )
 
 # %% [markdown]

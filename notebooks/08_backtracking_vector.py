@@ -458,9 +458,6 @@ plt.show()
 # how high the grey ones come.
 
 # %%
-figure, axes = plt.subplots(
-    1, 2, figsize=(9.5, 3.4), sharey=True, layout="constrained"
-)
 groups = {
     "difference": "C0",
     "learnt": "C1",
@@ -468,20 +465,31 @@ groups = {
     "shuffled": "C3",
     "random": "0.6",
 }
+
+
+def draw_pushes(axis, layer, rows):
+    """A dot for each push after the layer, the groups side by side."""
+    for x in rows:
+        group = x["direction"].split()[0]
+        if x["layer"] == layer and abs(x["strength"]) in (0.5, 1.0):
+            offset = list(groups).index(group) * 0.05 - 0.1
+            axis.plot(
+                x["strength"] + offset,
+                x["accuracy"],
+                "o",
+                ms=4,
+                color=groups[group],
+                alpha=0.8,
+            )
+
+
+# %%
+figure, axes = plt.subplots(
+    1, 2, figsize=(9.5, 3.4), sharey=True, layout="constrained"
+)
 for axis, layer in zip(axes, (1, 3) if record else (), strict=False):
     for seed in record:
-        for x in seed["pushed"] + seed["controls"]:
-            group = x["direction"].split()[0]
-            if x["layer"] == layer and abs(x["strength"]) in (0.5, 1.0):
-                offset = list(groups).index(group) * 0.05 - 0.1
-                axis.plot(
-                    x["strength"] + offset,
-                    x["accuracy"],
-                    "o",
-                    ms=4,
-                    color=groups[group],
-                    alpha=0.8,
-                )
+        draw_pushes(axis, layer, seed["pushed"] + seed["controls"])
     base_rate = np.mean([seed["base"]["accuracy"] for seed in record])
     axis.axhline(base_rate, color="black", ls=":", lw=1)
     axis.set(
@@ -771,30 +779,18 @@ players = {
     "trained alone": lambda seed: seed["alone"],
     "all weights": lambda seed: seed["trained"],
 }
-show.table(
-    [
-        "accuracy, n = 256",
-        *(f"seed {seed['seed']}" for seed in record),
-        "backtracks",
-        "tokens",
-    ],
-    [
-        [
-            name,
-            *(
-                f"{take(seed)['accuracy']:.3f} "
-                f"({share(seed, take(seed)['accuracy']):.0%})"
-                for seed in record
-            ),
-            *(
-                float(np.mean([take(seed)[kind] for seed in record]))
-                for kind in ("backtracks", "length")
-            ),
-        ]
-        for name, take in players.items()
-        if record
-    ],
-)
+lines = []
+for name, take in players.items() if record else ():
+    runs = [take(seed) for seed in record]
+    accuracies = [
+        f"{run['accuracy']:.3f} ({share(seed, run['accuracy']):.0%})"
+        for seed, run in zip(record, runs, strict=True)
+    ]
+    backtracks = float(np.mean([run["backtracks"] for run in runs]))
+    tokens = float(np.mean([run["length"] for run in runs]))
+    lines.append([name, *accuracies, backtracks, tokens])
+seeds = [f"seed {seed['seed']}" for seed in record]
+show.table(["accuracy, n = 256", *seeds, "backtracks", "tokens"], lines)
 
 # %%
 for seed in record:
