@@ -6,6 +6,7 @@ alike. Knows nothing of Gemma: names are strings here, and shapes and dtypes wha
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -58,7 +59,7 @@ def open_checkpoint(folder: epath.Path) -> CheckpointFiles:
     return _open_orbax(path) if (path / "_METADATA").exists() else _open_safetensors(path)
 
 
-def read_json(path: epath.Path) -> dict:
+def read_json(path: Path | epath.Path) -> dict:
     """The JSON object in a file; ValueError, with its path, where it holds anything else."""
     refuse_pointer(path)
     try:
@@ -70,7 +71,7 @@ def read_json(path: epath.Path) -> dict:
     return content
 
 
-def refuse_pointer(path: epath.Path) -> None:
+def refuse_pointer(path: Path | epath.Path) -> None:
     """Raises ValueError where a file is Git LFS's pointer to the file that is meant."""
     with path.open("rb") as file:
         start = file.read(len(POINTER))
@@ -81,7 +82,7 @@ def refuse_pointer(path: epath.Path) -> None:
 
 
 def write_safetensors(
-    tensors: dict[str, np.ndarray], path: epath.Path, metadata: dict[str, str] | None = None
+    tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file, whole or not at all, with the mode that the umask gives.
 

@@ -8,6 +8,7 @@ checkpoints of a run (optimizer, step) are read elsewhere, and `export` writes w
 import dataclasses
 import errno
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -88,12 +89,8 @@ def load(
     folder = epath.Path(download(source) if is_handle else source)
     checkpoint = find_gemma(files.open_checkpoint(folder))
     config = recognise(checkpoint, [checkpoint.files.path, folder])
-    if tokenizer:
-        places = [epath.Path(tokenizer)]
-    else:
-        beside = (folder, checkpoint.files.path, folder.parent)
-        places = [place / "tokenizer.model" for place in beside]
-    words, config = _load_tokenizer(places, config)
+    beside = [place / "tokenizer.model" for place in (folder, checkpoint.files.path, folder.parent)]
+    words, config = _load_tokenizer([epath.Path(tokenizer)] if tokenizer else beside, config)
     model = abstract(config, dtype=dtype, param_dtype=param_dtype)
     _fill(model, checkpoint, mesh or devices.make_mesh(jax.devices()[:1]))
     return model, words, config
@@ -180,7 +177,7 @@ def _group_layers(tensors, prefix: str) -> list[LayerNames]:
     return layers
 
 
-def recognise(checkpoint: Checkpoint, places: list[epath.Path]) -> ModelConfig:
+def recognise(checkpoint: Checkpoint, places: Sequence[Path | epath.Path]) -> ModelConfig:
     """The shape of a checkpoint: the preset of its generation, depth and width, as the first
     `config.json` in `places` amends it; without a preset what that file says."""
     path = checkpoint.files.path
@@ -215,7 +212,9 @@ def _load_tokenizer(places, config: ModelConfig) -> tuple[Tokenizer, ModelConfig
     """The tokenizer at the first of some paths, and the shape with the padding that it leaves."""
     found = [place for place in places if place.exists()]
     if not found:
-        raise FileNotFoundError(f"There is no {places[0]}: give the path of one as tokenizer=…")
+        raise FileNotFoundError(
+            f"{places[0].parent} has no {places[0].name}: give the path of one as tokenizer=…"
+        )
     files.refuse_pointer(found[0])
     try:
         words = Tokenizer(found[0].read_bytes())

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from aha_lib import devices
-from aha_lib.model import lora, vocabulary, weights
+from aha_lib.model import export, lora, vocabulary, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, Pretraining
@@ -139,7 +139,7 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     model = nnx.merge(graph, params, rest)
     if s.lora:
         lora.save(model, out / "adapters.safetensors")
-    weights.save_hf(lora.merge(model) if s.lora else model, out, tokenizer)
+    export.save_hf(lora.merge(model) if s.lora else model, out, tokenizer)
     losses = [row["loss"] for row in rows]
     record = {
         "settings": dataclasses.asdict(s),

@@ -19,7 +19,7 @@ import requests
 from flax import nnx, traverse_util
 from safetensors.numpy import load_file, save_file
 
-from aha_lib.model import weights
+from aha_lib.model import export, files, layouts, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import TINY_PATH, Tokenizer
 from aha_lib.presets import MODELS, ModelConfig, Settings
@@ -36,7 +36,10 @@ FLAX = {
     ),
     3: ModelConfig(layers=8, kv_heads=1, global_every=6, rope_base=1e6, qk_norm=True, **SIZES),
 }
-MULTI_HEAD = dataclasses.replace(FLAX[2], heads=2, kv_heads=2, post_norms=False)
+# A Gemma 1, as the 7B one is: as many KV heads as heads.
+MULTI_HEAD = ModelConfig(
+    **(SIZES | dict(heads=2, window=0, post_norms=False)), layers=4, kv_heads=2
+)
 
 
 # Said of what a test restores without saying where to.
@@ -83,6 +86,13 @@ def hf(tmp_path):
     return folder
 
 
+def flax_checkpoint(generation, layout, folder):
+    """Golden's checkpoint in `folder`, and what its makers wrote down nowhere: its shape."""
+    path = shutil.copytree(GOLDEN / f"flax_gemma{generation}" / layout, folder)
+    (path / "config.json").write_text(json.dumps(layouts.to_config_json(FLAX[generation])))
+    return path
+
+
 def edit(folder, **changes):
     """Change, or with None remove, entries of config.json."""
     path = folder / "config.json"
@@ -92,11 +102,11 @@ def edit(folder, **changes):
 
 @pytest.mark.parametrize("layout", ["flat_pytree", "nested_standard"])
 @pytest.mark.parametrize("generation", [2, 3])
-def test_flax_checkpoints(generation, layout):
-    folder, config = GOLDEN / f"flax_gemma{generation}", FLAX[generation]
-    model, _, found = weights.load(folder / layout, tokenizer=WORDS, config=config)
-    assert found == config
-    assert_golden(model, folder)
+def test_flax_checkpoints(generation, layout, tmp_path):
+    folder = flax_checkpoint(generation, layout, tmp_path / "flax")
+    model, _, found = weights.load(folder, tokenizer=WORDS)
+    assert found == FLAX[generation]
+    assert_golden(model, GOLDEN / f"flax_gemma{generation}")
 
 
 def test_stacked_checkpoint(tmp_path):
@@ -118,7 +128,8 @@ def test_stacked_checkpoint(tmp_path):
         for k, v in stacked.items()
     }
     ocp.PyTreeCheckpointer().save(tmp_path / "ckpt", stacked)
-    model, _, _ = weights.load(tmp_path, tokenizer=WORDS, config=FLAX[3])
+    (tmp_path / "config.json").write_text(json.dumps(layouts.to_config_json(FLAX[3])))
+    model, _, _ = weights.load(tmp_path, tokenizer=WORDS)
     assert_golden(model, GOLDEN / "flax_gemma3")
 
 
@@ -160,21 +171,22 @@ def test_round_trips_are_exact(source, dtype, tmp_path):
     else:
         model, _, _ = weights.load(GOLDEN / source, **how)
     config = model.config
-    weights.save_hf(model, tmp_path / "hf")
-    weights.save_kaggle(model, tmp_path / "kaggle")
+    export.save_hf(model, tmp_path / "hf")
+    export.save_kaggle(model, tmp_path / "kaggle")
     again, _, found = weights.load(tmp_path / "hf", **how)
     assert found == config
     assert_same(model, again)
-    again, _, _ = weights.load(tmp_path / "kaggle", config=config, **how)
+    again, _, found = weights.load(tmp_path / "kaggle", **how)
+    assert found == config
     assert_same(model, again)
 
 
 def test_kaggle_layout_is_the_published_one(tmp_path):
     """Names, shapes and numbers of golden's flat checkpoint come out as they went in."""
-    for generation, config in FLAX.items():
-        source = GOLDEN / f"flax_gemma{generation}" / "flat_pytree"
-        model, _, _ = weights.load(source, tokenizer=WORDS, config=config)
-        weights.save_kaggle(model, tmp_path / str(generation))
+    for generation in FLAX:
+        source = flax_checkpoint(generation, "flat_pytree", tmp_path / f"flax{generation}")
+        model, _, _ = weights.load(source, tokenizer=WORDS)
+        export.save_kaggle(model, tmp_path / str(generation))
         before, after = (
             traverse_util.flatten_dict(ocp.PyTreeCheckpointer().restore(path))
             for path in (source, tmp_path / str(generation) / "weights")
@@ -187,7 +199,7 @@ def test_kaggle_layout_is_the_published_one(tmp_path):
 def test_tiny_by_name_and_tokenizer_saved(tmp_path):
     model, tokenizer, config = weights.load("tiny")
     assert config == MODELS["tiny"] and tokenizer.vocab_size == config.vocab
-    weights.save_kaggle(model, tmp_path, tokenizer)
+    export.save_kaggle(model, tmp_path, tokenizer)
     again, words, found = weights.load(tmp_path)  # a preset's shapes, so no config is needed
     assert found == config and words.encode("20 + 4") == tokenizer.encode("20 + 4")
     assert_same(model, again)
@@ -205,10 +217,8 @@ from aha_lib.model import weights
 golden, kaggle = map(Path, sys.argv[1:])
 words = golden.parent / "golden_tokenizer.model"
 mesh = devices.make_mesh(tp=2)
-config = None
 for folder in (golden / "hf_gemma2", kaggle):
-    how = dict(tokenizer=words, mesh=mesh, config=config)
-    model, _, config = weights.load(folder, **how)
+    model, _, _ = weights.load(folder, tokenizer=words, mesh=mesh)
     want = jax.tree.leaves(devices.shardings(model, mesh))
     have = jax.tree.leaves(nnx.state(model))
     assert [x.sharding.spec for x in have] == [s.spec for s in want], have
@@ -225,7 +235,7 @@ for folder in (golden / "hf_gemma2", kaggle):
 
 def test_shardings_on_eight_devices(tmp_path):
     model, _, _ = weights.load(GOLDEN / "hf_gemma2", tokenizer=WORDS)
-    weights.save_kaggle(model, tmp_path)
+    export.save_kaggle(model, tmp_path)
     command = [sys.executable, "-c", SHARDED, str(GOLDEN), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent.parent)
     assert done.returncode == 0, done.stderr
@@ -295,12 +305,13 @@ def test_published_configurations(name, tmp_path):
     """The preset, found by the shapes alone and with a config.json of the old spelling."""
     config = MODELS[name]
     embed = jax.ShapeDtypeStruct((config.vocab, config.width), jnp.bfloat16)
-    leaves = weights._layout(config, flax=False)
-    layers = [([i], dict.fromkeys(leaves, "")) for i in range(config.layers)]
-    checkpoint = weights._Checkpoint(tmp_path, {"embed": embed}, None, "embed", "norm", layers)
-    assert weights._recognise(checkpoint) == config
+    leaves = layouts.layer_tensors(config, flax=False)
+    layers = [weights.LayerNames([i], dict.fromkeys(leaves, "")) for i in range(config.layers)]
+    found = files.CheckpointFiles(tmp_path, False, {"embed": embed}, read=None)
+    checkpoint = weights.Checkpoint(found, "embed", "norm", layers)
+    assert weights.recognise(checkpoint, [tmp_path]) == config
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
-    assert weights._recognise(checkpoint) == config
+    assert weights.recognise(checkpoint, [tmp_path]) == config
 
 
 def truncated(folder):
@@ -422,14 +433,14 @@ def test_downloads_that_fail(error, known, message, monkeypatch):
 
 def test_half_a_download(tmp_path, monkeypatch):
     """An archive's layout (weights in a folder, the tokenizer beside it), whole and not."""
-    shutil.copytree(GOLDEN / "flax_gemma3" / "flat_pytree", tmp_path / "gemma3-1b")
+    flax_checkpoint(3, "flat_pytree", tmp_path / "gemma3-1b")
     shutil.copy(WORDS, tmp_path / "tokenizer.model")
     monkeypatch.setattr(kagglehub, "model_download", lambda handle: str(tmp_path))
-    model, _, _ = weights.load(HANDLE, config=FLAX[3])
+    model, _, _ = weights.load(HANDLE)
     assert_golden(model, GOLDEN / "flax_gemma3")
     (tmp_path / "gemma3-1b" / "_METADATA").unlink()
     with pytest.raises(FileNotFoundError, match="_METADATA"):
-        weights.load(HANDLE, config=FLAX[3])
+        weights.load(HANDLE)
 
 
 @pytest.mark.parametrize("name", ["hf_gemma1", "hf_gemma2", "hf_gemma3"])
@@ -437,7 +448,7 @@ def test_transformers_opens_what_is_saved(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     model, _, _ = weights.load(GOLDEN / name, tokenizer=WORDS)
-    weights.save_hf(model, tmp_path)
+    export.save_hf(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, attn_implementation="eager"
     )
@@ -488,7 +499,7 @@ def test_real_gemma(real):
 
 def test_real_gemma_in_kaggles_layout(real, tmp_path):
     model, tokenizer, cases = real
-    weights.save_kaggle(model, tmp_path, tokenizer)
+    export.save_kaggle(model, tmp_path, tokenizer)
     again, words, config = weights.load(tmp_path)
     assert config == MODELS["gemma3-270m"] and words.vocab_size == tokenizer.vocab_size
     assert_same(model, again)
@@ -498,7 +509,7 @@ def test_rows_of_the_embedding_without_a_piece_are_neither_sampled_nor_trained(t
     words = Tokenizer.load(TINY_PATH)
     shape = dict(layers=2, width=32, heads=2, head_dim=16, ff=48, window=16)
     config = dataclasses.replace(MODELS["tiny"], **shape, vocab=words.vocab_size + 100)
-    weights.save_hf(Gemma(config, rngs=nnx.Rngs(0)), tmp_path, words)
+    export.save_hf(Gemma(config, rngs=nnx.Rngs(0)), tmp_path, words)
     model, words, config = weights.load(tmp_path)
     prompts, valid = sampler.pad_left([words.encode("20 16 4 = 40 :")] * 2, 8, words.pad_id)
     how = dict(group=16, length=16, stop_ids=words.stop_ids, pad_id=words.pad_id)

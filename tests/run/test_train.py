@@ -23,7 +23,7 @@ import pytest
 from flax import nnx
 
 from aha_lib import loop
-from aha_lib.model import lora, weights
+from aha_lib.model import export, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PUZZLES, Settings
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
         norm[...] = norm[...] + 1.0
     model.embed[...] = model.embed[...].at[TOKENIZER.eos_id].multiply(2.5)
     path = tmp_path_factory.mktemp("model")
-    weights.save_hf(model, path, TOKENIZER)
+    export.save_hf(model, path, TOKENIZER)
     return path
 
 
