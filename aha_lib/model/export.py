@@ -42,6 +42,7 @@ def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None
     _refuse_shards(folder)
     content = layouts.to_config_json(config)
     content["dtype"] = str(model.embed.dtype)
+    content["torch_dtype"] = content["dtype"]  # as transformers before 4.56 calls it
     texts = {}
     if tokenizer:
         _check_tokenizer(tokenizer, config)

@@ -15,10 +15,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from aha_lib import devices
 from aha_lib.model.block import WEIGHTS
+from aha_lib.model.files import write_safetensors
 from aha_lib.model.gemma import Gemma, abstract
 
 
@@ -74,7 +75,8 @@ def merge(model: Gemma) -> Gemma:
 def save(model: Gemma, path: str | Path) -> None:
     """Write the adapters to a safetensors file, rounded to bfloat16: a file of a few MB."""
     adapters = nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))["layers"]
-    save_file({k: np.asarray(x.astype(jnp.bfloat16)) for k, x in adapters.items()}, path)
+    rounded = {name: np.asarray(x.astype(jnp.bfloat16)) for name, x in adapters.items()}
+    write_safetensors(rounded, Path(path))
 
 
 def load(model: Gemma, path: str | Path) -> None:

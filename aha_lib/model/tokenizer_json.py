@@ -126,7 +126,7 @@ def _added_tokens(proto) -> list[dict]:
 def _normalizers(spec) -> list[dict]:
     steps = []
     if spec.remove_extra_whitespaces:
-        steps.append(_replace({"Regex": "^ +| +$"}, ""))
+        steps.append(_replace({"Regex": r"\A +| +\z"}, ""))  # ^ and $ are those of lines
         steps.append(_replace({"Regex": " +"}, " "))
     if spec.add_dummy_prefix:
         steps.append({"type": "Prepend", "prepend": " "})
@@ -183,5 +183,5 @@ def _split_words(proto) -> dict:
     known = [piece.piece for piece in proto.pieces if piece.type == KINDS.NORMAL]
     known.sort(key=len, reverse=True)
     words = "|".join(re.escape(word) for word in known)
-    pattern = {"Regex": f"(?:{words})(?={SPACE}|$)"}
+    pattern = {"Regex": rf"(?:{words})(?={SPACE}|\z)"}
     return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
