@@ -354,6 +354,79 @@ def other_tokenizer(folder):
     edit(folder, vocab_size=320)
 
 
+def own_head(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, folder / "model.safetensors")
+
+
+def untied(folder):
+    edit(folder, tie_word_embeddings=False)
+
+
+def two_homes(folder):
+    """What `save_hf` of old left in a folder that had a checkpoint in several files."""
+    tensors = load_file(folder / "model.safetensors")
+    old = {name: x + 1 for name, x in tensors.items() if "layers.0" in name}
+    save_file(old, folder / "model-00001-of-00002.safetensors")
+
+
+def not_finite(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 4] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+
+
+def list_for_a_config(folder):
+    (folder / "config.json").write_text("[1, 2]")
+
+
+def no_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def index_without_a_map(folder):
+    (folder / "model.safetensors.index.json").write_text('{"metadata": {}}')
+
+
+def no_kv_heads(folder):
+    edit(folder, num_key_value_heads=0)
+
+
+def yarn(folder):
+    edit(folder, rope_parameters={"full_attention": {"rope_type": "yarn", "factor": 2.0}})
+
+
+def lfs_pointer(name):
+    def tamper(folder):
+        pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+        (folder / name).write_text(pointer)
+
+    return tamper
+
+
+def empty(name):
+    def tamper(folder):
+        (folder / name).write_bytes(b"")
+
+    return tamper
+
+
+def junk_tokenizer(folder):
+    (folder / "tokenizer.model").write_bytes(b"<html>404</html>")
+
+
+def half_an_orbax(part):
+    def tamper(folder):
+        shutil.rmtree(folder)
+        flax_checkpoint(3, "flat_pytree", folder)
+        shutil.copy(WORDS, folder / "tokenizer.model")
+        for path in sorted(folder.glob(part)):
+            path.unlink()
+
+    return tamper
+
+
 def no_tokenizer(folder):
     (folder / "tokenizer.model").unlink()
 
@@ -381,15 +454,46 @@ def orbax_without_metadata(folder):
         (pattern, ValueError, "layer_types"),
         (other_tokenizer, ValueError, "160 pieces, the embedding 320 rows"),
         (no_tokenizer, FileNotFoundError, "no tokenizer.model"),
-        (undescribed, ValueError, "Gemma 3 of 8 layers and width 48: none of tiny, gemma-2b"),
+        (undescribed, ValueError, "none of tiny, gemma-2b.* so put a config.json there"),
         (orbax_without_metadata, FileNotFoundError, "with its _METADATA, not 0"),
         (shutil.rmtree, FileNotFoundError, "is no folder, no preset and no handle"),
+        (own_head, ValueError, "lm_head.weight in .* is not the embedding"),
+        (untied, ValueError, "config.json cannot be used: tie_word_embeddings is False"),
+        (two_homes, ValueError, "twice, in model-00001-of-00002.safetensors and in model.safe"),
+        (not_finite, ValueError, "numbers that are not finite, in up:"),
+        (list_for_a_config, ValueError, "config.json holds a list, not an object"),
+        (no_json, ValueError, "config.json is damaged, it is no JSON"),
+        (index_without_a_map, ValueError, "index.json has no weight_map"),
+        (no_kv_heads, ValueError, "config.json cannot be used: kv_heads is 0"),
+        (yarn, ValueError, "config.json cannot be used: RoPE is scaled by 'yarn'"),
+        (lfs_pointer("model.safetensors"), ValueError, "model.safetensors is a Git LFS pointer"),
+        (lfs_pointer("tokenizer.model"), ValueError, "tokenizer.model is a Git LFS pointer"),
+        (lfs_pointer("config.json"), ValueError, "config.json is a Git LFS pointer"),
+        (empty("tokenizer.model"), ValueError, "tokenizer.model cannot be used: .* is empty"),
+        (empty("model.safetensors"), ValueError, "model.safetensors is damaged or cut off"),
+        (junk_tokenizer, ValueError, "tokenizer.model cannot be used: .* no SentencePiece model"),
+        (half_an_orbax("manifest.ocdbt"), ValueError, "hf cannot be read .* download it again"),
+        (half_an_orbax("ocdbt.process_0/d/*"), ValueError, "hf cannot be read .* again"),
+        (half_an_orbax("d/*"), ValueError, "hf cannot be read .* download it again"),
     ],
 )
 def test_bad_checkpoints(hf, tamper, error, message):
     tamper(hf)
     with pytest.raises(error, match=message):
         weights.load(hf)
+
+
+def test_a_bucket_that_needs_a_package():
+    """gcsfs is not installed; where it is, there is no such bucket."""
+    with pytest.raises((ValueError, OSError), match="gs://nowhere/gemma"):
+        weights.load("gs://nowhere/gemma")
+
+
+def test_a_head_that_is_the_embedding_is_taken(hf):
+    tensors = load_file(hf / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    save_file(tensors, hf / "model.safetensors")
+    assert_golden(weights.load(hf)[0], hf)
 
 
 def http(status):
