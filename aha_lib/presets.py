@@ -149,7 +149,7 @@ eval_puzzles pass_k checkpoint_every tp""".split(),
 )
 _LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
 _LEAST |= dict.fromkeys(("drill", "jump", "check", "search"), 0)
-_LEAST |= {"rows": 1, "row_len": 16}
+_LEAST |= {"rows": 1, "row_len": 64}  # so many tokens hold most documents
 # JAX's keys take 32 bits of a seed.
 _MOST = {"clip_low": 1, "decay": 1, "form_reward": 0.9, "seed": 2**32 - 1}
 # Fields that say how a run is computed, measured and kept, not what it learns.

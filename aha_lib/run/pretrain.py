@@ -15,22 +15,26 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Num
 from tqdm.auto import tqdm
 
 from aha_lib import devices
 from aha_lib.model import lora, vocabulary, weights
+from aha_lib.model.finite import refuse_nonfinite
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, Pretraining
-from aha_lib.run import arguments, checkpoints
+from aha_lib.run import arguments, checkpoints, session
 from aha_lib.tasks import corpus
+
+ROOM = "set rows, or row_len, to less, or remat=True"  # advice where a device's memory is full
 
 
 def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:
@@ -50,6 +54,7 @@ def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:
         model, tokenizer = vocabulary.cut(model, ids), tokenizer.subset(ids)
     if s.adapters:
         lora.load(model, s.adapters)
+        refuse_nonfinite(model, s.adapters)
     elif s.lora:
         lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
     model.remat = s.remat
@@ -67,32 +72,41 @@ def optimizer(settings: Pretraining) -> optax.GradientTransformation:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "settings"), donate_argnums=(1, 3))
+class TrainState(NamedTuple):
+    """What a step changes: the trained parameters, and AdamW's moments of them."""
+
+    params: nnx.State
+    moments: optax.OptState
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "settings"), donate_argnames="state")
 def train_step(
     graph,
-    params,
-    rest,
-    moments,
-    tokens: Int[Array, "B T"],
-    positions,
-    segments,
-    weights: Float[Array, "B T"],
+    state: TrainState,
+    rest: nnx.State,
+    batch: dict[str, Num[Array, "B T"]],
     settings: Pretraining,
-):
+) -> tuple[TrainState, Float[Array, ""], Bool[Array, ""]]:
     """One AdamW step on the mean next-token loss (nats) over positions of weight 1.
 
-    `params` are trained, `rest` (the base under adapters) are not.
+    `rest`, the base under adapters, is not trained. `batch` is from `corpus.rows`. Gives the new
+    state, the loss before the step, and whether loss and gradient were finite: where not, the
+    state stays as it was.
     """
 
-    def loss(params):
+    def loss_of(params):
         model = nnx.merge(graph, params, rest)
-        hidden = model.hidden(tokens, positions, segments)
-        logprobs, _ = model.logprobs(hidden[:, :-1], tokens[:, 1:])
-        return -jnp.sum(logprobs * weights[:, 1:]) / jnp.sum(weights[:, 1:])
+        hidden = model.hidden(batch["tokens"], batch["positions"], batch["segments"])
+        logprobs, _ = model.logprobs(hidden[:, :-1], batch["tokens"][:, 1:])
+        weights = batch["weights"][:, 1:]
+        return -jnp.sum(logprobs * weights) / jnp.sum(weights)
 
-    value, grads = jax.value_and_grad(loss)(params)
-    updates, moments = optimizer(settings).update(grads, moments, params)
-    return optax.apply_updates(params, updates), moments, value
+    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+    updates, moments = optimizer(settings).update(grads, state.moments, state.params)
+    stepped = TrainState(optax.apply_updates(state.params, updates), moments)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
+    return state, loss, finite
 
 
 def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
@@ -101,19 +115,23 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     The folder gets `settings.json`, `metrics.jsonl` and `checkpoints/` of what is trained; at the
     end the model, adapters merged, as `weights.load` reads it, `adapters.safetensors` if there are
     any, and `pretraining.json`. A run that was killed goes on from its last checkpoint and gives
-    the rows it would have given. Raises ValueError if the folder holds a run with other settings.
+    the rows it would have given. Raises ValueError if the folder holds a run with other settings;
+    FloatingPointError after three steps in a row whose gradients were not finite: none of them is
+    applied, so what the checkpoints hold stays good. MemoryError if a device's memory is too small.
     """
     s, out = settings, Path(out)
     checkpoints.claim(out, s)
     model, tokenizer = begin(s)
     graph, params, rest = nnx.split(model, nnx.LoRAParam if s.lora else nnx.Param, ...)
-    tree = {"params": params, "moments": optimizer(s).init(params), "document": jnp.int32(0)}
+    state = TrainState(params, optimizer(s).init(params))
+    tree = _kept_tree(state, 0)
     # Where the steps leave it: else the second one would compile anew.
     tree = jax.device_put(tree, devices.shardings(tree, devices.make_mesh(jax.devices()[:1])))
     with checkpoints.manager(out) as manager:
         kept, done = checkpoints.restore(manager, checkpoints.shapes(tree), out)
-        params, moments, index = map((kept or tree).get, ("params", "moments", "document"))
-        index = int(index)
+        tree = kept or tree
+        state = TrainState(tree["params"], tree["moments"])
+        index = int(tree["document"])
         rows = checkpoints.cut(out / "metrics.jsonl", done)
         bar = tqdm(
             range(max(done, 0), s.steps),
@@ -124,19 +142,24 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
         )
         batch, index = corpus.rows(s, index, s.rows, tokenizer)
         for step in bar:
-            params, moments, loss = train_step(graph, params, rest, moments, **batch, settings=s)
-            learnt = index
-            batch, index = corpus.rows(s, learnt, s.rows, tokenizer)  # while the device is at work
-            row = {"step": step + 1, "loss": float(loss)}
+            with devices.memory_errors(ROOM):
+                state, loss, finite = train_step(graph, state, rest, batch, s)
+                learnt = index
+                # While the device is at work the host writes the next documents.
+                batch, index = corpus.rows(s, learnt, s.rows, tokenizer)
+                row = {"step": step + 1, "loss": float(loss)}
+            if not finite:
+                row["skipped_updates"] = 1
             rows.append(row)
             checkpoints.append(out / "metrics.jsonl", row)
+            session.check_finite(rows)
             if (step + 1) % s.checkpoint_every == 0 or step + 1 == s.steps:
                 bar.set_postfix(loss=f"{row['loss']:.3f}")
-                tree = {"params": params, "moments": moments, "document": jnp.int32(learnt)}
-                checkpoints.save(manager, step + 1, tree, row)
+                checkpoints.save(manager, step + 1, _kept_tree(state, learnt), row)
                 manager.wait_until_finished()  # before the arrays are donated
             yield row
-    model = nnx.merge(graph, params, rest)
+    model = nnx.merge(graph, state.params, rest)
+    refuse_nonfinite(model, out)
     if s.lora:
         lora.save(model, out / "adapters.safetensors")
     weights.save_hf(lora.merge(model) if s.lora else model, out, tokenizer)
@@ -151,6 +174,11 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     checkpoints.write(out / "pretraining.json", json.dumps(record, indent=2) + "\n")
 
 
+def _kept_tree(state: TrainState, document: int) -> dict:
+    """What a checkpoint holds: the state, and the first document that it has not learnt."""
+    return {"params": state.params, "moments": state.moments, "document": jnp.int32(document)}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: train in a folder, or go on there; bad settings end it with status 2."""
     settings, out = arguments.parse(argv, PRETRAINING)
@@ -160,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with closing(pretrain(settings, out)) as run:
             for _ in run:
                 pass
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 
