@@ -227,6 +227,7 @@ def test_main_job_says_in_a_line_what_is_wrong(tmp_path, wrong):
     assert wrong.partition("=")[0] in done.stderr and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_main_job_says_in_a_line_what_the_machine_refuses(tmp_path):
     (tmp_path / "run").touch()
     done = headless(tmp_path / "run")
@@ -234,6 +235,7 @@ def test_main_job_says_in_a_line_what_the_machine_refuses(tmp_path):
     assert "is a file, or lies in one: a run needs a folder." in done.stderr
 
 
+@pytest.mark.slow
 def test_main_job_says_in_a_line_why_a_download_failed(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):

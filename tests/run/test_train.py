@@ -594,6 +594,7 @@ def test_the_trained_model(settings, rewarded, tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(monkeypatch, tmp_path):
     """Twenty kills: before each of the writes of some steps, at random, and during saving."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
