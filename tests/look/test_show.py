@@ -220,7 +220,10 @@ def test_main_job_draws_its_curve_and_resumes(tmp_path):
     assert other.returncode == 2 and "seed: 0 -> 1" in other.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("wrong", ["stepz=20", "steps=many", "steps=-1"])
+MORE = [pytest.param(wrong, marks=pytest.mark.slow) for wrong in ("steps=many", "steps=-1")]
+
+
+@pytest.mark.parametrize("wrong", ["stepz=20", *MORE])
 def test_main_job_says_in_a_line_what_is_wrong(tmp_path, wrong):
     done = headless(tmp_path / "run", wrong)
     assert done.returncode == 2 and done.stderr.count("\n") == 1

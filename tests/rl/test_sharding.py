@@ -94,7 +94,7 @@ def test_the_run_moves(one):
     assert texts[0]["sampled"] != texts[1]["sampled"]
 
 
-@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_eight_devices(one, tmp_path, tp):
     finish(start(tmp_path / "run", 8, tp=tp))
     same(rows(one), rows(tmp_path / "run"))
