@@ -1,4 +1,4 @@
-"""Measurements are no tests and run nowhere here, but what they import from the package is there."""
+"""Measurements are no tests and run nowhere here; what they import from the package is there."""
 
 import ast
 import importlib
