@@ -97,6 +97,7 @@ def test_a_push_moves_one_layer_s_stream_by_itself(model, layer):
     )
 
 
+@pytest.mark.slow
 def test_the_sampler_is_pushed_as_the_trainer_is(base):
     """Its log-probabilities are those of a forward pass; without a push they are the base's."""
     model, tokenizer = lora.off(base[0]), base[1]
@@ -120,6 +121,7 @@ def test_the_sampler_is_pushed_as_the_trainer_is(base):
     )
 
 
+@pytest.mark.slow
 def test_another_push_compiles_nothing(base, rollout):
     model = lora.off(base[0])
     steering.add(model)
@@ -135,6 +137,7 @@ def test_another_push_compiles_nothing(base, rollout):
     assert sampler._decode._cache_size() == before
 
 
+@pytest.mark.slow
 def test_grpo_trains_the_direction_alone(base):
     model = lora.off(base[0])
     steering.add(model)
@@ -152,6 +155,7 @@ def test_grpo_trains_the_direction_alone(base):
     assert not any(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_decisions_fall_where_the_text_says(base, rollout):
     tokenizer, at = base[1], steering.decisions(rollout, base[1])
     ids = np.concatenate([rollout.prompts, rollout.completions.tokens], axis=1)
@@ -166,6 +170,7 @@ def test_decisions_fall_where_the_text_says(base, rollout):
         assert after.startswith("<answer>") != tries, after
 
 
+@pytest.mark.slow
 def test_activations_are_those_of_one_row_read_alone(base, rollout):
     at = steering.decisions(rollout, base[1])
     found = steering.activations(base[0], rollout, at)

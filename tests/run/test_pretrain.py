@@ -208,7 +208,10 @@ def test_a_cut_model_is_put_back(gemma):
         tokenizer.subset([*tokenizer.special_ids, tokenizer.piece_id("<0x41>")])
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": 0, "cut": False, "dtype": "float32"}])
+WHOLE = pytest.param({"lora": 0, "cut": False, "dtype": "float32"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("changes", [{}, WHOLE])
 def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
     settings = dataclasses.replace(cold(gemma), **changes)
     whole = list(pretrain.pretrain(settings, tmp_path / "whole"))
@@ -227,6 +230,7 @@ def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
         next(pretrain.pretrain(dataclasses.replace(settings, search=0.3), tmp_path / "parts"))
 
 
+@pytest.mark.slow
 def test_a_base_is_made_again_from_its_adapters(gemma, tmp_path):
     """The few MB that a cold start leaves are enough: no step, and the same base but for rounding.
 
@@ -251,6 +255,7 @@ def test_a_base_is_made_again_from_its_adapters(gemma, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_cold_start_then_grpo(gemma, tmp_path):
     """Two steps of each, as the presets do them, on the small Gemma."""
     settings = dataclasses.replace(cold(gemma), steps=2)

@@ -35,9 +35,10 @@ SETTINGS = dict(
 
 
 def start(out, address, *, hosts=1, this=0, devices=1):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environ = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": flags,
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(hosts),
         "JAX_PROCESS_ID": str(this),
@@ -70,6 +71,7 @@ def until(out, count, *jobs):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_sigterm_under_jax_distributed(tmp_path):
     """Which is on where a single TPU VM is, too, and takes SIGTERM for itself."""
     job = start(tmp_path, address())
@@ -82,6 +84,7 @@ def test_sigterm_under_jax_distributed(tmp_path):
     assert "Traceback" not in said and (tmp_path / "checkpoints" / str(last)).is_dir()
 
 
+@pytest.mark.slow
 def test_two_hosts_and_one_is_killed(tmp_path):
     """They evaluate, and one of them draws; when the other is gone it ends, with a sentence."""
     where = address()
@@ -96,6 +99,7 @@ def test_two_hosts_and_one_is_killed(tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_cell(tmp_path):
     """The interrupted cell has saved its step, and run again it goes on."""
     manager, client = start_new_kernel(cwd=str(JOB.parent.parent))

@@ -317,7 +317,13 @@ def test_evaluation_does_not_touch_training(settings, rewarded, tmp_path):
         assert b.items() <= a.items()  # those of the base and of the last step included
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": 2}, {"refills": 2, "group": 2}], ids=str)
+OTHERS = [
+    pytest.param(changes, marks=pytest.mark.slow)
+    for changes in ({"lora": 2}, {"refills": 2, "group": 2})
+]
+
+
+@pytest.mark.parametrize("changes", [{}, *OTHERS], ids=str)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     settings, changes, rewarded, monkeypatch, tmp_path
 ):
@@ -594,6 +600,7 @@ def test_the_trained_model(settings, rewarded, tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(monkeypatch, tmp_path):
     """Twenty kills: before each of the writes of some steps, at random, and during saving."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
