@@ -19,7 +19,7 @@ rl.sampler rl.objectives rl.packing rl.grpo
 tasks.countdown tasks.traces tasks.corpus
 run.session run.checkpoints run.arguments run.train run.pretrain
 look.record look.show look.dashboard look.steering
-tpu.chips tpu.plan
+tpu.chips tpu.programs tpu.plan
 """.split()
 NO_JAX = {"tasks.countdown": set(), "tasks.traces": {"tasks.countdown"}}  # and what they may import
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
