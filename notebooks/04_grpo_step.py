@@ -799,21 +799,19 @@ assert iterate(0.1, 8.0, 200, mirror=True)[-1] > 0.99
 # below happens on this one batch.
 
 # %%
+from aha_lib.loop import to_batch
 from aha_lib.model import weights
-from aha_lib.run import train
+from aha_lib.tasks.rollout import Policy, rollout, score, training_puzzles
+from aha_lib.tasks.task import Countdown
 
 model, tokenizer, _ = weights.load(settings.model)
 short = dataclasses.replace(settings, prompts=8, seed=4, completion_len=96)
-out = train.rollout(
-    model,
-    tokenizer,
-    train.puzzles(short, 1),
-    jax.random.key(4),
-    short,
-    group=G,
-    temperature=1.0,
-)
-frozen, paid, _ = train.scored(out, short)
+task = Countdown.from_settings(short)
+policy = Policy(model, tokenizer, task, short)
+puzzles, key = training_puzzles(task, short, 1), jax.random.key(4)
+out = rollout(policy, puzzles, key, group=G, temperature=1.0)
+paid = score(task, out, G)
+frozen = to_batch(out, paid, short)
 is_right = (paid == 1).reshape(-1)
 print("right in each group of", G, ":", (paid == 1).sum(1))
 print(f"tokens a completion: {frozen.mask.sum(1).mean():.1f}")
@@ -881,7 +879,7 @@ assert np.abs(again.weights[frozen.mask] - 1).max() < 2e-3
 def variant(name, **changes):
     """The frozen batch as a variant sees it, and its settings."""
     s = dataclasses.replace(short, **VARIANTS[name] | changes)
-    batch, _, _ = train.scored(out, s)
+    batch = to_batch(out, paid, s)
     counts_as = objectives.token_weights(batch.mask, s.norm, s.group)
     return batch._replace(weights=counts_as), s
 

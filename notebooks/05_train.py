@@ -102,6 +102,8 @@ from aha_lib.look import show
 from aha_lib.presets import PUZZLES, SETTINGS
 from aha_lib.run import arguments, train
 from aha_lib.tasks import countdown
+from aha_lib.tasks.rollout import held_out_panel
+from aha_lib.tasks.task import Countdown
 
 # %%
 devices.compilation_cache()  # a second run does not compile anew
@@ -157,7 +159,7 @@ if not as_script:
 # %%
 if not as_script:
     print(PUZZLES[settings.puzzles])
-    panel = train.puzzles(settings, 0)
+    panel = held_out_panel(Countdown.from_settings(settings), settings)
     for puzzle in panel[:3]:
         print(puzzle, " for example ", countdown.solve(puzzle)[0])
 

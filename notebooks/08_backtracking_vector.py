@@ -93,8 +93,9 @@ import aha_lib
 from aha_lib.look import show, steering
 from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS
-from aha_lib.run import train
 from aha_lib.tasks import countdown
+from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
+from aha_lib.tasks.task import Countdown
 
 # %%
 devices.compilation_cache()
@@ -104,15 +105,8 @@ puzzles = [
     countdown.generate(1000, i, **PUZZLES[settings.puzzles])
     for i in range(512)
 ]
-out = train.rollout(
-    model,
-    tokenizer,
-    puzzles,
-    jax.random.key(100),
-    settings,
-    group=2,
-    temperature=1.0,
-)
+policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
+out = rollout(policy, puzzles, jax.random.key(100), group=2, temperature=1.0)
 at = steering.decisions(out, tokenizer)
 print(f"{len(out.texts)} answers, {len(at.row)} decisions")
 
@@ -333,21 +327,14 @@ steering.add(model)
 def answer(puzzle, strength: float, layer: int = 3, key: int = 0) -> str:
     """What the pushed base says to a puzzle."""
     steering.steer(model, ours[layer], layer, strength)
-    one = train.rollout(
-        model,
-        tokenizer,
-        [puzzle],
-        jax.random.key(key),
-        settings,
-        group=1,
-        temperature=1.0,
-    )
+    key = jax.random.key(key)
+    one = rollout(policy, [puzzle], key, group=1, temperature=1.0)
     steering.steer(model, ours[layer], layer, 0.0)
     return one.texts[0]
 
 
 # %%
-panel = train.puzzles(settings, 0)
+panel = held_out_panel(policy.task, settings)
 for strength in (-2.0, -0.5, 0.0, 0.5, 1.0, 2.0):
     text = answer(panel[3], strength)
     display(show.side_by_side(panel[3], {f"α = {strength}": text}))
