@@ -21,7 +21,7 @@ tasks.rollout tasks.corpus
 loop
 run.session run.checkpoints run.arguments run.train run.pretrain
 look.record look.show look.dashboard look.steering
-tpu.chips tpu.plan
+tpu.chips tpu.programs tpu.plan
 """.split()
 NO_JAX = {  # and what they may import
     "tasks.countdown": set(),

@@ -10,6 +10,7 @@ import io
 import re
 import threading
 import time
+from html import escape
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -20,7 +21,8 @@ from aha_lib.look import record, show
 from aha_lib.presets import Settings
 from aha_lib.run import session
 from aha_lib.tasks import countdown
-from aha_lib.tasks.rollout import Policy, rollout
+from aha_lib.tasks import task as tasks
+from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
 from aha_lib.tasks.task import Countdown
 
 
@@ -40,14 +42,23 @@ def state(out: Path, dollars: float = 0.0) -> tuple[str, bool]:
 
 
 def newest(out: Path, count: int = 3) -> str:
-    """HTML of the last evaluation's first completions beside those of the base, sums coloured."""
+    """HTML of the last evaluation's first completions beside those of the base.
+
+    Countdown's sums are coloured; those of another task have their rewards.
+    """
     run = record.read(out)
-    ends = run.kept[:1] + run.kept[-1:]
-    views = [
-        show.side_by_side(puzzle, {f"step {row['step']}": row["sampled"][i] for row in ends})
-        for i, puzzle in enumerate(run.panel[: count * bool(ends)])
-    ]
-    return "<br>".join(view.data for view in views)
+    if not run.kept:
+        return ""
+    try:
+        task = tasks.load(run.settings)
+    except ValueError as error:  # one that was made in another notebook
+        return escape(f"The completions cannot be shown: {error}")
+    ends = [run.kept[0], run.kept[-1]]
+    views = []
+    for i, puzzle in enumerate(held_out_panel(task, run.settings)[:count]):
+        completions = {f"step {row['step']}": row["sampled"][i] for row in ends}
+        views.append(show.answers(task, puzzle, completions).data)
+    return "<br>".join(views)
 
 
 def figures(out: Path) -> tuple[bytes, str]:
@@ -94,9 +105,10 @@ def answer(model, tokenizer, settings: Settings, text: str) -> HTML:
 
     ValueError for a text that is no puzzle, or too long a one.
     """
-    *numbers, target = map(int, re.findall(r"\d+", text) or [0])
-    if len(numbers) < 2:
+    found = [int(digits) for digits in re.findall(r"\d+", text)]
+    if len(found) < 3:
         raise ValueError("A puzzle is some numbers and a target: 20 16 4 = 40")
+    *numbers, target = found
     puzzle = countdown.Puzzle(tuple(numbers), target)
     policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
     out = rollout(policy, [puzzle], jax.random.key(0), group=1, temperature=0.0)

@@ -100,7 +100,7 @@ def told(before: np.ndarray, at: steering.Decisions) -> list[dict]:
     for when, here in cases.items():
         for how in (steering.difference, steering.probe):
             tries = at.tries[here]
-            apart = steering.halves(before[:, here], tries, even[here], how)
+            apart = steering.separation_in_other_half(before[:, here], tries, even[here], how)
             rows.append(
                 {
                     "when": when,

@@ -63,6 +63,16 @@ def test_newest_beside_the_base(out):
     assert seen.count("step 0") == seen.count("step 2") == 3 and "3 + 3 = 7" in seen
 
 
+def test_newest_of_another_task(out):
+    """Its answers with their rewards; a sentence where the task is not to be found."""
+    own = dataclasses.replace(SETTINGS, task="aha_lib.tasks.last_first:LastFirst")
+    (out / "settings.json").write_text(json.dumps(dataclasses.asdict(own)))
+    assert dashboard.newest(out).count("reward 0") == 3
+    gone = dataclasses.replace(SETTINGS, task="__main__:Mine")
+    (out / "settings.json").write_text(json.dumps(dataclasses.asdict(gone)))
+    assert "cannot be shown" in dashboard.newest(out)
+
+
 def test_figures_take_no_more_than_their_share(out, monkeypatch):
     drawn, curve = [], dashboard.show.curve
     monkeypatch.setattr(dashboard.show, "curve", lambda *a, **k: drawn.append(1) or curve(*a, **k))
