@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -225,6 +226,20 @@ def _session_age() -> float:
     after_name = Path("/proc/1/stat").read_text().rsplit(")", 1)[1]  # the name may have blanks
     started = int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")  # seconds after the boot
     return uptime - started
+
+
+class Stopwatch:
+    """Seconds between one lap and the next, by name."""
+
+    def __init__(self):
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Give the time since the last lap this name."""
+        now = time.perf_counter()
+        self.laps[name] = now - self._since
+        self._since = now
 
 
 def secret(name: str) -> str:

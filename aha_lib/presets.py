@@ -237,8 +237,9 @@ class Settings:
 
     preset: str = setting("tiny", "the preset that the others come from", changeable=True)
     model: str = setting("tiny", '"tiny", a Kaggle handle or a folder, as weights.load takes it')
-    puzzles: str = setting("tiny", "which puzzles", OneOf(tuple(PUZZLES)))
-    template: str = setting("tiny", "prompt template of countdown.prompt", TEMPLATES)
+    task: str = setting("countdown", "what is learnt: countdown, FILE.py:NAME or MODULE:NAME")
+    puzzles: str = setting("tiny", "of countdown: which puzzles", OneOf(tuple(PUZZLES)))
+    template: str = setting("tiny", "of countdown: the prompt's template", TEMPLATES)
     dtype: str = setting("auto", "of activations; auto: bfloat16, on a CPU float32", DTYPES)
     seed: int = setting(0, "of puzzles and of what is drawn at random", Range(0, 2**32 - 1))
     steps: int = setting(60, "GRPO steps", Range(0, MANY))
