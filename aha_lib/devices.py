@@ -163,7 +163,7 @@ def memory_errors(advice: str):
         figures = re.search(r"(?i)used [\d.]+\w+ of [\d.]+\w+|allocat\w* [\d.]+ ?\w+", str(error))
         raise MemoryError(
             f"A device has too little memory ({figures[0] if figures else 'RESOURCE_EXHAUSTED'}): "
-            f"{advice}. `python -m aha_lib.tpu.plan` says beforehand what fits."
+            f"{advice}. `aha plan` says beforehand what fits."
         ) from error
 
 

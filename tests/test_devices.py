@@ -232,7 +232,7 @@ def alone(program: str, **changes: str | None) -> subprocess.CompletedProcess:
 def test_memory_errors(error, figures):
     with pytest.raises(MemoryError) as caught, devices.memory_errors("lower micro_batch"):
         raise jax.errors.JaxRuntimeError(error)
-    assert f"({figures}): lower micro_batch. `python -m aha_lib.tpu.plan`" in str(caught.value)
+    assert f"({figures}): lower micro_batch. `aha plan`" in str(caught.value)
 
 
 def test_other_errors_stay():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -133,6 +134,18 @@ def test_every_number_and_every_word_says_what_it_may_be():
         assert (allowed is None) == (one.type is bool or one.name in free), one.name
         assert allowed is None or (one.default in allowed and shown.endswith(f"; {allowed}"))
         assert len(shown) > len(one.name) and "\n" not in shown
+
+
+def test_the_page_of_settings(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+    import settings_page
+
+    text = settings_page.page()
+    assert settings_page.PAGE.read_text() == text, "run python tests/benchmarks/settings_page.py"
+    for one in [*dataclasses.fields(Settings), *dataclasses.fields(Pretraining)]:
+        assert f"| `{one.name}` | " in text
+    for name in [*presets.SETTINGS, *presets.PRETRAINING]:
+        assert f"| `{name}` | " in text
 
 
 def test_controls_differ_in_habits_alone():
