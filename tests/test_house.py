@@ -19,9 +19,10 @@ rl.sampler rl.objectives rl.packing rl.grpo
 tasks.countdown tasks.traces tasks.task tasks.last_first tasks.word_problems tasks.gym
 tasks.rollout tasks.corpus
 loop
-run.session run.checkpoints run.arguments run.train run.pretrain
+run.session run.checkpoints run.cli run.train run.pretrain
 look.record look.show look.dashboard look.steering
 tpu.chips tpu.programs tpu.plan
+commands
 """.split()
 NO_JAX = {  # and what they may import
     "tasks.countdown": set(),
@@ -70,7 +71,8 @@ def test_package_is_the_list():
 
 @pytest.mark.parametrize("name", ROOMS)
 def test_rooms_import_nothing(name):
-    assert not imports(SOURCES[name])
+    allowed = {"sys"} if name == "__init__" else set()  # which looks at Python's version
+    assert imports(SOURCES[name]) <= allowed
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,15 +1,15 @@
 """A run watched by its folder, wherever it goes on; its end asked for; its model put to the test.
 
-For notebooks, and for a terminal: `python -m aha_lib.look.dashboard runs/tiny`. Knows nothing of
+For notebooks, and for a terminal: `aha watch runs/tiny`. Knows nothing of
 how
 a run is trained; reads the files that it leaves, and leaves it the file `stop`.
 """
 
-import argparse
 import io
 import re
 import threading
 import time
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from IPython.display import HTML
 
 from aha_lib.look import record, show
 from aha_lib.presets import Settings
-from aha_lib.run import session
+from aha_lib.run import cli, session
 from aha_lib.tasks import countdown
 from aha_lib.tasks import task as tasks
 from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
@@ -105,22 +105,27 @@ def answer(model, tokenizer, settings: Settings, text: str) -> HTML:
 
     ValueError for a text that is no puzzle, or too long a one.
     """
-    found = [int(digits) for digits in re.findall(r"\d+", text)]
-    if len(found) < 3:
-        raise ValueError("A puzzle is some numbers and a target: 20 16 4 = 40")
-    *numbers, target = found
-    puzzle = countdown.Puzzle(tuple(numbers), target)
+    puzzle = read_puzzle(text)
     policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
     out = rollout(policy, [puzzle], jax.random.key(0), group=1, temperature=0.0)
     return show.side_by_side(puzzle, {"answer": out.texts[0]})
 
 
-def main() -> None:
+def read_puzzle(text: str) -> countdown.Puzzle:
+    """The puzzle `20 16 4 = 40`; ValueError for a text that is none."""
+    found = [int(digits) for digits in re.findall(r"\d+", text)]
+    if len(found) < 3:
+        raise ValueError("A puzzle is some numbers and a target: 20 16 4 = 40")
+    *numbers, target = found
+    return countdown.Puzzle(tuple(numbers), target)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Print how far a run is, or ask it to stop."""
-    parser = argparse.ArgumentParser(description="How far is a run?")
+    parser = cli.Parser(prog="aha watch", description="How far is a run?")
     parser.add_argument("out", type=Path, help="the run's folder")
     parser.add_argument("--stop", action="store_true", help="after the step, which is saved")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not (args.out / "settings.json").exists():
         parser.exit(2, f"{args.out} holds no run.\n")
     if args.stop:

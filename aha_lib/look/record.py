@@ -1,11 +1,10 @@
 """What is kept of a run when its checkpoints go: settings, rows, held-out completions, adapters.
 
 The records that come with the package lie in `data/run` and `data/gemma3-270m`; notebooks 06 and 07
-read them. `python -m aha_lib.look.record runs/tiny FOLDER` keeps one more. Knows nothing of how a
+read them. `aha record runs/tiny FOLDER` keeps one more. Knows nothing of how a
 run is trained, nor of what its completions say.
 """
 
-import argparse
 import gzip
 import json
 import os
@@ -20,7 +19,7 @@ import jax
 
 from aha_lib.model import lora
 from aha_lib.presets import Settings
-from aha_lib.run import train
+from aha_lib.run import cli, train
 from aha_lib.run.checkpoints import read_rows
 from aha_lib.tasks import task as tasks
 from aha_lib.tasks.rollout import held_out_panel
@@ -93,7 +92,7 @@ def machine() -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m aha_lib.look.record", description=__doc__)
+    parser = cli.Parser(prog="aha record", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, as notebook 05 leaves it")
     parser.add_argument("folder", type=Path, help="where its record goes")
     args = parser.parse_args(argv)

@@ -4,8 +4,8 @@
 sees before it is rewarded. Knows nothing of rewards or GRPO. The shipped base, and one for GRPO to
 start from:
 
-    python -m aha_lib.run.pretrain --preset tiny --out aha_lib/data/tiny
-    python -m aha_lib.run.pretrain --preset gemma3-270m-cpu --out runs/gemma3-270m-cpu/base
+    aha pretrain --preset tiny --out aha_lib/data/tiny
+    aha pretrain --preset gemma3-270m-cpu --out runs/gemma3-270m-cpu/base
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from aha_lib.model import lora, vocabulary, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, Pretraining
-from aha_lib.run import arguments, checkpoints
+from aha_lib.run import checkpoints, cli
 from aha_lib.tasks import corpus
 
 
@@ -153,7 +153,7 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: train in a folder, or go on there; bad settings end it with status 2."""
-    settings, out = arguments.parse(argv, PRETRAINING)
+    settings, out = cli.parse(argv, PRETRAINING, "aha pretrain")
     devices.compilation_cache()
     try:
         devices.available()
