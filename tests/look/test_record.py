@@ -11,7 +11,7 @@ from aha_lib.look import record
 from aha_lib.model import lora, weights
 from aha_lib.presets import Settings
 from aha_lib.run import train
-from aha_lib.tasks import countdown
+from aha_lib.tasks import countdown, traces
 
 SMALL = Settings(
     steps=1,
@@ -75,6 +75,17 @@ def test_the_records_of_the_package(folder):
             ]
             if row["step"] or kind == "greedy" or shipped.settings.pass_k == 1:
                 assert row[f"heldout_{name}"] == sum(right) / len(right)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_the_records_have_the_backtracks_that_the_rules_see(folder):
+    shipped = record.read(folder)
+    for row, kept in zip(shipped.measured, shipped.kept, strict=True):
+        if row["step"] or shipped.settings.pass_k == 1:  # else its texts are a part of the answers
+            pairs = zip(kept["sampled"], shipped.panel, strict=True)
+            backtracks = [traces.parse(*pair).backtracks for pair in pairs]
+            assert row["heldout_backtracks"] == sum(backtracks) / len(backtracks)
 
 
 def test_there_are_records():
