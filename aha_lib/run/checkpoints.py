@@ -189,7 +189,7 @@ def restore(
     """
     tree, step, damaged = newest(manager, shapes)
     if tree is None:
-        _check_nothing_is_lost(out, damaged, first)
+        check_nothing_is_lost(out, damaged, first)
         return None, -1
     for bad, why in damaged.items():
         folder.log(
@@ -205,7 +205,7 @@ def restore(
     return tree, step
 
 
-def _check_nothing_is_lost(out: Path, damaged: dict[int, str], first: int) -> None:
+def check_nothing_is_lost(out: Path, damaged: dict[int, str], first: int = 0) -> None:
     """ValueError where a run would begin at 0 although it has been further."""
     last = folder.last_step(out)
     if damaged:
@@ -299,14 +299,14 @@ def _weights_checksum(x: jax.Array) -> jax.Array:
 
 
 def check_base(out: Path, base, name: str) -> int:
-    """The checksum of the weights that a run starts from, for `keep_base`.
+    """The checksum of the weights that a run starts from.
 
-    ValueError if the folder's run was started from others: what it has learnt does not fit these.
-    `name` is the model's, for the sentence.
+    ValueError if the folder's run began with others: what it has learnt does not fit these. `name`
+    is the model's, for the sentence.
     """
     found = sum(int(_weights_checksum(x)) for x in jax.tree.leaves(base)) % 2**32
     path = out / "base.json"
-    if path.exists() and folder.read_json(path)["checksum"] != found:
+    if path.exists() and folder.has_begun(out) and folder.read_json(path)["checksum"] != found:
         raise ValueError(
             f"{name} has other weights now than when the run in {out} began: put those back, or "
             "choose another folder."
@@ -314,6 +314,7 @@ def check_base(out: Path, base, name: str) -> int:
     return found
 
 
-def keep_base(out: Path, found: int, name: str) -> None:
-    """Write down which weights the run in a folder starts from."""
+def keep_base(out: Path, base, name: str) -> None:
+    """Write down which weights the run in a folder starts from. Raises what `check_base` does."""
+    found = check_base(out, base, name)
     folder.write(out / "base.json", json.dumps({"model": name, "checksum": found}) + "\n")

@@ -1,138 +1,285 @@
-"""The training loop: what a step is fed, what is measured, when it stops.
+"""A run of GRPO: `loop.step` with evaluation, checkpoints, a clock, and a way to stop and go on.
 
-A step is a function of (state, step number): its puzzles and random keys are folded from the seed
-and the number, so that a resumed run is the same run. Joins the text side (puzzles, rewards,
-traces) to the array side (sampler, grpo); knows nothing of plots.
+A run that was killed goes on from its last checkpoint and gives the rows it would have given. Knows
+nothing of plots, nor of what a task's puzzles are.
 """
 
+import contextlib
 import dataclasses
-import functools
-import json
+import enum
 import math
 import signal
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent import futures
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 from flax import nnx
-from tqdm.auto import tqdm
+from jax.sharding import Mesh
 
 from aha_lib import devices
+from aha_lib.devices import Stopwatch
+from aha_lib.loop import ROOM, reference_params, step, training_key
 from aha_lib.model import lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
-from aha_lib.presets import PUZZLES, Settings
-from aha_lib.rl import grpo, sampler
-from aha_lib.run import checkpoints, session
-from aha_lib.run.checkpoints import read_rows as read_rows  # for those who look at a run
-from aha_lib.tasks import countdown, traces
+from aha_lib.presets import Settings
+from aha_lib.rl import grpo
+from aha_lib.run import checkpoints, folder, session, tracker
+from aha_lib.run.folder import read_rows as read_rows  # for those who look at a run
+from aha_lib.tasks import task as tasks
+from aha_lib.tasks.rollout import Policy, held_out_panel, rollout, score, training_puzzles
+from aha_lib.tasks.task import Task
 
-ROOM = "sampling, lower prompts or set gather=False; updating, lower micro_batch; or set lora=16"
-PANEL_SEED = 0  # the held-out panel is the same for every run, whatever its seed
+GO_ON = "The same command, or cell, goes on from there."
 
 
-def puzzles(settings: Settings, step: int, draw: int = 0) -> list[countdown.Puzzle]:
-    """The training puzzles of step 1, 2, …; those of step 0 are the held-out panel.
+class Stop(enum.Enum):
+    """Why a run ends after a step."""
 
-    No puzzle's index is used by two steps, or by two draws of a step (see `Settings.refills`).
+    NOT = "it goes on"
+    FINISHED = "the last step is done"
+    INTERRUPTED = "Ctrl-C"
+    TERMINATED = "SIGTERM"
+    ASKED = "the folder has a file `stop`"
+    LATE = "the session ends"
+
+
+@dataclasses.dataclass
+class Run:
+    """A run between two of its steps."""
+
+    out: Path
+    policy: Policy
+    opt_state: optax.OptState
+    reference: nnx.State | None  # of the KL term, see loop.reference_params
+    mesh: Mesh
+    manager: ocp.CheckpointManager
+    rows: list[dict]
+    track: tracker.Tracker
+    deadline: float  # time.monotonic() at which it has to have stopped
+    next_step: int
+    saved: float = dataclasses.field(default_factory=time.monotonic)  # when it last was
+    slowest: float = 0.0  # seconds of its longest step so far
+
+    @property
+    def settings(self) -> Settings:
+        return self.policy.settings
+
+
+def train(settings: Settings, out: str | Path, task: Task | None = None) -> Iterator[dict]:
+    """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
+
+    What is learnt is `task`, or what `settings.task` names; the folder remembers its name.
+
+    Uses all devices, those of other hosts too (`devices.start_distributed`), which then have to
+    share the folder. Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl`
+    (a row a step), `rollouts.jsonl` (the held-out panel's completions at each evaluation),
+    `log.txt`, `lock`, `base.json` where the base is needed again, and `checkpoints/`, of what is
+    trained: with adapters these alone.
+    A run that was killed goes on from its last checkpoint and gives the rows it would have given.
+    It saves a step and stops early, and says so in `stopped.txt`, when the session ends, when the
+    folder has a file `stop`, at Ctrl-C (KeyboardInterrupt) and at SIGTERM (SystemExit). What else
+    ends it is in `stopped.txt` too.
+
+    Raises ValueError if another process trains in the folder, if it holds a run with other
+    settings, another base or no whole checkpoint, or preflight finds nothing to learn from;
+    MemoryError or OSError if a device's memory or the disk is too small, or a checkpoint cannot be
+    read; FloatingPointError after three steps in a row whose gradients were not finite. Of several
+    hosts each ends where one does, see `session.fail_together`.
     """
-    s, ranges = settings, PUZZLES[settings.puzzles]
-    if step == 0:
-        indices = range(s.eval_puzzles)
-        return [countdown.generate(PANEL_SEED, i, **ranges, held_out=True) for i in indices]
-    first = (step - 1 + draw * s.steps) * s.prompts
-    return [countdown.generate(s.seed, i, **ranges) for i in range(first, first + s.prompts)]
+    task = tasks.load(settings) if task is None else task
+    settings = dataclasses.replace(settings, task=tasks.name_of(task))
+    out, deadline = Path(out), session.deadline(settings.hours)
+    folder.make(out)
+    with session.fail_together(), folder.hold(out):
+        changes = folder.changed_settings(out, settings)
+        folder.remove_marks(out)
+        with (
+            folder.keep_reason(out, settings.steps),
+            checkpoints.disk_errors(out),
+            checkpoints.manager(out) as manager,
+        ):
+            run = resume_or_start(settings, out, task, manager, deadline)
+            for change in changes:
+                folder.log(out, f"Taken over: {change}")
+            yield from go_on(run)
 
 
-def widest(settings: Settings) -> countdown.Puzzle:
-    """The puzzle with the longest prompt that the settings' ranges allow."""
-    ranges = PUZZLES[settings.puzzles]
-    numbers = (ranges["high"],) * int(np.max(ranges["numbers"]))
-    return countdown.Puzzle(numbers, ranges["target_high"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """Puzzles and what the model wrote for them, as arrays and as text, a row a completion."""
-
-    puzzles: list[countdown.Puzzle]
-    prompts: np.ndarray
-    valid: np.ndarray
-    completions: sampler.Completions
-    texts: list[str]
-    seconds: float
-
-
-def rollout(
-    model,
-    tokenizer: Tokenizer,
-    puzzles: Sequence[countdown.Puzzle],
-    key,
+def resume_or_start(
     settings: Settings,
-    *,
-    group: int,
-    temperature: float,
-) -> Rollout:
-    """Sample `group` completions of every puzzle, as many rows at a time as in a training step."""
-    start, s = time.perf_counter(), settings
-    ids = [tokenizer.encode(countdown.prompt(puzzle, s.template)) for puzzle in puzzles]
-    prompts, valid = sampler.pad_left(ids, s.prompt_len, tokenizer.pad_id)
-    at_a_time = max(1, s.prompts * s.group // group)
-    parts = [
-        sampler.sample(
-            model,
-            prompts[i : i + at_a_time],
-            valid[i : i + at_a_time],
-            jax.random.fold_in(key, i),
-            group=group,
-            length=s.completion_len,
-            stop_ids=tokenizer.stop_ids,
-            pad_id=tokenizer.pad_id,
-            temperature=temperature,
-            gather=s.gather,
-        )
-        for i in range(0, len(puzzles), at_a_time)
-    ]
-    completions = sampler.Completions(*map(np.concatenate, zip(*parts, strict=True)))
-    texts = [
-        tokenizer.decode(row[mask])
-        for row, mask in zip(completions.tokens, completions.mask, strict=True)
-    ]
-    each = [puzzle for puzzle in puzzles for _ in range(group)]
-    prompts, valid = np.repeat(prompts, group, axis=0), np.repeat(valid, group, axis=0)
-    return Rollout(each, prompts, valid, completions, texts, time.perf_counter() - start)
+    out: Path,
+    task: Task,
+    manager: ocp.CheckpointManager,
+    deadline: float,
+) -> Run:
+    """The run in a folder as its last checkpoint left it, or at its beginning.
+
+    The folder's files are changed last, once all has proved to be possible.
+    """
+    s, track = settings, tracker.start(settings, out)
+    mesh = _mesh(s)
+    with devices.use(mesh):
+        policy, opt_state, reference, done = _restore_or_begin(s, out, task, mesh, manager)
+        checkpoints.check_room(out, _kept(policy.model, opt_state, s))
+        if s.preflight and done < 0:
+            folder.log(out, preflight(policy, training_key(s)))
+    folder.write_settings(out, s)
+    folder.truncate_after(out / "rollouts.jsonl", done)
+    rows = folder.truncate_after(out / "metrics.jsonl", done)
+    return Run(out, policy, opt_state, reference, mesh, manager, rows, track, deadline, done + 1)
+
+
+def go_on(run: Run) -> Iterator[dict]:
+    """The steps that are left, each measured, kept and saved where that is due."""
+    s = run.settings
+    bar = session.Progress(run.next_step, s.steps)
+    with contextlib.closing(bar), session.catch_signals() as seen:
+        for number in range(run.next_step, s.steps + 1):
+            began = time.monotonic()
+            with devices.use(run.mesh):  # and off while the row is looked at
+                row = take_step(run, number)
+                row |= evaluate_if_due(run, number)
+            keep_row(run, row)
+            warn_if_needed(run)
+            run.slowest = max(run.slowest, time.monotonic() - began) if number else 0.0
+            reason = stop_reason(run, number, seen)
+            save_if_due(run, row, reason)
+            tell_stop(run, number, reason)
+            bar.advance(_note(row))
+            yield row
+            if reason is Stop.INTERRUPTED:
+                raise KeyboardInterrupt
+            if reason is Stop.TERMINATED:
+                raise SystemExit(128 + signal.SIGTERM)
+            if reason is not Stop.NOT:
+                return
+
+
+def take_step(run: Run, number: int) -> dict:
+    """Update the model by a step of GRPO; its metrics. Step 0 is none: it measures the base."""
+    if number == 0:
+        return {"step": 0}
+    key = training_key(run.settings)
+    run.opt_state, row = step(run.policy, run.opt_state, run.reference, number, key)
+    return row
+
+
+def evaluate_if_due(run: Run, number: int) -> dict:
+    """The held-out metrics, every `eval_every` steps and at the last; the texts go to the folder."""
+    s = run.settings
+    if number % s.eval_every and number != s.steps:
+        return {}
+    evaluation_key = jax.random.split(jax.random.key(s.seed))[1]
+    metrics, texts = evaluate(run.policy, jax.random.fold_in(evaluation_key, number), number)
+    folder.append(run.out / "rollouts.jsonl", texts)
+    return metrics
+
+
+def keep_row(run: Run, row: dict) -> None:
+    """Add a step's row to the folder's, and to the tracker's."""
+    if row["step"] == 1:
+        # So rows after step 0 tell that there has been a checkpoint, see checkpoints.restore.
+        run.manager.wait_until_finished()
+    folder.append(run.out / "metrics.jsonl", row)
+    run.track(row, row["step"])
+    run.rows.append(row)
+
+
+def warn_if_needed(run: Run) -> None:
+    """Say what goes wrong since this step, and once how long it will take.
+
+    FloatingPointError where updates are skipped again and again.
+    """
+    rows = run.rows
+    number = rows[-1]["step"]
+    session.check_finite(rows)
+    for warning in sorted(session.warnings(rows) - session.warnings(rows[:-1])):
+        folder.log(run.out, f"Step {number}: {warning}")
+    if number == run.next_step + 3:  # the first ones compile
+        left = session.estimate_time_left(rows, run.settings.steps)
+        folder.log(run.out, f"Step {number}: {left}, without evaluations.")
+
+
+def stop_reason(run: Run, number: int, seen: Set[signal.Signals]) -> Stop:
+    """Whether the run ends after this step, and why; the same on every host."""
+    left = run.deadline - time.monotonic()
+    interrupted, terminated, asked, late = session.any_host(
+        signal.SIGINT in seen,
+        signal.SIGTERM in seen or session.preempted(number),
+        (run.out / "stop").exists(),
+        left < 60 + 2 * run.slowest,
+    )
+    if interrupted:
+        return Stop.INTERRUPTED
+    if terminated:
+        return Stop.TERMINATED
+    if number == run.settings.steps:
+        return Stop.FINISHED
+    if late:
+        return Stop.LATE
+    return Stop.ASKED if asked else Stop.NOT
+
+
+def save_if_due(run: Run, row: dict, reason: Stop) -> None:
+    """Write a checkpoint: every `checkpoint_every` steps, after so many minutes, and at the end."""
+    s, number = run.settings, row["step"]
+    minutes = (time.monotonic() - run.saved) / 60
+    (long_ago,) = session.any_host(minutes > s.checkpoint_minutes)
+    if long_ago or reason is not Stop.NOT or number % s.checkpoint_every == 0:
+        checkpoints.save(run.manager, number, _kept(run.policy.model, run.opt_state, s), row)
+        run.saved = time.monotonic()
+
+
+def tell_stop(run: Run, number: int, reason: Stop) -> None:
+    """Once the last step of this time is on the disk: say why there is no next one."""
+    if reason is Stop.NOT:
+        return
+    run.manager.wait_until_finished()
+    if jax.process_index() == 0:
+        (run.out / "stop").unlink(missing_ok=True)
+    if number == run.settings.steps:
+        return
+    why = "Stopped"
+    if reason is Stop.LATE:
+        minutes = max(run.deadline - time.monotonic(), 0) / 60
+        why = f"{minutes:.0f} minutes left"
+    folder.mark_stopped(run.out, f"{why}: step {number} of {run.settings.steps} is saved. {GO_ON}")
+
+
+def _note(row: dict) -> str:
+    if "heldout_accuracy" not in row:
+        return ""
+    return f"held-out accuracy {row['heldout_accuracy']:.2f}"
 
 
 @devices.memory_errors(ROOM)
-def evaluate(model, tokenizer, settings: Settings, key, step: int) -> tuple[dict, dict]:
+def evaluate(policy: Policy, key, step: int) -> tuple[dict, dict]:
     """Greedy and sampled completions of the held-out panel.
 
-    Gives the metrics (accuracies, mean length in tokens, backtracks per completion, outcomes and
-    styles as counts; at step 0 also pass@1…pass@k) and the completions' texts for the record.
+    Gives the metrics (accuracies, mean length in tokens, the task's own measures; at step 0 also
+    pass@1…pass@k) and the completions' texts for the record.
     """
-    panel = puzzles(settings, 0)
-    base = step == 0 and settings.pass_k > 1
-    group = settings.pass_k if base else 1
-    out = rollout(
-        model, tokenizer, panel, key, settings, group=group, temperature=settings.temperature
-    )
-    greedy = rollout(model, tokenizer, panel, key, settings, group=1, temperature=0.0)
-    parsed = [traces.parse(*pair) for pair in zip(out.texts, out.puzzles, strict=True)]
-    ended = (~out.completions.mask[:, -1]).tolist()
-    right = np.array([trace.right for trace in parsed]).reshape(len(panel), group)
-    greedily = [countdown.reward(t, p).value == 1 for t, p in zip(greedy.texts, panel, strict=True)]
+    task, s = policy.task, policy.settings
+    panel = held_out_panel(task, s)
+    base = step == 0 and s.pass_k > 1
+    group = s.pass_k if base else 1
+    out = rollout(policy, panel, key, group=group, temperature=s.temperature)
+    greedy = rollout(policy, panel, key, group=1, temperature=0.0)
+    right = score(task, out, group) == 1
+    greedily = score(task, greedy, 1) == 1
     metrics = {
         "heldout_accuracy": float(right.mean()),
-        "heldout_greedy": float(np.mean(greedily)),
+        "heldout_greedy": float(greedily.mean()),
         "heldout_length": float(out.completions.mask.sum(1).mean()),
-        "heldout_backtracks": float(np.mean([trace.backtracks for trace in parsed])),
-        "outcomes": dict(Counter(map(traces.outcome, parsed, ended))),
-        "styles": dict(Counter(map(traces.style, parsed))),
     }
+    ended = (~out.completions.mask[:, -1]).tolist()
+    for name, value in task.measures(out.texts, out.puzzles, ended).items():
+        # Means are also measured in training: those of the panel have a name of their own.
+        metrics[name if isinstance(value, dict) else f"heldout_{name}"] = value
     if base:
         metrics["pass_at"] = {k: pass_at_k(right, k) for k in (1, 2, 4, 8, 16) if k <= group}
     texts = {"step": step, "sampled": out.texts[::group], "greedy": greedy.texts}
@@ -148,227 +295,108 @@ def pass_at_k(right: np.ndarray, k: int) -> float:
     return float(1 - miss.mean())
 
 
-def scored(out: Rollout, settings: Settings) -> tuple[grpo.Batch, np.ndarray, np.ndarray]:
-    """A rollout as a batch to learn from, and its rewards [P, G] before and after shaping."""
-    s = settings
-    rewards = np.array(
-        [
-            countdown.reward(text, puzzle, form=s.form_reward).value
-            for text, puzzle in zip(out.texts, out.puzzles, strict=True)
-        ]
-    ).reshape(-1, s.group)
-    tokens, logprobs, mask = out.completions
-    shaped = grpo.shaped(rewards, mask.sum(1).reshape(rewards.shape), s)
-    gain = grpo.advantages(shaped, scale_by_std=s.scale_by_std, leave_one_out=s.leave_one_out)
-    gain = gain.reshape(-1).astype(np.float32)
-    return grpo.Batch(out.prompts, out.valid, tokens, mask, logprobs, gain), rewards, shaped
-
-
-@devices.memory_errors(ROOM)
-def step(graph, state, reference, tokenizer, settings: Settings, number: int, key):
-    """GRPO step `number` (from 1): sample, reward, update. Gives the new state and the metrics.
-
-    The metrics are those of the first draw of puzzles, whatever replaces it in the update.
-    """
-    s, model = settings, nnx.merge(graph, state.params)
-    key = jax.random.fold_in(key, number)
-    draw = functools.partial(
-        rollout, model, tokenizer, settings=s, group=s.group, temperature=s.temperature
-    )
-    out = draw(puzzles(s, number), key)
-    start = time.perf_counter()
-    batch, grouped, _ = scored(out, s)
-    rewarded = time.perf_counter()
-    right, draws = (grouped == 1).astype(float), 1
-    while draws <= s.refills and not grpo.has_signal(right).all():
-        again = draw(puzzles(s, number, draws), jax.random.fold_in(key, draws))
-        more, more_rewards, _ = scored(again, s)
-        batch, right = grpo.refill(batch, right, more, (more_rewards == 1).astype(float))
-        draws += 1
-    refilled = time.perf_counter()
-    with futures.ThreadPoolExecutor(1) as beside:  # Python counts while the devices learn
-        parsed = beside.map(traces.parse, out.texts, out.puzzles)
-        state, updated = grpo.train_step(graph, state, reference, batch, s)
-        backtracks = [trace.backtracks for trace in parsed]
-    end, count = time.perf_counter(), int(out.completions.mask.sum())
-    return state, {
-        "step": number,
-        "reward": float(grouped.mean()),
-        "train_accuracy": float((grouped == 1).mean()),
-        "length": float(out.completions.mask.sum(1).mean()),
-        "backtracks": float(np.mean(backtracks)),
-        "draws": draws,  # of puzzles, refills included
-        "zero_variance_groups": float((~grpo.has_signal(grouped)).mean()),
-        **updated,
-        # An estimate over all that was written; the update sees only groups with signal.
-        "entropy": -float(out.completions.logprobs.sum() / count),
-        "sample_seconds": out.seconds,
-        "reward_seconds": rewarded - start,
-        "refill_seconds": refilled - rewarded,
-        "update_seconds": end - refilled,
-        "sample_tokens_per_second": count / out.seconds,
-        "update_tokens_per_second": int(batch.mask.sum()) / (end - refilled),
-    }
-
-
-def begin(settings: Settings, mesh):
+def begin(settings: Settings, mesh, task: Task):
     """The graph, state, reference and tokenizer that a run starts from, on the devices.
 
-    The reference (None without a KL term) is in the dtype of activations; with adapters it is the
-    base under them. Raises ValueError where a prompt could be too long, and what `weights.load`
-    raises.
+    Raises ValueError where a prompt could be too long, and what `weights.load` raises.
     """
     s, (dtype, param_dtype) = settings, devices.dtypes(settings.dtype)
     model, tokenizer, _ = weights.load(
         s.model, mesh=mesh, dtype=dtype, param_dtype=dtype if s.lora else param_dtype
     )
-    longest = tokenizer.encode(countdown.prompt(widest(s), s.template))
-    sampler.pad_left([longest], s.prompt_len, tokenizer.pad_id)
+    longest = len(tokenizer.encode(task.prompt(task.longest())))
+    if longest > s.prompt_len:
+        raise ValueError(
+            f"prompt_len is {s.prompt_len}, and the longest prompt has {longest} tokens: set "
+            f"prompt_len={longest}."
+        )
     if s.lora:
         lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
     model.remat = s.remat
+    reference = reference_params(model, s)
     graph, params = nnx.split(model)
-    own = s.kl and not s.lora  # with adapters the base is still there
-    reference = jax.tree.map(lambda x: x.copy(), sampler.ready(params, dtype)) if own else None
     state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.learned(params, s)[0]))
     state = jax.device_put(state, devices.shardings(state, mesh))  # Adam's scalars too
     return graph, state, reference, tokenizer
 
 
-def train(settings: Settings, out: str | Path) -> Iterator[dict]:
-    """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
+def preflight(policy: Policy, key) -> str:
+    """Sample a step's completions and say what they promise; ValueError if they teach nothing."""
+    s, clock = policy.settings, Stopwatch()
+    puzzles = training_puzzles(policy.task, s, 1)
+    tried = rollout(policy, puzzles, key, group=s.group, temperature=s.temperature)
+    clock.lap("sampling")
+    return session.verdict(score(policy.task, tried, s.group), clock.laps["sampling"])
 
-    Uses all devices, those of other hosts too (`devices.start_distributed`), which then have to
-    share the folder. Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl`
-    (a row a step), `rollouts.jsonl` (the held-out panel's completions at each evaluation),
-    `log.txt` and `checkpoints/`, of what is trained: with adapters these alone.
-    A run that was killed goes on from its last checkpoint and gives the rows it would have given.
-    It saves a step and stops early, and says so in `stopped.txt`, when the session ends, when the
-    folder has a file `stop`, at Ctrl-C (KeyboardInterrupt) and at SIGTERM (SystemExit).
 
-    Raises ValueError if the folder holds a run with other settings, or preflight finds nothing to
-    learn from; MemoryError or OSError if a device's memory or the disk is too small;
-    FloatingPointError after three steps in a row whose gradients were not finite. Of several hosts
-    each ends where one does, see `session.together`.
-    """
-    s, out, ends = settings, Path(out), session.deadline(settings.hours)
-    say, stop = functools.partial(checkpoints.say, out), out / "stop"
-    for change in checkpoints.claim(out, s):
-        say(f"Taken over: {change}")
-    track, mesh = checkpoints.tracker(s, out), devices.make_mesh(tp=s.tp)
-    train_key, eval_key = jax.random.split(jax.random.key(s.seed))
-    with checkpoints.disk_errors(out), checkpoints.manager(out) as manager, session.together():
-        with devices.use(mesh):
-            graph, state, reference, tokenizer, done = _resume(s, out, mesh, manager)
-            checkpoints.check_room(out, _kept(state, s)[0])
-            if s.preflight and done < 0:
-                base = nnx.merge(graph, state.params)
-                tried = rollout(
-                    base,
-                    tokenizer,
-                    puzzles(s, 1),
-                    train_key,
-                    s,
-                    group=s.group,
-                    temperature=s.temperature,
-                )
-                say(session.verdict(scored(tried, s)[1], tried.seconds))
-        rows = checkpoints.cut(out / "metrics.jsonl", done)
-        checkpoints.cut(out / "rollouts.jsonl", done)
-        bar = tqdm(
-            range(done + 1, s.steps + 1),
-            initial=done + 1,
-            total=s.steps + 1,
-            unit="step",
-            disable=jax.process_index() > 0,
+def _mesh(settings: Settings) -> Mesh:
+    """All devices; ValueError where `tp` does not divide them."""
+    count = jax.device_count()
+    if count % settings.tp:
+        raise ValueError(
+            f"tp is {settings.tp}, and {count} devices cannot be split by it: set tp=1."
         )
-        saved, longest = time.monotonic(), 0.0
-        with session.signals() as seen:
-            for number in bar:
-                began, row = time.monotonic(), {"step": number}
-                with devices.use(mesh):  # and off while the row is looked at
-                    if number:
-                        state, row = step(graph, state, reference, tokenizer, s, number, train_key)
-                    if number % s.eval_every == 0 or number == s.steps:
-                        now, draw = nnx.merge(graph, state.params), jax.random.fold_in
-                        got, texts = evaluate(now, tokenizer, s, draw(eval_key, number), number)
-                        row |= got
-                        bar.set_postfix_str(f"held-out accuracy {row['heldout_accuracy']:.2f}")
-                        checkpoints.append(out / "rollouts.jsonl", texts)
-                checkpoints.append(out / "metrics.jsonl", row)
-                for name, value in row.items():
-                    if track and isinstance(value, int | float):
-                        track(name, value, number)
-                rows.append(row)
-                session.check_finite(rows)
-                for sign in sorted(session.signs(rows) - session.signs(rows[:-1])):
-                    say(f"Step {number}: {sign}")
-                if number == done + 4:  # the first ones compile
-                    say(f"Step {number}: {session.outlook(rows, s.steps)}, without evaluations.")
-                longest = max(longest, time.monotonic() - began) if number else 0.0
-                left = ends - time.monotonic()
-                interrupted, terminated, asked, late, due = session.any_host(
-                    signal.SIGINT in seen,
-                    signal.SIGTERM in seen or session.preempted(number),
-                    stop.exists(),
-                    left < 60 + 2 * longest,
-                    time.monotonic() - saved > 60 * s.checkpoint_minutes,
-                )
-                last = interrupted or terminated or asked or late or number == s.steps
-                if last or due or number % s.checkpoint_every == 0:
-                    checkpoints.save(manager, number, _kept(state, s)[0], row)
-                    saved = time.monotonic()
-                if last and number < s.steps:
-                    manager.wait_until_finished()
-                    why = f"{max(left, 0) / 60:.0f} minutes left" if late else "Stopped"
-                    checkpoints.stopped(
-                        out,
-                        f"{why}: step {number} of {s.steps} is saved. The "
-                        "same command, or cell, goes on from there.",
-                    )
-                yield row
-                if interrupted:
-                    raise KeyboardInterrupt
-                if terminated:
-                    raise SystemExit(128 + signal.SIGTERM)
-                if last:
-                    return
+    return devices.make_mesh(tp=settings.tp)
 
 
-def _resume(s: Settings, out: Path, mesh, manager, upto: int | float = math.inf):
-    """As `begin`, with the state of the newest checkpoint, and its step; -1 if there is none."""
-    graph, state, reference, tokenizer = begin(s, mesh)
-    kept, rest = _kept(state, s)
-    if manager.latest_step() is None:
-        return graph, state, reference, tokenizer, -1
-    shapes = checkpoints.shapes(kept)
-    del state, kept  # what is restored takes their place in memory
-    tree, done = checkpoints.restore(manager, shapes, out, upto)
-    if tree is None:
-        return *begin(s, mesh), done
-    state = grpo.TrainState(nnx.merge_state(tree["params"], rest), tree["opt_state"])
-    return graph, state, reference, tokenizer, done
+def _restore_or_begin(
+    s: Settings, out: Path, task: Task, mesh: Mesh, manager: ocp.CheckpointManager
+) -> tuple[Policy, optax.OptState, nnx.State | None, int]:
+    """What a step needs, as the newest checkpoint has it, and its step; -1 if there is none."""
+    graph, state, reference, tokenizer = begin(s, mesh, task)
+    params, rest = grpo.learned(state.params, s)
+    if s.lora or s.kl:  # else the base is not needed again
+        checkpoints.keep_base(out, rest if s.lora else params, s.model)
+    shapes = checkpoints.shapes(_tree(params, state.opt_state))
+    del params
+    if manager.latest_step() is not None:
+        del state  # what is restored takes its place in memory
+        tree, done = checkpoints.restore(manager, shapes, out)
+        state = grpo.TrainState(nnx.merge_state(tree["params"], rest), tree["opt_state"])
+    else:
+        checkpoints.check_nothing_is_lost(out, {})
+        done = -1
+    policy = Policy(nnx.merge(graph, state.params), tokenizer, task, s)
+    return policy, state.opt_state, reference, done
 
 
 def trained(
-    out: str | Path, step: int | float = math.inf, *, merged: bool = True
+    out: str | Path,
+    step: int | float = math.inf,
+    *,
+    merged: bool = True,
+    task: Task | None = None,
 ) -> tuple[Gemma, Tokenizer, Settings]:
     """The model of a run's newest checkpoint, up to a step, with its tokenizer and settings.
 
-    Adapters are merged, unless `merged` is False. FileNotFoundError if there is no checkpoint.
+    On the devices that are there, whatever the run had. Changes nothing: the run may be going on.
+    Adapters are merged, unless `merged` is False. FileNotFoundError if there is no run, or no
+    checkpoint; ValueError if none is whole, or the base is another now.
     """
-    said = json.loads((Path(out) / "settings.json").read_text())
-    s = dataclasses.replace(Settings(**said), kl=0.0)  # without a reference
-    mesh = devices.make_mesh(tp=s.tp)
-    with devices.use(mesh), checkpoints.manager(Path(out), read_only=True) as manager:
-        graph, state, _, tokenizer, done = _resume(s, Path(out), mesh, manager, step)
-    if done < 0:
+    out = Path(out)
+    s = dataclasses.replace(folder.read_settings(out), kl=0.0)  # without a reference
+    task = tasks.load(s) if task is None else task
+    mesh = devices.make_mesh(tp=s.tp if jax.device_count() % s.tp == 0 else 1)
+    with devices.use(mesh):
+        graph, state, _, tokenizer = begin(s, mesh, task)
+        params, rest = grpo.learned(state.params, s)
+        if s.lora:
+            checkpoints.check_base(out, rest, s.model)
+        shapes = checkpoints.shapes(_tree(params, state.opt_state))
+        del state, params  # what is restored takes their place in memory
+        found = checkpoints.look(out, shapes, step)
+    if found.damaged and found.tree is None:
+        raise ValueError(f"{out} has no whole checkpoint up to step {step}: {found.damaged}.")
+    if found.tree is None:
         raise FileNotFoundError(f"{out} has no checkpoint up to step {step}.")
-    model = nnx.merge(graph, state.params)
+    model = nnx.merge(graph, nnx.merge_state(found.tree["params"], rest))
     return lora.merge(model) if s.lora and merged else model, tokenizer, s
 
 
-def _kept(state: grpo.TrainState, settings: Settings) -> tuple[dict, nnx.State]:
-    """What a checkpoint holds, and the parameters it can do without: the base under adapters."""
-    params, rest = grpo.learned(state.params, settings)
-    return state._replace(params=params)._asdict(), rest
+def _kept(model: Gemma, opt_state: optax.OptState, settings: Settings) -> dict:
+    """What a checkpoint holds: with adapters not the base under them."""
+    return _tree(grpo.learned(nnx.state(model), settings)[0], opt_state)
+
+
+def _tree(params: nnx.State, opt_state: optax.OptState) -> dict:
+    return {"params": params, "opt_state": opt_state}

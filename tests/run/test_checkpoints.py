@@ -293,10 +293,18 @@ def test_checksum_sees_any_bit():
 def test_another_base_is_refused(tmp_path):
     """Whatever the dtype it is read in; a folder of before, which does not say, takes any."""
     base = jax.random.normal(jax.random.key(0), (32, 16))
-    found = checkpoints.check_base(tmp_path, {"w": base}, "mine")
-    assert listing(tmp_path) == []
-    checkpoints.keep_base(tmp_path, found, "mine")
+    other = {"w": base.at[3, 4].multiply(1.1)}
+    checkpoints.keep_base(tmp_path, other, "mine")
+    checkpoints.keep_base(tmp_path, {"w": base}, "mine")  # nothing has begun
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     same = {"w": base.astype(jnp.bfloat16)}
-    assert checkpoints.check_base(tmp_path, same, "mine") == found
+    before = listing(tmp_path)
+    assert (
+        checkpoints.check_base(tmp_path, same, "mine")
+        == json.loads((tmp_path / "base.json").read_text())["checksum"]
+    )
     with pytest.raises(ValueError, match="mine has other weights now than when the run in "):
-        checkpoints.check_base(tmp_path, {"w": base.at[3, 4].multiply(1.1)}, "mine")
+        checkpoints.keep_base(tmp_path, other, "mine")
+    assert listing(tmp_path) == before
+    (tmp_path / "base.json").unlink()
+    checkpoints.check_base(tmp_path, other, "mine")
