@@ -169,7 +169,7 @@ def take_step(run: Run, number: int) -> dict:
 
 
 def evaluate_if_due(run: Run, number: int) -> dict:
-    """The held-out metrics, every `eval_every` steps and at the last; the texts go to the folder."""
+    """The held-out metrics, every `eval_every` steps and at the last; the texts are kept."""
     s = run.settings
     if number % s.eval_every and number != s.steps:
         return {}

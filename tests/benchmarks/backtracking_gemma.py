@@ -21,7 +21,9 @@ from aha_lib import devices
 from aha_lib.look import record, steering
 from aha_lib.model import lora, weights
 from aha_lib.presets import SETTINGS
-from aha_lib.run import checkpoints, train
+from aha_lib.run import folder
+from aha_lib.tasks.rollout import Policy, rollout
+from aha_lib.tasks.task import Countdown
 
 RECORD = Path(__file__).with_suffix(".json")
 GEMMA = dataclasses.replace(SETTINGS["gemma3-270m-cpu"], prompts=16, group=4)
@@ -41,15 +43,9 @@ def main() -> None:
     after = weights.load(chosen.base, dtype=jnp.float32)[0]
     lora.load(after, record.DATA / "gemma3-270m/seed0/adapters.safetensors")
     after = lora.merge(after)
-    out = train.rollout(
-        base,
-        tokenizer,
-        backtracking.drawn(0, 0, 32),
-        jax.random.key(100),
-        GEMMA,
-        group=4,
-        temperature=1.0,
-    )
+    policy = Policy(base, tokenizer, Countdown.from_settings(GEMMA), GEMMA)
+    puzzles = backtracking.drawn(0, 0, 32)
+    out = rollout(policy, puzzles, jax.random.key(100), group=4, temperature=1.0)
     at = steering.decisions(out, tokenizer)
     before, learnt = (steering.activations(model, out, at) for model in (base, after))
     here = at.noes > 0
@@ -79,7 +75,7 @@ def main() -> None:
         steering.steer(base, found[name][LAST], LAST, strength)
         got = backtracking.measured(base, tokenizer, puzzles, 0, GEMMA)
         row["pushed"].append({"direction": name, "layer": LAST, "strength": strength} | got)
-        checkpoints.write(RECORD, json.dumps(row) + "\n")
+        folder.write(RECORD, json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from aha_lib.run import checkpoints, session
+from aha_lib.run import folder, session
 
 JOB = Path(__file__).parents[2] / "notebooks" / "05_train.py"
 DATA = JOB.parent.parent / "aha_lib" / "data"
@@ -124,7 +124,7 @@ def test_ctrl_c_in_a_cell(tmp_path):
 
 def test_the_second_signal_does_what_signals_do():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt), session.signals() as seen:
+    with pytest.raises(KeyboardInterrupt), session.catch_signals() as seen:
         signal.raise_signal(signal.SIGINT)
         assert seen == {signal.SIGINT}
         signal.raise_signal(signal.SIGINT)
@@ -136,7 +136,7 @@ def test_other_threads_get_no_signals():
 
     def other():
         try:
-            with session.signals() as seen:
+            with session.catch_signals() as seen:
                 assert seen == set()
         except BaseException as error:
             failed.append(error)
@@ -156,20 +156,25 @@ def test_one_host_asks_itself():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_healthy_run_gives_no_signs(seed):
-    rows = checkpoints.read_rows(DATA / f"run/seed{seed}/metrics.jsonl")
-    assert not set().union(*(session.signs(rows[:n]) for n in range(len(rows) + 1)))
+def test_a_healthy_run_gives_no_warnings(seed):
+    rows = folder.read_rows(DATA / f"run/seed{seed}/metrics.jsonl")
+    assert not set().union(*(session.warnings(rows[:n]) for n in range(len(rows) + 1)))
 
 
-def test_signs_of_collapse():
+def test_warnings_of_collapse():
     entropy = [0.5] * 10 + [0.01] * 10
     fallen = [{"reward": r, "entropy": 0.5} for r in [0.1] * 5 + [0.6] * 5 + [0.05] * 5]
-    assert [bool(session.signs(fallen[:n])) for n in (9, 10, 12, 15)] == [False, False, False, True]
-    assert any("reward has collapsed" in sign for sign in session.signs(fallen))
+    assert [bool(session.warnings(fallen[:n])) for n in (9, 10, 12, 15)] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert any("reward has collapsed" in sign for sign in session.warnings(fallen))
     stiff = [{"reward": 0.3, "entropy": e} for e in entropy]
-    assert any("entropy has collapsed" in sign for sign in session.signs(stiff))
+    assert any("entropy has collapsed" in sign for sign in session.warnings(stiff))
     right = [{"reward": 0.9, "entropy": e} for e in entropy]
-    assert not session.signs(right), "a model that is right may be sure of it"
+    assert not session.warnings(right), "a model that is right may be sure of it"
 
 
 def test_verdict():
@@ -184,14 +189,14 @@ def test_verdict():
     assert told.endswith("Go.")
 
 
-def test_outlook():
+def test_estimate_time_left():
     rows = [{"step": 0}] + [
         {"step": n, "sample_seconds": 1.0, "update_seconds": 3.0, "sample_tokens_per_second": 9.0}
         for n in range(1, 11)
     ]
-    assert session.outlook(rows, 910) == "4 s a step, 1 h to go"
-    assert session.outlook(rows, 910, dollars=8.8) == "4 s a step, 1 h and $8.80 to go"
-    assert session.outlook([], 10) == "0 s a step, 0 h to go"
+    assert session.estimate_time_left(rows, 910) == "4 s a step, 1 h to go"
+    assert session.estimate_time_left(rows, 910, dollars=8.8) == "4 s a step, 1 h and $8.80 to go"
+    assert session.estimate_time_left([], 10) == "0 s a step, 0 h to go"
 
 
 def test_deadline(monkeypatch):
