@@ -99,7 +99,8 @@ def check_finite(rows: Sequence[dict]) -> None:
 
 def seconds_of(row: dict) -> float:
     """How long a step took: the sum of its parts, without the evaluation."""
-    return sum(value for name, value in row.items() if name.endswith("_seconds"))
+    parts = [value for name, value in row.items() if name.endswith("_seconds")]
+    return float(sum(parts))
 
 
 def estimate_time_left(rows: Sequence[dict], steps: int, dollars: float = 0.0) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+from aha_lib.look import dashboard
 from aha_lib.run import folder, session
 
 JOB = Path(__file__).parents[2] / "notebooks" / "05_train.py"
@@ -34,7 +35,7 @@ SETTINGS = dict(
 )
 
 
-def start(out, address, *, hosts=1, this=0, devices=1):
+def start(out, address, *, hosts=1, this=0, devices=1, **changes):
     environ = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -42,7 +43,7 @@ def start(out, address, *, hosts=1, this=0, devices=1):
         "JAX_NUM_PROCESSES": str(hosts),
         "JAX_PROCESS_ID": str(this),
     }
-    settings = [f"--set={name}={value}" for name, value in SETTINGS.items()]
+    settings = [f"--set={name}={value}" for name, value in (SETTINGS | changes).items()]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     command = [sys.executable, JOB, f"--out={out}", *settings]
     return subprocess.Popen(command, env=environ, cwd=JOB.parent.parent, **pipes)
@@ -200,8 +201,47 @@ def test_estimate_time_left():
 
 
 def test_deadline(monkeypatch):
+    """Hours that are given count; else those of the place, unless the session is older already."""
+    left = lambda: session.deadline() - time.monotonic()  # noqa: E731
     monkeypatch.setattr(session.devices, "time_left", lambda: None)
     assert session.deadline() == float("inf")
     assert session.deadline(1.0) - time.monotonic() == pytest.approx(3600, abs=60)
     monkeypatch.setattr(session.devices, "time_left", lambda: 100.0)
-    assert session.deadline(1.0) - time.monotonic() < 101
+    assert left() == pytest.approx(100, abs=60)
+    assert session.deadline(1.0) - time.monotonic() == pytest.approx(3600, abs=60)
+    monkeypatch.setattr(session.devices, "time_left", lambda: -3600.0)
+    assert left() == float("inf"), "a session of 13 hours is not one of 12"
+    assert session.deadline(1.0) - time.monotonic() == pytest.approx(3600, abs=60)
+
+
+@pytest.mark.slow
+def test_one_run_at_a_time_and_how_they_end(tmp_path):
+    """The second is refused in a line; a killed one is told from a living; a stop is no finish."""
+    first = start(tmp_path, address())
+    until(tmp_path, 2, first)
+    said, _ = (second := start(tmp_path, address())).communicate(timeout=300)
+    assert second.returncode == 2 and "Traceback" not in said
+    assert f"is being trained by process {first.pid} on" in said
+    assert first.poll() is None and not dashboard.state(tmp_path)[1]
+    first.kill()
+    first.communicate()
+    line, over = dashboard.state(tmp_path)
+    assert over and line.startswith(
+        f"stopped without a word (killed?) at step {steps(tmp_path)[-1]}"
+    )
+    said, _ = (third := start(tmp_path, address(), hours=1e-6)).communicate(timeout=300)
+    assert third.returncode == session.UNFINISHED == 75
+    assert "0 minutes left: step " in said and "The run is in" not in said
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_tee(tmp_path):
+    """`2>&1 | tee log` gets Ctrl-C first: nobody reads what the run writes from then on."""
+    job = start(tmp_path, address())
+    until(tmp_path, 2, job)
+    job.stdout.close()
+    job.send_signal(signal.SIGINT)
+    assert job.wait(300) == 130
+    last = steps(tmp_path)[-1]
+    assert f"step {last} of 300 is saved" in (tmp_path / "stopped.txt").read_text()
+    assert (tmp_path / "checkpoints" / str(last)).is_dir()
