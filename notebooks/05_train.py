@@ -95,12 +95,11 @@ import dataclasses
 import os
 from contextlib import closing
 
-from tqdm.auto import tqdm
-
 from aha_lib import devices
 from aha_lib.look import show
 from aha_lib.presets import PUZZLES, SETTINGS
-from aha_lib.run import arguments, train
+from aha_lib.run import arguments, session, train
+from aha_lib.run.folder import why_stopped
 from aha_lib.tasks import countdown
 from aha_lib.tasks.rollout import held_out_panel
 from aha_lib.tasks.task import Countdown
@@ -169,7 +168,9 @@ if not as_script:
 # through the same steps as the notebook below, tells one line at every
 # evaluation, keeps `curve.png` up to date, and ends the program. What the
 # reader can put right (a folder with another run in it, an unknown model)
-# is told in one line. Ctrl-C and SIGTERM finish and save the step first.
+# is told in one line, with status 2. Ctrl-C and SIGTERM finish and save the
+# step first. A run that stopped before its end, because the session ends or
+# it was asked to, has status 75; one that is finished has 0.
 
 
 # %%
@@ -179,40 +180,44 @@ def headless(settings, out) -> None:
         with closing(train.train(settings, out)) as run:
             for row in run:
                 if "heldout_accuracy" in row:
-                    tqdm.write(told(row))
+                    session.show_line(progress(row))
                     draw(out)
+        draw(out)  # also of a run that was finished before
     except KeyboardInterrupt:
-        print(f"To go on: the same command, with --out {out}")
-        sys.exit(130)
+        leave(130, f"To go on: the same command, with --out {out}")
     except FAULTS as error:
-        leave(error)
-    draw(out)  # also of a run that was finished before
-    print(f"The run is in {out}: metrics.jsonl, rollouts.jsonl, curve.png")
-    sys.exit()
+        leave(2, str(error))
+    if why_stopped(out):  # by the clock, or by the file `stop`
+        leave(UNFINISHED, f"To go on: the same command, with --out {out}")
+    names = "metrics.jsonl, rollouts.jsonl, curve.png"
+    leave(0, f"Finished. The run is in {out}: {names}")
 
 
 # %%
 # What the reader can put right. OSError: downloads, disks, folders.
 FAULTS = ValueError, OSError, MemoryError, FloatingPointError
+UNFINISHED = session.UNFINISHED  # 75: saved, and to be gone on with
 
 
-def leave(error) -> None:
+def leave(status: int, line: str) -> None:
     """End the program; of several hosts at once, so that the others end."""
-    print(error, file=sys.stderr, flush=True)
-    if jax.process_count() > 1:
+    with session.forgive_closed_output():
+        file = sys.stderr if status == 2 else sys.stdout
+        print(line, file=file, flush=True)
+    if status == 2 and jax.process_count() > 1:
         os._exit(2)
-    sys.exit(2)
+    sys.exit(status)
 
 
 # %%
-def told(row: dict) -> str:
-    return (
-        f"step {row['step']:4}  held-out accuracy "
-        f"{row['heldout_accuracy']:.3f} (greedy "
-        f"{row['heldout_greedy']:.3f})  length "
-        f"{row['heldout_length']:.1f}  backtracks "
-        f"{row['heldout_backtracks']:.2f}"
-    )
+def progress(row: dict) -> str:
+    """A line of what an evaluation measured."""
+    line = f"step {row['step']:4}"
+    for name in ("accuracy", "greedy", "length", "backtracks"):
+        value = row.get(f"heldout_{name}")  # other tasks measure less
+        if value is not None:
+            line += f"  held-out {name} {value:.3g}"
+    return line
 
 
 # %%

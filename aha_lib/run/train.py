@@ -248,6 +248,7 @@ def tell_stop(run: Run, number: int, reason: Stop) -> None:
         minutes = max(run.deadline - time.monotonic(), 0) / 60
         why = f"{minutes:.0f} minutes left"
     folder.mark_stopped(run.out, f"{why}: step {number} of {run.settings.steps} is saved. {GO_ON}")
+    session.any_host(True)  # the other hosts wait: from here on they see the file
 
 
 def _note(row: dict) -> str:

@@ -117,6 +117,7 @@ def test_before_the_first_row(out):
 
 
 def test_newest_beside_the_base(out):
+    add(out, 2)  # texts count once their evaluation's row is there
     (out / "rollouts.jsonl").open("a").write(
         json.dumps({"step": 2, "sampled": ["3 + 3 = 7 no"] * 4}) + "\n"
     )
