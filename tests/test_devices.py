@@ -349,11 +349,11 @@ def test_to_host():
 
 def test_lanes_are_for_small_weights_on_a_cpu_alone(monkeypatch):
     small, large = {"a": np.zeros(8, np.float32)}, {"a": np.zeros(2**22, np.float32)}
-    for cores, lanes in ((1, 1), (2, 2), (64, 4)):
+    for cores, threads in ((1, 1), (2, 2), (64, 4)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        assert (devices.lanes(small), devices.lanes(large)) == (lanes, 1)
+        assert (devices.cpu_threads(small), devices.cpu_threads(large)) == (threads, 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert devices.lanes(small) == 1
+    assert devices.cpu_threads(small) == 1
 
 
 def test_in_lanes():
