@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -149,6 +150,20 @@ def time_left(*, limit_hours: float | None = None, elapsed: float | None = None)
         ticks = int(Path("/proc/1/stat").read_text().rsplit(")", 1)[1].split()[19])
         elapsed = uptime - ticks / os.sysconf("SC_CLK_TCK")
     return limit_hours * 3600 - elapsed
+
+
+class Stopwatch:
+    """Seconds between one lap and the next, by name."""
+
+    def __init__(self):
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Give the time since the last lap this name."""
+        now = time.perf_counter()
+        self.laps[name] = now - self._since
+        self._since = now
 
 
 def secret(name: str) -> str:

@@ -182,7 +182,8 @@ class Settings:
 
     preset: str = "tiny"  # a name in SETTINGS
     model: str = "tiny"  # "tiny", a Kaggle handle or a folder, as weights.load takes it
-    puzzles: str = "tiny"  # a name in PUZZLES
+    task: str = "countdown"  # or FILE.py:NAME, MODULE:NAME, as tasks.task.load takes it
+    puzzles: str = "tiny"  # Countdown's: a name in PUZZLES
     template: str = "tiny"  # prompt template of countdown.prompt
     dtype: str = "auto"  # of activations: "float32", "bfloat16" or what devices.dtypes says
     seed: int = 0

@@ -215,7 +215,7 @@ chip = "v5e-8"
 # group-relative policy optimisation. Then the next puzzles.
 
 # %%
-import matplotlib.pyplot as plt
+from aha_lib.look import show
 
 STATIONS = [  # what, the example, the notebook
     ("puzzle", "20 16 4 → 40", "02"),
@@ -225,43 +225,7 @@ STATIONS = [  # what, the example, the notebook
     ("token weights", "one a token", "04"),
     ("update", "Adam", "04"),
 ]
-fig, ax = plt.subplots(figsize=(9, 2.1), layout="constrained")
-for i, (name, example, number) in enumerate(STATIONS):
-    ax.text(
-        i,
-        0,
-        f"{name}\n{example}",
-        ha="center",
-        va="center",
-        fontsize=9,
-        bbox=dict(boxstyle="round,pad=0.5", fc="white", ec="C0"),
-    )
-    ax.text(i, -0.62, f"notebook {number}", ha="center", fontsize=7)
-    if i:
-        ax.annotate(
-            "",
-            (i - 0.42, 0),
-            (i - 0.58, 0),
-            arrowprops=dict(arrowstyle="->", color="C0"),
-        )
-ax.annotate(
-    "",
-    (0, 0.4),
-    (len(STATIONS) - 1, 0.4),
-    arrowprops=dict(
-        arrowstyle="->", color="C0", connectionstyle="arc3,rad=0.12"
-    ),
-)
-ax.text(
-    2.5,
-    1.1,
-    "the changed model writes the next group (05)",
-    ha="center",
-    fontsize=8,
-)
-ax.set(xlim=(-0.6, len(STATIONS) - 0.4), ylim=(-0.8, 1.4))
-ax.axis("off")
-plt.show()
+show.cycle(STATIONS, "the changed model writes the next group (05)")
 
 # %% [markdown]
 # ## This machine
@@ -503,6 +467,8 @@ def roofline(ax, peak, bandwidth, phases, title):
 
 
 # %%
+import matplotlib.pyplot as plt
+
 local = (sheet.flops, sheet.bandwidth) if sheet else (flops, bandwidth)
 there = "gemma2-2b" if preset == "tiny" else preset
 phases = {

@@ -529,14 +529,7 @@ def tinyzero(completion, puzzle):
     try:
         value = python_value(ast.parse(text, mode="eval").body)
         return 1.0 if abs(value - puzzle.target) < 1e-5 else 0.1
-    except (
-        SyntaxError,
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        RecursionError,
-        MemoryError,
-    ):
+    except Exception:  # as in the original: whatever Python stumbles over
         return 0.1
 
 

@@ -799,21 +799,19 @@ assert iterate(0.1, 8.0, 200, mirror=True)[-1] > 0.99
 # below happens on this one batch.
 
 # %%
+from aha_lib.loop import to_batch
 from aha_lib.model import weights
-from aha_lib.run import train
+from aha_lib.tasks.rollout import Policy, rollout, score, training_puzzles
+from aha_lib.tasks.task import Countdown
 
 model, tokenizer, _ = weights.load(settings.model)
 short = dataclasses.replace(settings, prompts=8, seed=4, completion_len=96)
-out = train.rollout(
-    model,
-    tokenizer,
-    train.puzzles(short, 1),
-    jax.random.key(4),
-    short,
-    group=G,
-    temperature=1.0,
-)
-frozen, paid, _ = train.scored(out, short)
+task = Countdown.from_settings(short)
+policy = Policy(model, tokenizer, task, short)
+puzzles, key = training_puzzles(task, short, 1), jax.random.key(4)
+out = rollout(policy, puzzles, key, group=G, temperature=1.0)
+paid = score(task, out, G)
+frozen = to_batch(out, paid, short)
 is_right = (paid == 1).reshape(-1)
 print("right in each group of", G, ":", (paid == 1).sum(1))
 print(f"tokens a completion: {frozen.mask.sum(1).mean():.1f}")
@@ -848,73 +846,32 @@ assert np.abs(again.weights[frozen.mask] - 1).max() < 2e-3
 # The model's part, $\nabla \log \pi$, is the same for all. So a variant *is*
 # its table of weights $w$, one number per token. What each paper prescribes,
 # what `presets.VARIANTS` has, and why where the two differ:
-
-# %%
-from aha_lib.look import show
-
-PAPERS = [  # variant, arXiv, the paper, here, why
-    (
-        "GRPO",
-        "2402.03300",
-        "mean over each sequence, deviation, clip, KL 0.04",
-        "the same, clip 0.2",
-        "the paper does not print its clip",
-    ),
-    (
-        "Dr. GRPO",
-        "2503.20783",
-        "sum over the generation budget, no deviation",
-        "the same: B · completion_len",
-        "",
-    ),
-    (
-        "DAPO",
-        "2503.14476",
-        "mean over each group's tokens; clip 0.2, 0.28; "
-        "new draws until 0 < right < G in all groups; overlong penalty",
-        "the same, 8 more draws at most; penalty over the last 24 tokens",
-        "a run has to end; 4,096 of the paper's 20,480 tokens, scaled",
-    ),
-    (
-        "RLOO",
-        "2402.14740",
-        "REINFORCE on whole answers, the others' mean as "
-        "baseline, no ratio, no clip, KL in the reward",
-        "the same without KL",
-        "to compare baselines, not leashes",
-    ),
-    (
-        "GSPO",
-        "2507.18071",
-        "sequence ratio, clip 3e-4, 4e-4",
-        "clip 0.09, 0.12",
-        "short answers: see below",
-    ),
-    (
-        "CISPO",
-        "2506.13585",
-        "ratio bounded above only, stopped gradient, "
-        "mean over each group's tokens",
-        "ratio up to 5",
-        "no bound is printed; ScaleRL (2510.13786) uses 4 to 8",
-    ),
-    (
-        "Kimi k1.5",
-        "2501.12599",
-        "squared distance to mirror descent's optimum, length reward",
-        "τ 0.1, length reward × 0.1",
-        "neither weight is printed",
-    ),
-]
-show.table(
-    ["", "paper", "here", "why"],
-    [
-        [f"{name} [{number}](https://arxiv.org/abs/{number})", *cells]
-        for name, number, *cells in PAPERS
-    ],
-)
-
-# %% [markdown]
+#
+# - **GRPO** ([2402.03300](https://arxiv.org/abs/2402.03300)): the mean over
+#   each sequence, the group's deviation, a clip, KL 0.04. Here: the same,
+#   clip 0.2; the paper does not print its clip.
+# - **Dr. GRPO** ([2503.20783](https://arxiv.org/abs/2503.20783)): the sum
+#   over the generation budget, no deviation. Here: the same; the budget is
+#   B · `completion_len`.
+# - **DAPO** ([2503.14476](https://arxiv.org/abs/2503.14476)): the mean over
+#   each group's tokens; clip 0.2, 0.28; new draws until 0 < right < G in all
+#   groups; a penalty for overlong answers. Here: the same, with 8 more draws
+#   at most, because a run has to end; the penalty falls on the last 24
+#   tokens, the paper's 4,096 of 20,480 to scale.
+# - **RLOO** ([2402.14740](https://arxiv.org/abs/2402.14740)): REINFORCE on
+#   whole answers, the others' mean as baseline, no ratio, no clip, KL in the
+#   reward. Here: the same without KL, to compare baselines, not leashes.
+# - **GSPO** ([2507.18071](https://arxiv.org/abs/2507.18071)): a ratio for
+#   the whole sequence, clip 3e-4, 4e-4. Here: clip 0.09, 0.12, for short
+#   answers (see below).
+# - **CISPO** ([2506.13585](https://arxiv.org/abs/2506.13585)): the ratio
+#   bounded above only, its gradient stopped; the mean over each group's
+#   tokens. Here: a ratio up to 5; the paper prints no bound, and ScaleRL
+#   ([2510.13786](https://arxiv.org/abs/2510.13786)) uses 4 to 8.
+# - **Kimi k1.5** ([2501.12599](https://arxiv.org/abs/2501.12599)): the
+#   squared distance to mirror descent's optimum, and a reward for length.
+#   Here: τ 0.1, the length's reward × 0.1; the paper prints neither weight.
+#
 # As functions:
 
 
@@ -922,7 +879,7 @@ show.table(
 def variant(name, **changes):
     """The frozen batch as a variant sees it, and its settings."""
     s = dataclasses.replace(short, **VARIANTS[name] | changes)
-    batch, _, _ = train.scored(out, s)
+    batch = to_batch(out, paid, s)
     counts_as = objectives.token_weights(batch.mask, s.norm, s.group)
     return batch._replace(weights=counts_as), s
 

@@ -102,6 +102,8 @@ from aha_lib.look import show
 from aha_lib.presets import PUZZLES, SETTINGS
 from aha_lib.run import arguments, train
 from aha_lib.tasks import countdown
+from aha_lib.tasks.rollout import held_out_panel
+from aha_lib.tasks.task import Countdown
 
 # %%
 devices.compilation_cache()  # a second run does not compile anew
@@ -157,7 +159,7 @@ if not as_script:
 # %%
 if not as_script:
     print(PUZZLES[settings.puzzles])
-    panel = train.puzzles(settings, 0)
+    panel = held_out_panel(Countdown.from_settings(settings), settings)
     for puzzle in panel[:3]:
         print(puzzle, " for example ", countdown.solve(puzzle)[0])
 
@@ -610,31 +612,19 @@ shipped = sorted(
         "seed*/metrics.jsonl"
     )
 )
-unchanged = [train.read_rows(path) for path in shipped]
-show.table(
-    ["run", "seed", "accuracy", "tokens", "backtracks"],
-    [
-        [
-            path.parent.name,
-            "",
-            *(
-                rows[-1][f"heldout_{n}"]
-                for n in ("accuracy", "length", "backtracks")
-            ),
-        ]
-        for path, rows in zip(shipped, unchanged, strict=True)
+figures = ("heldout_accuracy", "heldout_length", "heldout_backtracks")
+unchanged = []
+for path in shipped:
+    last = train.read_rows(path)[-1]
+    unchanged.append([path.parent.name, "", *(last[name] for name in figures)])
+changed = []
+for run in stored("exercises"):
+    ends = [
+        run["heldout"][name.removeprefix("heldout_")][1] for name in figures
     ]
-    + [
-        [
-            r["case"],
-            r["seed"],
-            *(
-                r["heldout"][n][1]
-                for n in ("accuracy", "length", "backtracks")
-            ),
-        ]
-        for r in stored("exercises")
-    ],
+    changed.append([run["case"], run["seed"], *ends])
+show.table(
+    ["run", "seed", "accuracy", "tokens", "backtracks"], unchanged + changed
 )
 
 # %% [markdown]

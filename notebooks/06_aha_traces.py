@@ -121,7 +121,7 @@ def parsed(run: record.Record) -> SimpleNamespace:
 # %%
 runs = [parsed(record.read(place)) for place in places]
 settings = runs[0].settings
-panel = train.puzzles(settings, 0)
+panel = runs[0].panel
 steps = [row["step"] for row in runs[0].kept]
 learnt = steps[-1] >= 40  # fewer steps promise nothing
 print(f"{', '.join(run.name for run in runs)}: {len(panel)} puzzles each,")

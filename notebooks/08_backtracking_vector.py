@@ -93,8 +93,9 @@ import aha_lib
 from aha_lib.look import show, steering
 from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS
-from aha_lib.run import train
 from aha_lib.tasks import countdown
+from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
+from aha_lib.tasks.task import Countdown
 
 # %%
 devices.compilation_cache()
@@ -104,15 +105,8 @@ puzzles = [
     countdown.generate(1000, i, **PUZZLES[settings.puzzles])
     for i in range(512)
 ]
-out = train.rollout(
-    model,
-    tokenizer,
-    puzzles,
-    jax.random.key(100),
-    settings,
-    group=2,
-    temperature=1.0,
-)
+policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
+out = rollout(policy, puzzles, jax.random.key(100), group=2, temperature=1.0)
 at = steering.decisions(out, tokenizer)
 print(f"{len(out.texts)} answers, {len(at.row)} decisions")
 
@@ -333,21 +327,14 @@ steering.add(model)
 def answer(puzzle, strength: float, layer: int = 3, key: int = 0) -> str:
     """What the pushed base says to a puzzle."""
     steering.steer(model, ours[layer], layer, strength)
-    one = train.rollout(
-        model,
-        tokenizer,
-        [puzzle],
-        jax.random.key(key),
-        settings,
-        group=1,
-        temperature=1.0,
-    )
+    key = jax.random.key(key)
+    one = rollout(policy, [puzzle], key, group=1, temperature=1.0)
     steering.steer(model, ours[layer], layer, 0.0)
     return one.texts[0]
 
 
 # %%
-panel = train.puzzles(settings, 0)
+panel = held_out_panel(policy.task, settings)
 for strength in (-2.0, -0.5, 0.0, 0.5, 1.0, 2.0):
     text = answer(panel[3], strength)
     display(show.side_by_side(panel[3], {f"α = {strength}": text}))
@@ -471,9 +458,6 @@ plt.show()
 # how high the grey ones come.
 
 # %%
-figure, axes = plt.subplots(
-    1, 2, figsize=(9.5, 3.4), sharey=True, layout="constrained"
-)
 groups = {
     "difference": "C0",
     "learnt": "C1",
@@ -481,20 +465,31 @@ groups = {
     "shuffled": "C3",
     "random": "0.6",
 }
+
+
+def draw_pushes(axis, layer, rows):
+    """A dot for each push after the layer, the groups side by side."""
+    for x in rows:
+        group = x["direction"].split()[0]
+        if x["layer"] == layer and abs(x["strength"]) in (0.5, 1.0):
+            offset = list(groups).index(group) * 0.05 - 0.1
+            axis.plot(
+                x["strength"] + offset,
+                x["accuracy"],
+                "o",
+                ms=4,
+                color=groups[group],
+                alpha=0.8,
+            )
+
+
+# %%
+figure, axes = plt.subplots(
+    1, 2, figsize=(9.5, 3.4), sharey=True, layout="constrained"
+)
 for axis, layer in zip(axes, (1, 3) if record else (), strict=False):
     for seed in record:
-        for x in seed["pushed"] + seed["controls"]:
-            group = x["direction"].split()[0]
-            if x["layer"] == layer and abs(x["strength"]) in (0.5, 1.0):
-                offset = list(groups).index(group) * 0.05 - 0.1
-                axis.plot(
-                    x["strength"] + offset,
-                    x["accuracy"],
-                    "o",
-                    ms=4,
-                    color=groups[group],
-                    alpha=0.8,
-                )
+        draw_pushes(axis, layer, seed["pushed"] + seed["controls"])
     base_rate = np.mean([seed["base"]["accuracy"] for seed in record])
     axis.axhline(base_rate, color="black", ls=":", lw=1)
     axis.set(
@@ -784,30 +779,18 @@ players = {
     "trained alone": lambda seed: seed["alone"],
     "all weights": lambda seed: seed["trained"],
 }
-show.table(
-    [
-        "accuracy, n = 256",
-        *(f"seed {seed['seed']}" for seed in record),
-        "backtracks",
-        "tokens",
-    ],
-    [
-        [
-            name,
-            *(
-                f"{take(seed)['accuracy']:.3f} "
-                f"({share(seed, take(seed)['accuracy']):.0%})"
-                for seed in record
-            ),
-            *(
-                float(np.mean([take(seed)[kind] for seed in record]))
-                for kind in ("backtracks", "length")
-            ),
-        ]
-        for name, take in players.items()
-        if record
-    ],
-)
+lines = []
+for name, take in players.items() if record else ():
+    runs = [take(seed) for seed in record]
+    accuracies = [
+        f"{run['accuracy']:.3f} ({share(seed, run['accuracy']):.0%})"
+        for seed, run in zip(record, runs, strict=True)
+    ]
+    backtracks = float(np.mean([run["backtracks"] for run in runs]))
+    tokens = float(np.mean([run["length"] for run in runs]))
+    lines.append([name, *accuracies, backtracks, tokens])
+seeds = [f"seed {seed['seed']}" for seed in record]
+show.table(["accuracy, n = 256", *seeds, "backtracks", "tokens"], lines)
 
 # %%
 for seed in record:

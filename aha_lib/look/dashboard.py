@@ -18,8 +18,10 @@ from IPython.display import HTML
 
 from aha_lib.look import record, show
 from aha_lib.presets import Settings
-from aha_lib.run import session, train
+from aha_lib.run import session
 from aha_lib.tasks import countdown
+from aha_lib.tasks.rollout import Policy, rollout
+from aha_lib.tasks.task import Countdown
 
 
 def state(out: Path, dollars: float = 0.0) -> tuple[str, bool]:
@@ -96,9 +98,8 @@ def answer(model, tokenizer, settings: Settings, text: str) -> HTML:
     if len(numbers) < 2:
         raise ValueError("A puzzle is some numbers and a target: 20 16 4 = 40")
     puzzle = countdown.Puzzle(tuple(numbers), target)
-    out = train.rollout(
-        model, tokenizer, [puzzle], jax.random.key(0), settings, group=1, temperature=0.0
-    )
+    policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
+    out = rollout(policy, [puzzle], jax.random.key(0), group=1, temperature=0.0)
     return show.side_by_side(puzzle, {"answer": out.texts[0]})
 
 

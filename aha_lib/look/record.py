@@ -22,7 +22,8 @@ from aha_lib.model import lora
 from aha_lib.presets import Settings
 from aha_lib.run import train
 from aha_lib.run.checkpoints import read_rows
-from aha_lib.tasks import countdown
+from aha_lib.tasks import task as tasks
+from aha_lib.tasks.rollout import held_out_panel
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -37,9 +38,9 @@ class Record:
     kept: list[dict]  # for each evaluation "step", and "sampled" and "greedy": a text a puzzle
 
     @property
-    def panel(self) -> list[countdown.Puzzle]:
+    def panel(self) -> list:
         """The held-out puzzles that the kept texts answer."""
-        return train.puzzles(self.settings, 0)
+        return held_out_panel(tasks.load(self.settings), self.settings)
 
     @property
     def measured(self) -> list[dict]:

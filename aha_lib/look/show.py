@@ -120,6 +120,36 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
     return figure
 
 
+def cycle(stations: Sequence[tuple[str, str, str]], back: str) -> Figure:
+    """A loop as a row of boxes: of each station its name, an example, and its notebook's number.
+
+    `back` stands at the arrow that leads from the last station to the first.
+    """
+    figure, axis = plt.subplots(figsize=(9, 2.1), layout="constrained")
+    last = len(stations) - 1
+    forth = dict(arrowstyle="->", color="C0")
+    for at, (name, example, notebook) in enumerate(stations):
+        axis.text(
+            at,
+            0,
+            f"{name}\n{example}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            bbox=dict(boxstyle="round,pad=0.5", fc="white", ec="C0"),
+        )
+        axis.text(at, -0.62, f"notebook {notebook}", ha="center", fontsize=7)
+        if at < last:
+            axis.annotate("", (at + 0.58, 0), (at + 0.42, 0), arrowprops=forth)
+    round_again = forth | {"connectionstyle": "arc3,rad=0.12"}
+    axis.annotate("", (0, 0.4), (last, 0.4), arrowprops=round_again)
+    axis.text(last / 2, 1.1, back, ha="center", fontsize=8)
+    axis.set(xlim=(-0.6, last + 0.6), ylim=(-0.8, 1.4))
+    axis.axis("off")
+    plt.close(figure)
+    return figure
+
+
 def watch(run: Iterable[dict], before: Iterable[dict] = (), *, seconds: float = 3.0) -> list[dict]:
     """Follow a run with a figure that is drawn anew at most every few seconds; gives all rows.
 

@@ -21,8 +21,8 @@ from jaxtyping import ArrayLike, Bool, Float, Int
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.rl import grpo
-from aha_lib.run.train import Rollout
 from aha_lib.tasks import traces
+from aha_lib.tasks.rollout import Rollout
 
 ROWS = 64  # whose residual streams are in memory at a time
 

@@ -18,13 +18,15 @@ import numpy as np
 from flax import nnx
 from tqdm.auto import tqdm
 
-from aha_lib import devices
+from aha_lib import devices, loop
 from aha_lib.look import steering
 from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS, Settings
 from aha_lib.rl import grpo
 from aha_lib.run import checkpoints, train
 from aha_lib.tasks import countdown, traces
+from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
+from aha_lib.tasks.task import Countdown
 
 RECORD = Path(__file__).with_suffix(".json")
 SEEDS = 0, 1, 2
@@ -47,9 +49,8 @@ def drawn(seed: int, first: int, count: int) -> list[countdown.Puzzle]:
 
 def measured(model, tokenizer, puzzles, seed: int, settings: Settings = TINY) -> dict:
     """What the model, as it is pushed now, does with some puzzles: one sample each."""
-    out = train.rollout(
-        model, tokenizer, puzzles, jax.random.key(seed), settings, group=1, temperature=1.0
-    )
+    policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
+    out = rollout(policy, puzzles, jax.random.key(seed), group=1, temperature=1.0)
     parsed = [traces.parse(*pair) for pair in zip(out.texts, out.puzzles, strict=True)]
     refused = [t for t in parsed if t.attempts and t.attempts[0].verdict == "no"]
     return {
@@ -68,15 +69,9 @@ def directions(base, trained, tokenizer, seed: int) -> tuple[dict[str, np.ndarra
 
     All but "learnt" have the length of "difference" in each layer.
     """
-    out = train.rollout(
-        base,
-        tokenizer,
-        drawn(seed, 0, 512),
-        jax.random.key(100 + seed),
-        TINY,
-        group=2,
-        temperature=1.0,
-    )
+    policy = Policy(base, tokenizer, Countdown(), TINY)
+    key = jax.random.key(100 + seed)
+    out = rollout(policy, drawn(seed, 0, 512), key, group=2, temperature=1.0)
     at = steering.decisions(out, tokenizer)
     before, after = (steering.activations(model, out, at) for model in (base, trained))
     rng, here = np.random.default_rng(seed), at.noes > 0
@@ -135,13 +130,12 @@ def alone(tokenizer, panel, seed: int) -> dict:
     model = weights.load("tiny", dtype=jnp.float32)[0]
     steering.add(model)
     steering.steer(model, np.zeros(model.config.width), LAST, 1.0)
-    graph, params = nnx.split(model)
-    state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.learned(params, s)[0]))
+    policy = Policy(model, tokenizer, Countdown(), s)
+    opt_state = grpo.optimizer(s).init(grpo.learned(nnx.state(model), s)[0])
     curve = []
     for number in tqdm(range(1, s.steps + 1), unit="step"):
-        state, row = train.step(graph, state, None, tokenizer, s, number, jax.random.key(seed))
+        opt_state, row = loop.step(policy, opt_state, None, number, jax.random.key(seed))
         curve.append({name: row[name] for name in ("step", "train_accuracy", "backtracks")})
-    model = nnx.merge(graph, state.params)
     direction = np.asarray(model.layers.direction[...])
     return {
         "learning_rate": s.learning_rate,
@@ -153,7 +147,7 @@ def alone(tokenizer, panel, seed: int) -> dict:
 
 def fill(row: dict, runs: Path, save) -> None:
     """Measure what the row of a seed lacks, and save after each part."""
-    seed, panel = row["seed"], train.puzzles(TINY, 0)
+    seed, panel = row["seed"], held_out_panel(Countdown(), TINY)
     base, tokenizer, _ = weights.load("tiny", dtype=jnp.float32)
     after = train.trained(runs / "tiny" / str(seed))[0]
     found, said = directions(base, after, tokenizer, seed)

@@ -21,7 +21,9 @@ from aha_lib import devices
 from aha_lib.look import record, steering
 from aha_lib.model import lora, weights
 from aha_lib.presets import SETTINGS
-from aha_lib.run import checkpoints, train
+from aha_lib.run import checkpoints
+from aha_lib.tasks.rollout import Policy, rollout
+from aha_lib.tasks.task import Countdown
 
 RECORD = Path(__file__).with_suffix(".json")
 GEMMA = dataclasses.replace(SETTINGS["gemma3-270m-cpu"], prompts=16, group=4)
@@ -41,15 +43,9 @@ def main() -> None:
     after = weights.load(chosen.base, dtype=jnp.float32)[0]
     lora.load(after, record.DATA / "gemma3-270m/seed0/adapters.safetensors")
     after = lora.merge(after)
-    out = train.rollout(
-        base,
-        tokenizer,
-        backtracking.drawn(0, 0, 32),
-        jax.random.key(100),
-        GEMMA,
-        group=4,
-        temperature=1.0,
-    )
+    policy = Policy(base, tokenizer, Countdown.from_settings(GEMMA), GEMMA)
+    puzzles = backtracking.drawn(0, 0, 32)
+    out = rollout(policy, puzzles, jax.random.key(100), group=4, temperature=1.0)
     at = steering.decisions(out, tokenizer)
     before, learnt = (steering.activations(model, out, at) for model in (base, after))
     here = at.noes > 0

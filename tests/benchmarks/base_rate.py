@@ -6,6 +6,7 @@ completions with an answer and with a well-formed one, and pass@k on held-out pu
 
 import argparse
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS
 from aha_lib.run import train
 from aha_lib.tasks import countdown, traces
+from aha_lib.tasks.rollout import Policy, rollout
+from aha_lib.tasks.task import Countdown
 
 AT_A_TIME = 16  # puzzles
 
@@ -39,21 +42,17 @@ def main() -> None:
         prompt_len=max(map(len, prompts)),
         completion_len=chosen.length,
     )
+    policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
     rewards, texts, tokens, seconds = [], [], 0, 0.0
     for start in tqdm(range(0, len(panel), AT_A_TIME)):
-        out = train.rollout(
-            model,
-            tokenizer,
-            panel[start : start + AT_A_TIME],
-            jax.random.key(start),
-            settings,
-            group=chosen.group,
-            temperature=1.0,
-        )
+        puzzles = panel[start : start + AT_A_TIME]
+        began = time.perf_counter()
+        out = rollout(policy, puzzles, jax.random.key(start), group=chosen.group, temperature=1.0)
+        seconds += time.perf_counter() - began
         judged = zip(out.texts, out.puzzles, strict=True)
         rewards += [countdown.reward(text, puzzle).value for text, puzzle in judged]
         texts += list(zip(out.puzzles, out.texts, strict=True))[:: chosen.group]
-        tokens, seconds = tokens + int(out.completions.mask.sum()), seconds + out.seconds
+        tokens += int(out.completions.mask.sum())
     rewards = np.array(rewards).reshape(len(panel), chosen.group)
     for puzzle, text in texts[: chosen.show]:
         print(f"\n{list(puzzle.numbers)} -> {puzzle.target}: {text!r}")

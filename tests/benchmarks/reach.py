@@ -25,6 +25,8 @@ from aha_lib.presets import Settings
 from aha_lib.rl import sampler
 from aha_lib.run import train
 from aha_lib.tasks import traces
+from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
+from aha_lib.tasks.task import Countdown
 
 FILE = Path(__file__).with_suffix(".json")
 AT_ONCE = 16  # draws of every puzzle between two savings
@@ -72,7 +74,7 @@ def held_back(graph, params, prompts, valid, key, *, length, answer, yes, stop, 
 def searches(model, tokenizer, panel, key, s: Settings) -> tuple[list[str], np.ndarray]:
     """One completion of each puzzle without an answer before a yes, and its length in tokens."""
     graph, params = nnx.split(model)
-    ids = [tokenizer.encode(train.countdown.prompt(puzzle, s.template)) for puzzle in panel]
+    ids = [tokenizer.encode(countdown.prompt(puzzle, s.template)) for puzzle in panel]
     prompts, valid = sampler.pad_left(ids, s.prompt_len, tokenizer.pad_id)
     (answer,), (yes,) = (tokenizer.encode(word, bos=False) for word in ("<answer>", "yes"))
     tokens, mask = held_back(
@@ -120,7 +122,8 @@ def draw(who: str, run, panel, number: int) -> tuple[np.ndarray, Counter]:
     key = jax.random.fold_in(jax.random.key(KEY), number)
     puzzles = [puzzle for puzzle in panel for _ in range(AT_ONCE)]
     if who in ("base", "trained"):
-        out = train.rollout(model, tokenizer, panel, key, s, group=AT_ONCE, temperature=1.0)
+        policy = Policy(model, tokenizer, Countdown(), s)
+        out = rollout(policy, panel, key, group=AT_ONCE, temperature=1.0)
         texts, lengths = out.texts, out.completions.mask.sum(1)
     else:
         parts = [
@@ -142,7 +145,8 @@ def longer(run, panel) -> dict:
     key = jax.random.fold_in(jax.random.split(jax.random.key(s.seed))[1], s.steps)
     twice = dataclasses.replace(s, completion_len=2 * s.completion_len)
     once, more = (
-        train.rollout(model, tokenizer, panel, key, x, group=1, temperature=1.0) for x in (s, twice)
+        rollout(Policy(model, tokenizer, Countdown(), x), panel, key, group=1, temperature=1.0)
+        for x in (s, twice)
     )
     old, new = (
         [traces.parse(*pair) for pair in zip(out.texts, panel, strict=True)] for out in (once, more)
@@ -174,7 +178,7 @@ if __name__ == "__main__":
     parser.add_argument("--draws", type=int, default=256, help="of each player at most")
     args = parser.parse_args()
     run = trained(args.run)
-    panel = train.puzzles(run[0], 0)
+    panel = held_out_panel(Countdown(), run[0])
     rows = json.loads(FILE.read_text()) if FILE.exists() else []
     if not any("became" in row for row in rows):
         rows.append(longer(run, panel))

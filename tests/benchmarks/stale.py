@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aha_lib import loop
 from aha_lib.model import weights
 from aha_lib.presets import SETTINGS, VARIANTS
 from aha_lib.rl import grpo, objectives
-from aha_lib.run import train
+from aha_lib.tasks.rollout import Policy, rollout, score, training_puzzles
+from aha_lib.tasks.task import Countdown
 
 FILE = Path(__file__).with_suffix(".json")
 UPDATES = (1, 2, 4, 8)
@@ -71,24 +73,21 @@ def measure(seed: int, start: int) -> dict:
     )
     model, tokenizer, _ = weights.load("tiny")
     graph, base = nnx.split(model)
-    state = grpo.TrainState(jax.tree.map(jnp.copy, base), grpo.optimizer(s).init(base))
+    base = jax.tree.map(jnp.copy, base)
+    policy, opt_state = Policy(model, tokenizer, Countdown(), s), grpo.optimizer(s).init(base)
     key = jax.random.key(seed)
     for number in range(1, start + 1):
-        state, _ = train.step(graph, state, None, tokenizer, s, number, key)
-    out = train.rollout(
-        nnx.merge(graph, state.params),
-        tokenizer,
-        train.puzzles(s, start + 1),
-        jax.random.fold_in(key, start + 1),
-        s,
-        group=s.group,
-        temperature=1.0,
-    )
-    frozen, _, _ = train.scored(out, s)
+        opt_state, _ = loop.step(policy, opt_state, None, number, key)
+    state = grpo.TrainState(nnx.state(model), opt_state)
+    puzzles = training_puzzles(policy.task, s, start + 1)
+    key = jax.random.fold_in(key, start + 1)
+    out = rollout(policy, puzzles, key, group=s.group, temperature=1.0)
+    rewards = score(policy.task, out, s.group)
+    frozen = loop.to_batch(out, rewards, s)
     frozen = frozen._replace(logprobs=np.asarray(logprobs_of(graph, state.params, frozen)))
     settings = {name: dataclasses.replace(s, **flags) for name, flags in VARIANTS.items()}
     batches = {
-        name: (train.scored(out, x)[0]._replace(logprobs=frozen.logprobs), x)
+        name: (loop.to_batch(out, rewards, x)._replace(logprobs=frozen.logprobs), x)
         for name, x in settings.items()
     }
     reference = logprobs_of(graph, base, frozen)

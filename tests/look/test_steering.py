@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from aha_lib import loop
 from aha_lib.look import steering
 from aha_lib.model import block, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.presets import PUZZLES, SETTINGS, ModelConfig
 from aha_lib.rl import grpo, sampler
-from aha_lib.run import train
 from aha_lib.tasks import countdown
+from aha_lib.tasks import rollout as rollouts
+from aha_lib.tasks.rollout import Policy
+from aha_lib.tasks.task import Countdown
 
 CONFIG = ModelConfig(
     vocab=32,
@@ -49,6 +52,9 @@ def forward(model):
     return model.hidden(TOKENS, POSITIONS, jnp.ones_like(TOKENS))
 
 
+TASK = Countdown()
+
+
 @pytest.fixture(scope="module")
 def base():
     return weights.load("tiny", dtype=jnp.float32)[:2]
@@ -57,7 +63,8 @@ def base():
 @pytest.fixture(scope="module")
 def rollout(base):
     puzzles = [countdown.generate(5, i, **PUZZLES["tiny"]) for i in range(64)]
-    return train.rollout(*base, puzzles, jax.random.key(1), SMALL, group=4, temperature=1.0)
+    policy = Policy(*base, TASK, SMALL)
+    return rollouts.rollout(policy, puzzles, jax.random.key(1), group=4, temperature=1.0)
 
 
 def test_the_residual_stream_ends_where_the_hidden_states_begin(model):
@@ -94,9 +101,11 @@ def test_the_sampler_is_pushed_as_the_trainer_is(base):
     """Its log-probabilities are those of a forward pass; without a push they are the base's."""
     model, tokenizer = lora.off(base[0]), base[1]
     puzzles = [countdown.generate(5, i, **PUZZLES["tiny"]) for i in range(8)]
-    draw = lambda m: train.rollout(  # noqa: E731
-        m, tokenizer, puzzles, jax.random.key(1), SMALL, group=4, temperature=1.0
-    )
+
+    def draw(model):
+        policy = Policy(model, tokenizer, TASK, SMALL)
+        return rollouts.rollout(policy, puzzles, jax.random.key(1), group=4, temperature=1.0)
+
     plain = draw(model)
     steering.add(model)
     np.testing.assert_array_equal(draw(model).completions.tokens, plain.completions.tokens)
@@ -104,7 +113,7 @@ def test_the_sampler_is_pushed_as_the_trainer_is(base):
     steering.steer(model, direction, 1, 3.0)
     out = draw(model)
     assert (out.completions.tokens != plain.completions.tokens).any()
-    batch, _, _ = train.scored(out, SMALL)
+    batch = loop.to_batch(out, rollouts.score(TASK, out, 4), SMALL)
     logprobs, _ = nnx.jit(lambda m, b: grpo.completion_logprobs(m, b, 1.0))(model, batch)
     np.testing.assert_allclose(
         np.where(batch.mask, logprobs, 0.0), out.completions.logprobs, atol=2e-4
@@ -135,9 +144,9 @@ def test_grpo_trains_the_direction_alone(base):
     learned, _ = grpo.learned(params, s)
     assert sum(x.size for x in jax.tree.leaves(learned)) == model.config.width
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(params))  # the state is donated
-    state = grpo.TrainState(params, grpo.optimizer(s).init(learned))
-    state, _ = train.step(graph, state, None, base[1], s, 1, jax.random.key(0))
-    after = nnx.to_pure_dict(state.params)
+    policy = Policy(model, base[1], TASK, s)
+    loop.step(policy, grpo.optimizer(s).init(learned), None, 1, jax.random.key(0))
+    after = nnx.to_pure_dict(nnx.state(model))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
     assert moved["layers"].pop("direction")
     assert not any(jax.tree.leaves(moved))

@@ -13,8 +13,10 @@ from flax import nnx
 from aha_lib.model.gemma import Gemma
 from aha_lib.presets import VARIANTS, ModelConfig, Settings
 from aha_lib.rl import grpo, objectives
-from aha_lib.run import train
+from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Puzzle
+from aha_lib.tasks.rollout import training_puzzles
+from aha_lib.tasks.task import Countdown
 
 CONFIG = ModelConfig(vocab=12, layers=1, width=16, heads=2, kv_heads=1, head_dim=8, ff=16)
 THETA = np.array([[0.3, -0.4], [-0.2, 0.5]])  # logits of the next token after token 0, after 1
@@ -224,11 +226,12 @@ def test_refill_takes_groups_with_signal_in_order():
 
 def test_draws_of_a_step_share_no_puzzle_with_any_other(monkeypatch):
     fake = lambda seed, index, **_: Puzzle((index,), 0)  # noqa: E731
-    monkeypatch.setattr(train.countdown, "generate", fake)
-    s = Settings(steps=5, prompts=4, refills=2)
-    drawn = [p for step in range(1, 6) for draw in range(3) for p in train.puzzles(s, step, draw)]
+    monkeypatch.setattr(countdown, "generate", fake)
+    s, task = Settings(steps=5, prompts=4, refills=2), Countdown()
+    draws = [(step, draw) for step in range(1, 6) for draw in range(3)]
+    drawn = [p for each in draws for p in training_puzzles(task, s, *each)]
     assert len(set(drawn)) == len(drawn) == 5 * 3 * 4
-    assert [puzzle.numbers[0] for puzzle in train.puzzles(s, 2)] == [4, 5, 6, 7]
+    assert [puzzle.numbers[0] for puzzle in training_puzzles(task, s, 2)] == [4, 5, 6, 7]
 
 
 def random_batch():

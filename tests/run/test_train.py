@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
+from aha_lib import loop
 from aha_lib.model import lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
@@ -30,8 +31,11 @@ from aha_lib.rl import grpo, sampler
 from aha_lib.run import session, train
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Reward
+from aha_lib.tasks.rollout import Policy, held_out_panel, training_puzzles
+from aha_lib.tasks.task import Countdown
 
 TOKENIZER = Tokenizer(tiny_model())
+TASK = Countdown()
 TIMINGS = ("seconds", "per_second")
 
 
@@ -141,22 +145,24 @@ def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rew
 
 
 def test_puzzles_of_a_step_are_its_own(settings):
-    steps = [train.puzzles(settings, n) for n in range(1, 40)]
+    steps = [training_puzzles(TASK, settings, n) for n in range(1, 40)]
     assert all(len(step) == settings.prompts for step in steps)
-    assert steps == [train.puzzles(settings, n) for n in range(1, 40)]
+    assert steps == [training_puzzles(TASK, settings, n) for n in range(1, 40)]
     drawn = list(itertools.chain(*steps))
     assert len(set(drawn)) > 0.95 * len(drawn), "a step does not repeat another's puzzles"
     other = dataclasses.replace(settings, seed=1)
-    assert train.puzzles(other, 1) != steps[0]
+    assert training_puzzles(TASK, other, 1) != steps[0]
 
 
 def test_the_panel_shares_no_numbers_with_training(settings):
     settings = dataclasses.replace(settings, eval_puzzles=200, prompts=16)
-    panel = {tuple(sorted(p.numbers)) for p in train.puzzles(settings, 0)}
-    trained = {tuple(sorted(p.numbers)) for n in range(1, 60) for p in train.puzzles(settings, n)}
+    panel = {tuple(sorted(p.numbers)) for p in held_out_panel(TASK, settings)}
+    trained = {
+        tuple(sorted(p.numbers)) for n in range(1, 60) for p in training_puzzles(TASK, settings, n)
+    }
     assert len(panel) > 50 and len(trained) > 400 and not panel & trained
     other = dataclasses.replace(settings, seed=7)
-    assert train.puzzles(settings, 0) == train.puzzles(other, 0), "one panel for every seed"
+    assert held_out_panel(TASK, settings) == held_out_panel(TASK, other), "one panel for every seed"
 
 
 # What the step is fed
@@ -166,7 +172,7 @@ def test_the_batch_of_a_step(settings, rewarded, monkeypatch, tmp_path):
     """One BOS, EOS trained once, sampler and trainer at one temperature, rewards in their rows."""
     batches = spied(monkeypatch, grpo, "train_step", lambda args, kwargs, result: args[3])
     temperatures = spied(monkeypatch, sampler, "sample", lambda a, kwargs, r: kwargs["temperature"])
-    groups = spied(monkeypatch, train, "rollout")
+    groups = spied(monkeypatch, loop, "rollout")
     rows = run(settings, tmp_path)
     assert len(batches) == 5 and set(temperatures) == {0.7, 0.0}
     rollouts = [g for g in groups if len(g.puzzles) == len(batches[0].mask) and g.valid[0].any()]
@@ -198,16 +204,16 @@ def test_refills_replace_groups_without_signal(monkeypatch):
     P, G = 4, 3
     settings = Settings(prompts=P, group=G, completion_len=32, steps=8, refills=2)
     model, tokenizer, _ = weights.load("tiny")
-    graph, params = nnx.split(model)
-    rollouts = spied(monkeypatch, train, "rollout")
+    rollouts = spied(monkeypatch, loop, "rollout")
     batches = []
     monkeypatch.setattr(grpo, "train_step", lambda *args: batches.append(args[3]) or (args[1], {}))
 
     def take(number, refills):
         """Step `number`, without an update: metrics, batch, rollouts and their rewards [P, G]."""
         rollouts.clear()
-        s, state = dataclasses.replace(settings, refills=refills), grpo.TrainState(params, None)
-        _, row = train.step(graph, state, None, tokenizer, s, number, jax.random.key(0))
+        s = dataclasses.replace(settings, refills=refills)
+        policy = Policy(model, tokenizer, TASK, s)
+        _, row = loop.step(policy, None, None, number, jax.random.key(0))
         rewards = [
             np.array([countdown.reward(*x).value for x in zip(out.texts, out.puzzles, strict=True)])
             for out in rollouts
@@ -222,7 +228,7 @@ def test_refills_replace_groups_without_signal(monkeypatch):
         assert (fresh[:-1] < P).all(), "drawn again only while a group lacks signal"
         assert len(draws) == 3 or fresh[-1] >= P, "and then as long as the settings allow"
         for i, out in enumerate(draws):
-            assert out.puzzles[::G] == train.puzzles(settings, number, i)
+            assert out.puzzles[::G] == training_puzzles(TASK, settings, number, i)
             drawn += out.puzzles[::G]
         found = [origin(batch, g, G, draws, rewards, tokenizer) for g in range(P)]
         assert len(set(found)) == P, "no group is taken twice"
@@ -269,8 +275,8 @@ def origin(batch, g, G, draws, rewards, tokenizer):
 def test_every_rollout_has_fresh_keys(settings, monkeypatch, tmp_path):
     """The same puzzles at every step and a model that stays: completions differ all the same."""
     settings = dataclasses.replace(settings, learning_rate=0.0, eval_every=1, steps=3)
-    panel = train.puzzles(settings, 0)
-    monkeypatch.setattr(train, "puzzles", lambda s, n: panel[: s.prompts] if n else panel)
+    panel = held_out_panel(TASK, settings)
+    monkeypatch.setattr(loop, "training_puzzles", lambda task, s, n: panel[: s.prompts])
     drawn = spied(monkeypatch, sampler, "sample", lambda a, k, result: (k["temperature"], result))
     run(settings, tmp_path / "a")
     count = len(drawn)
@@ -590,7 +596,7 @@ def test_the_trained_model(settings, rewarded, tmp_path):
 
 def test_kills_change_nothing(monkeypatch, tmp_path):
     """Twenty kills: before each of the writes of some steps, at random, and during saving."""
-    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import kills
 
     assert kills.kills(20, tmp_path) > 0, "some were during saving"
@@ -599,7 +605,7 @@ def test_kills_change_nothing(monkeypatch, tmp_path):
 def test_a_prompt_too_long_is_found_before_anything_is_sampled(settings, monkeypatch, tmp_path):
     """Puzzles of three numbers fit, and the panel has no other; a later step has one of four."""
     settings = dataclasses.replace(settings, puzzles="tinyzero", prompt_len=7, eval_puzzles=1)
-    assert len(train.puzzles(settings, 0)[0].numbers) == 3
+    assert len(held_out_panel(Countdown(puzzles="tinyzero"), settings)[0].numbers) == 3
     sampled = spied(monkeypatch, sampler, "sample")
     with pytest.raises(ValueError, match="A prompt has 8 tokens: raise prompt_len above 7"):
         run(settings, tmp_path)
@@ -608,11 +614,11 @@ def test_a_prompt_too_long_is_found_before_anything_is_sampled(settings, monkeyp
 
 @pytest.mark.parametrize("name", PUZZLES)
 def test_no_prompt_is_longer_than_the_widest(name):
-    drawn = train.puzzles(Settings(puzzles=name, prompts=60), 1)
-    widest = train.widest(Settings(puzzles=name))
     for template in ("tiny", "base"):
-        longest = len(countdown.prompt(widest, template))
-        assert all(len(countdown.prompt(puzzle, template)) <= longest for puzzle in drawn)
+        task = Countdown(puzzles=name, template=template)
+        longest = len(task.prompt(task.longest()))
+        drawn = training_puzzles(task, Settings(prompts=60), 1)
+        assert all(len(task.prompt(puzzle)) <= longest for puzzle in drawn)
 
 
 # Evaluation
@@ -621,10 +627,10 @@ def test_no_prompt_is_longer_than_the_widest(name):
 def test_evaluate_counts(settings, monkeypatch):
     """Texts of known worth: of 4 puzzles, 16 completions each, 0, 1, 8 and 16 are right."""
     settings = dataclasses.replace(settings, eval_puzzles=4, pass_k=16)
-    panel = train.puzzles(settings, 0)
+    panel = held_out_panel(TASK, settings)
     counts = [0, 1, 8, 16]
 
-    def write(model, tokenizer, puzzles, key, settings, *, group, temperature):
+    def write(policy, puzzles, key, *, group, temperature):
         right = [f"<answer> {countdown.solve(p, 100)[0]} </answer>" for p in puzzles]
         texts = [
             right[i] if j < counts[i] * group / 16 else "<answer> 1 </answer>"
@@ -637,7 +643,7 @@ def test_evaluate_counts(settings, monkeypatch):
         return SimpleNamespace(puzzles=each, texts=texts, completions=completions)
 
     monkeypatch.setattr(train, "rollout", write)
-    metrics, texts = train.evaluate(None, None, settings, None, 0)
+    metrics, texts = train.evaluate(Policy(None, None, TASK, settings), None, 0)
     assert metrics["heldout_accuracy"] == 25 / 64
     assert metrics["heldout_greedy"] == 3 / 4  # one completion: right where any of 16 is
     lengths = [len(countdown.solve(p, 100)[0].split()) + 2 for p in panel]
@@ -647,7 +653,7 @@ def test_evaluate_counts(settings, monkeypatch):
     assert metrics["styles"] == {"jump": 64} and metrics["heldout_backtracks"] == 0
     assert metrics["pass_at"][1] == pytest.approx(25 / 64) and metrics["pass_at"][16] == 3 / 4
     assert len(texts["sampled"]) == 4
-    metrics, _ = train.evaluate(None, None, settings, None, 10)
+    metrics, _ = train.evaluate(Policy(None, None, TASK, settings), None, 10)
     assert "pass_at" not in metrics and sum(metrics["outcomes"].values()) == 4
 
 
@@ -670,7 +676,7 @@ def test_the_largest_puzzle_fits_the_prompt():
     assert (
         max(
             len(TOKENIZER.encode(countdown.prompt(p, settings.template)))
-            for p in train.puzzles(settings, 0)
+            for p in held_out_panel(TASK, settings)
         )
         == longest
         <= settings.prompt_len

@@ -1,22 +1,80 @@
-"""The example of a task of one's own learns, by the package's own sampler and update."""
+"""A task of one's own: found by name, learnt by the loop alone and by a whole run."""
 
-import sys
-from pathlib import Path
+import dataclasses
+import json
 
 import numpy as np
+import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import last_first
+from aha_lib.loop import learn
+from aha_lib.model import weights
+from aha_lib.presets import Settings
+from aha_lib.run import train
+from aha_lib.tasks import last_first, task
+from aha_lib.tasks.last_first import LastFirst
+
+NAME = "aha_lib.tasks.last_first:LastFirst"
+SETTINGS = Settings(task=NAME, steps=35, completion_len=2, learning_rate=2e-3, micro_batch=8)
 
 
-def test_reward():
-    numbers = [7, 12, 5]
-    assert last_first.reward("5 + 7", numbers) == 1
-    assert last_first.reward("12 - 5", numbers) == last_first.reward("", numbers) == 0
-    assert last_first.generate(0, 3) == last_first.generate(0, 3)
+def test_puzzles_and_reward():
+    own = LastFirst()
+    assert own.reward("5 + 7", [7, 12, 5]) == 1
+    assert own.reward("12 - 5", [7, 12, 5]) == own.reward("", [7, 12, 5]) == 0
+    assert own.puzzle(0, 3, held_out=False) == own.puzzle(0, 3, held_out=False)
+    kept = {tuple(own.puzzle(0, i, held_out=True)) for i in range(300)}
+    drawn = {tuple(own.puzzle(s, i, held_out=False)) for s in range(3) for i in range(300)}
+    assert len(kept) > 200 and not kept & drawn
 
 
-def test_it_learns():
-    rewards = list(last_first.learn(last_first.SETTINGS))
+@pytest.mark.parametrize("name", [NAME, f"{last_first.__file__}:LastFirst"])
+def test_a_task_is_found_by_its_name(name):
+    found = task.load(Settings(task=name))
+    assert type(found).__name__ == "LastFirst" and task.name_of(found) == name
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("chess", "it has to be countdown, FILE.py:NAME or MODULE:NAME"),
+        ("nowhere.py:Chess", "There is no file .*nowhere.py"),
+        ("no_such_module:Chess", "There is no module no_such_module"),
+        ("aha_lib.tasks.last_first:Chess", "has no class Chess that is a Task"),
+        ("aha_lib.tasks.last_first:random", "has no class random that is a Task"),
+        ("__main__:Chess", "pass it as task="),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_one_sentence(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        task.load(Settings(task=name))
+
+
+def test_the_loop_alone_learns_it():
+    model, tokenizer, _ = weights.load("tiny")
+    metrics = list(learn(model, tokenizer, LastFirst(), SETTINGS))
+    rewards = [row["reward"] for row in metrics]
     assert np.mean(rewards[:3]) < 0.1
     assert np.mean(rewards[-5:]) > 0.9
+
+
+def test_a_run_keeps_resumes_and_remembers_it(tmp_path):
+    """Stopped after step 2 and gone on: the rows of a run that was not stopped."""
+    s = dataclasses.replace(SETTINGS, steps=4, eval_every=2, eval_puzzles=32, pass_k=1)
+    whole = list(train.train(s, tmp_path / "whole"))
+    run = train.train(s, tmp_path / "parts")
+    for row in run:
+        if row["step"] == 2:
+            (tmp_path / "parts" / "stop").touch()
+    parts = train.read_rows(tmp_path / "parts" / "metrics.jsonl")
+    assert [row["step"] for row in parts] == [0, 1, 2, 3]
+    list(train.train(s, tmp_path / "parts", LastFirst()))
+    parts = train.read_rows(tmp_path / "parts" / "metrics.jsonl")
+    timed = "seconds", "per_second"
+    for ours, theirs in zip(whole, parts, strict=True):
+        same = {k: v for k, v in ours.items() if not k.endswith(timed)}
+        assert same == {k: v for k, v in theirs.items() if not k.endswith(timed)}
+    said = json.loads((tmp_path / "parts" / "settings.json").read_text())
+    assert said["task"] == NAME
+    assert "backtracks" not in whole[-1], "Countdown's own measures are Countdown's alone"
+    with pytest.raises(ValueError, match="task: .*LastFirst -> countdown"):
+        next(train.train(dataclasses.replace(s, task="countdown"), tmp_path / "parts"))

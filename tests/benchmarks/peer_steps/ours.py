@@ -14,24 +14,22 @@ from aha_lib import devices
 from aha_lib.presets import SETTINGS
 from aha_lib.rl import grpo
 from aha_lib.run import train
+from aha_lib.tasks.rollout import Policy, rollout, training_puzzles
+from aha_lib.tasks.task import Countdown
 
 
 def fixed(steps: int, seed: int) -> None:
     """16 puzzles x 16 completions x 120 tokens, nothing stops early, rewards from a die."""
     s = dataclasses.replace(SETTINGS["tiny"], completion_len=120, clip_high=0.2)
-    graph, state, _, tokenizer = train.begin(s, devices.make_mesh())
+    task = Countdown()
+    graph, state, _, tokenizer = train.begin(s, devices.make_mesh(), task)
     tokenizer.stop_ids, die = frozenset(), np.random.default_rng(seed)
     for number in range(1, steps + 1):
         start = time.perf_counter()
-        out = train.rollout(
-            nnx.merge(graph, state.params),
-            tokenizer,
-            train.puzzles(s, number),
-            jax.random.key(number),
-            s,
-            group=s.group,
-            temperature=s.temperature,
-        )
+        policy = Policy(nnx.merge(graph, state.params), tokenizer, task, s)
+        puzzles, key = training_puzzles(task, s, number), jax.random.key(number)
+        out = rollout(policy, puzzles, key, group=s.group, temperature=s.temperature)
+        sampled = time.perf_counter()
         gains = grpo.advantages(die.random((s.prompts, s.group))).reshape(-1).astype(np.float32)
         written = out.completions.tokens, out.completions.mask, out.completions.logprobs
         batch = grpo.Batch(out.prompts, out.valid, *written, gains)
@@ -40,7 +38,7 @@ def fixed(steps: int, seed: int) -> None:
         end = time.perf_counter()
         tell(
             step=end - start,
-            sample=out.seconds,
+            sample=sampled - start,
             update=end - begun,
             tokens=int(out.completions.mask.sum()),
         )

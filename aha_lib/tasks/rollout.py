@@ -1,0 +1,94 @@
+"""A model asked a task's puzzles: prompts in, completions and their rewards out.
+
+Joins the text side (puzzles, prompts, rewards) to the array side (tokens, log-probabilities). Knows
+nothing of advantages or updates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from aha_lib.model.gemma import Gemma
+from aha_lib.model.tokenizer import Tokenizer
+from aha_lib.presets import Settings
+from aha_lib.rl import sampler
+from aha_lib.tasks.task import Task
+
+PANEL_SEED = 0  # the held-out panel is the same for every run, whatever its seed
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What answers puzzles: a model and its tokenizer, asked a task within a run's settings."""
+
+    model: Gemma
+    tokenizer: Tokenizer
+    task: Task
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Puzzles and what the model wrote for them: B = P · G rows, those of a group side by side."""
+
+    puzzles: list  # B, each puzzle G times
+    prompts: Int[np.ndarray, "B Tp"]
+    valid: Bool[np.ndarray, "B Tp"]  # prompt tokens that are not padding
+    completions: sampler.Completions
+    texts: list[str]  # B
+
+
+def training_puzzles(task: Task, settings: Settings, number: int, draw: int = 0) -> list:
+    """The puzzles of training step 1, 2, …; no two steps, or draws of a step, share an index."""
+    first = (number - 1 + draw * settings.steps) * settings.prompts
+    indices = range(first, first + settings.prompts)
+    return [task.puzzle(settings.seed, index, held_out=False) for index in indices]
+
+
+def held_out_panel(task: Task, settings: Settings) -> list:
+    """The puzzles on which every run is measured and none is trained."""
+    indices = range(settings.eval_puzzles)
+    return [task.puzzle(PANEL_SEED, index, held_out=True) for index in indices]
+
+
+def rollout(
+    policy: Policy, puzzles: Sequence, key: Key[Array, ""], *, group: int, temperature: float
+) -> Rollout:
+    """`group` completions of every puzzle, as many rows at a time as in a training step."""
+    tokenizer, s = policy.tokenizer, policy.settings
+    ids = [tokenizer.encode(policy.task.prompt(puzzle)) for puzzle in puzzles]
+    prompts, valid = sampler.pad_left(ids, s.prompt_len, tokenizer.pad_id)
+    at_a_time = max(1, s.prompts * s.group // group)
+    parts = []
+    for first in range(0, len(puzzles), at_a_time):
+        rows = slice(first, first + at_a_time)
+        parts.append(
+            sampler.sample(
+                policy.model,
+                prompts[rows],
+                valid[rows],
+                jax.random.fold_in(key, first),
+                group=group,
+                length=s.completion_len,
+                stop_ids=tokenizer.stop_ids,
+                pad_id=tokenizer.pad_id,
+                temperature=temperature,
+                gather=s.gather,
+            )
+        )
+    completions = sampler.Completions(*map(np.concatenate, zip(*parts, strict=True)))
+    rows = zip(completions.tokens, completions.mask, strict=True)
+    texts = [tokenizer.decode(tokens[written]) for tokens, written in rows]
+    each = [puzzle for puzzle in puzzles for _ in range(group)]
+    prompts, valid = np.repeat(prompts, group, axis=0), np.repeat(valid, group, axis=0)
+    return Rollout(each, prompts, valid, completions, texts)
+
+
+def score(task: Task, out: Rollout, group: int) -> Float[np.ndarray, "P G"]:
+    """The reward of every completion, a row a puzzle."""
+    judged = zip(out.texts, out.puzzles, strict=True)
+    rewards = [task.reward(text, puzzle) for text, puzzle in judged]
+    return np.array(rewards, dtype=float).reshape(-1, group)
