@@ -358,12 +358,12 @@ def test_lanes_are_for_small_weights_on_a_cpu_alone(monkeypatch):
 
 def test_in_lanes():
     here, wait = threading.get_ident(), threading.Barrier(3, timeout=60)
-    assert devices.in_lanes(lambda _: threading.get_ident(), [0]) == [here]
+    assert devices.run_in_threads(lambda _: threading.get_ident(), [0]) == [here]
 
     def meet(x):  # returns when all three are there: they do run side by side
         wait.wait()
         return x, threading.get_ident() == here
 
-    assert devices.in_lanes(meet, [3, 1, 2]) == [(3, False), (1, False), (2, False)]
+    assert devices.run_in_threads(meet, [3, 1, 2]) == [(3, False), (1, False), (2, False)]
     with pytest.raises(ZeroDivisionError):
-        devices.in_lanes(lambda x: 1 / x, [1, 0])
+        devices.run_in_threads(lambda x: 1 / x, [1, 0])

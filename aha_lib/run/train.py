@@ -84,11 +84,11 @@ def begin(settings: Settings, mesh, task: Task):
     longest = tokenizer.encode(task.prompt(task.longest()))
     sampler.pad_left([longest], s.prompt_len, tokenizer.pad_id)
     if s.lora:
-        lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
+        lora.add(model, s.lora, rngs=nnx.Rngs(devices.random_key(s.seed, "adapters")))
     model.remat = s.remat
     reference = reference_params(model, s)
     graph, params = nnx.split(model)
-    state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.learned(params, s)[0]))
+    state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.trainable(params, s.lora)[0]))
     state = jax.device_put(state, devices.shardings(state, mesh))  # Adam's scalars too
     return graph, state, reference, tokenizer
 
@@ -119,7 +119,7 @@ def train(settings: Settings, out: str | Path, task: Task | None = None) -> Iter
         say(f"Taken over: {change}")
     track, mesh = checkpoints.tracker(s, out), devices.make_mesh(tp=s.tp)
     train_key = training_key(s)
-    eval_key = jax.random.split(jax.random.key(s.seed))[1]
+    eval_key = devices.random_key(s.seed, "evaluation")
     with checkpoints.disk_errors(out), checkpoints.manager(out) as manager, session.together():
         with devices.use(mesh):
             graph, state, reference, tokenizer, done = _resume(s, out, mesh, manager, task)
@@ -128,7 +128,7 @@ def train(settings: Settings, out: str | Path, task: Task | None = None) -> Iter
             del state  # the policy's model and the optimizer's state go on from here
             checkpoints.check_room(out, _kept(policy.model, opt_state, s)[0])
             if s.preflight and done < 0:
-                say(preflight(policy, train_key))
+                say(preflight(policy, devices.random_key(s.seed, "preflight")))
         rows = checkpoints.cut(out / "metrics.jsonl", done)
         checkpoints.cut(out / "rollouts.jsonl", done)
         bar = tqdm(
@@ -205,7 +205,7 @@ def _resume(s: Settings, out: Path, mesh, manager, task: Task, upto: int | float
     graph, state, reference, tokenizer = begin(s, mesh, task)
     if manager.latest_step() is None:
         return graph, state, reference, tokenizer, -1
-    params, rest = grpo.learned(state.params, s)
+    params, rest = grpo.trainable(state.params, s.lora)
     shapes = checkpoints.shapes(_tree(params, state.opt_state))
     del state, params  # what is restored takes their place in memory
     tree, done = checkpoints.restore(manager, shapes, out, upto)
@@ -240,7 +240,7 @@ def trained(
 
 def _kept(model: Gemma, opt_state, settings: Settings) -> tuple[dict, nnx.State]:
     """What a checkpoint holds, and the parameters it can do without: the base under adapters."""
-    params, rest = grpo.learned(nnx.state(model), settings)
+    params, rest = grpo.trainable(nnx.state(model), settings.lora)
     return _tree(params, opt_state), rest
 
 

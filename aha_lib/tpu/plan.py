@@ -175,11 +175,11 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         return model
 
     graph, params = nnx.split(nnx.eval_shape(build))
-    moments = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
+    moments = jax.eval_shape(grpo.optimizer(s).init, grpo.trainable(params, s.lora)[0])
     state = place(grpo.TrainState(params, moments))
-    grads = grpo.learned(state.params, s)[0]
+    grads = grpo.trainable(state.params, s.lora)[0]
     kept = state._replace(params=grads)._asdict()  # in checkpoints
-    lean = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
+    lean = jax.eval_shape(lambda x: sampler.prepare_weights(x, dtype), params)
     weights, reference = place(lean, s.gather), place(lean) if s.kl and not s.lora else None
     kl, waiting = _held(reference), _held((state, reference))
     lent = [
@@ -195,14 +195,15 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         micro = devices.whole_shares(s.micro_batch, "rows")
     key, order = place(jax.eval_shape(jax.random.key, 0)), np.arange(rows) % count
     prompts = np.zeros((count, s.prompt_len), np.int32)
-    begin = (graph, weights, prompts, prompts > 0, key, order, rows, 0)
+    wanted = sampler._Wanted(key, 0, rows, order)
+    begin = (graph, weights, prompts, prompts > 0, wanted)
     slots = s.prompt_len + s.completion_len
     last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
 
     def moved(rows, order, slots):
-        long = sampler._slots(slots, config.window)
+        long = sampler._cache_slots(slots, config.window)
         cache = [
-            jax.eval_shape(functools.partial(sampler._move, slots=n), x, order)
+            jax.eval_shape(functools.partial(sampler._resize, slots=n), x, order)
             for x, n in zip(rows.cache, long, strict=True)
         ]
         return jax.tree.map(spread, rows._replace(cache=Cache(*cache)))
@@ -213,16 +214,18 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         n = int(np.argmax(both))  # the largest array moves, the others wait, at their largest
         resident = aside + sum(both) - both[n] + _held((weights, old[:-1]))
         array, long = old.cache[n], new[n].shape[3]
-        return f"sample: {name}", resident, lambda: sampler._move.lower(array, order, long)
+        return f"sample: {name}", resident, lambda: sampler._resize.lower(array, order, long)
 
     read = jax.tree.map(spread, jax.eval_shape(sampler._prefill, *begin))
     shorter, longer = (moved(read, order, n) for n in (slots - last, slots))
-    decode = dict(slot=slots - last, length=last, stop_ids=(1,), pad_id=0)
+    stage = sampler.Stage(slot=slots - last, length=last, stop_ids=(1,), pad_id=0)
     blank = np.zeros((micro, s.completion_len), np.float32)
     seen, ids = np.ones((micro, s.prompt_len), bool), blank.astype(np.int32)
     batch = grpo.Batch(seen.astype(np.int32), seen, ids, blank == 0, blank, blank[:, 0])
     weighted = batch._replace(weights=blank if s.importance_cap or s.norm != "token" else None)
-    packed = next(grpo.micro_batches(weighted, micro, all_rows=True))
+    packed = next(grpo.micro_batches(weighted, micro, all_rows=True))._replace(total=1.0)
+    read_by_loss = grpo.Weights(state.params, reference)
+    one = np.float32(1)  # a learning rate and a loss
     adam = waiting - kl - _held(state.params)
     rescore = [
         (
@@ -238,7 +241,7 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         (
             "sample: decode",
             aside,
-            lambda: sampler._decode.lower(graph, weights, longer, s.temperature, **decode),
+            lambda: sampler._decode.lower(graph, weights, longer, s.temperature, stage),
         ),
         move("lengthen", shorter, None, slots),
         move("halve", shorter, np.arange(half), slots),
@@ -246,9 +249,15 @@ def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable
         (
             "update: gradient",
             adam,
-            lambda: grpo.accumulate.lower(graph, state.params, reference, grads, packed, 1.0, s),
+            lambda: grpo.accumulate.lower(
+                graph, read_by_loss, grads, packed, grpo.LossSettings.of(s)
+            ),
         ),
-        ("update: apply", kl, lambda: grpo.apply.lower(state, grads, s, np.float32(0))),
+        (
+            "update: apply",
+            kl,
+            lambda: grpo.apply.lower(state, grads, one, one, grpo.OptimizerSettings.of(s)),
+        ),
     ]
 
 

@@ -125,7 +125,11 @@ def test_another_push_compiles_nothing(base, rollout):
     steering.add(model)
     prompts, valid = rollout.prompts[::4][:8], rollout.valid[::4][:8]
     draw = lambda: sampler.sample(  # noqa: E731
-        model, prompts, valid, jax.random.key(0), group=1, length=8, stop_ids=[], pad_id=0, stages=1
+        model,
+        prompts,
+        valid,
+        jax.random.key(0),
+        sampler.Sampling(group=1, length=8, stop_ids=[], pad_id=0, stages=1),
     )
     draw()
     before = sampler._decode._cache_size()
@@ -141,7 +145,7 @@ def test_grpo_trains_the_direction_alone(base):
     steering.steer(model, np.zeros(model.config.width), 1, 1.0)
     s = dataclasses.replace(SMALL, lora=1, learning_rate=0.1)
     graph, params = nnx.split(model)
-    learned, _ = grpo.learned(params, s)
+    learned, _ = grpo.trainable(params, s.lora)
     assert sum(x.size for x in jax.tree.leaves(learned)) == model.config.width
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(params))  # the state is donated
     policy = Policy(model, base[1], TASK, s)

@@ -60,11 +60,7 @@ def batch(model):
         prompts,
         valid,
         jax.random.key(3),
-        group=4,
-        length=8,
-        stop_ids={EOS, 3, 17, 20},
-        pad_id=PAD,
-        stages=1,
+        sampler.Sampling(group=4, length=8, stop_ids={EOS, 3, 17, 20}, pad_id=PAD, stages=1),
     )
     old = np.where(out.mask, out.logprobs + rng.normal(0, 0.3, out.mask.shape), 0)
     gain = rng.normal(0, 1, 8)
@@ -190,12 +186,14 @@ def test_on_policy_ratio_is_one_at_the_temperature_of_the_sampler(model, batch):
             batch.prompts[::4],
             batch.valid[::4],
             jax.random.key(9),
-            group=4,
-            length=8,
-            stop_ids={EOS, 3, 17, 20},
-            pad_id=PAD,
-            temperature=temperature,
-            stages=1,
+            sampler.Sampling(
+                group=4,
+                length=8,
+                stop_ids={EOS, 3, 17, 20},
+                pad_id=PAD,
+                temperature=temperature,
+                stages=1,
+            ),
         )
         fresh = on_device(
             grpo.Batch(
@@ -274,11 +272,11 @@ def test_gradient_is_that_of_the_mean_over_tokens(monkeypatch, model, reference,
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def test_lanes_do_not_show(monkeypatch, model, reference, batch):
+def test_threads_do_not_show(monkeypatch, model, reference, batch):
     """Micro-batches in threads side by side: the same gradient and the same metrics."""
     found = []
     for count in (1, 2, 5):
-        monkeypatch.setattr(grpo, "lanes", lambda params, count=count: count)
+        monkeypatch.setattr(grpo, "cpu_threads", lambda params, count=count: count)
         found.append(gradient(monkeypatch, model, batch, BASE, reference))
     for grads, metrics in found[1:]:
         assert_same(grads, found[0][0])
