@@ -75,7 +75,7 @@ def keep(run: str | Path, folder: str | Path) -> None:
     (folder / "rollouts.jsonl.gz").write_bytes(gzip.compress(texts, mtime=0))
     (folder / "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
     if settings.lora:
-        model, *_ = train.trained(run, merged=False)
+        model, *_ = train.trained(run)
         lora.save(model, folder / "adapters.safetensors")
 
 

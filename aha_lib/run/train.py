@@ -219,12 +219,13 @@ def trained(
     out: str | Path,
     step: int | float = math.inf,
     *,
-    merged: bool = True,
+    merged: bool = False,
     task: Task | None = None,
 ) -> tuple[Gemma, Tokenizer, Settings]:
     """The model of a run's newest checkpoint, up to a step, with its tokenizer and settings.
 
-    Adapters are merged, unless `merged` is False. FileNotFoundError if there is no checkpoint.
+    Adapters are kept apart, as they were trained; `merged` adds them to the weights, in float32
+    (see `lora.merge`). FileNotFoundError if there is no checkpoint.
     """
     said = json.loads((Path(out) / "settings.json").read_text())
     s = dataclasses.replace(Settings(**said), kl=0.0)  # without a reference

@@ -81,6 +81,20 @@ def test_a_new_direction_changes_nothing(model):
     assert not nnx.to_pure_dict(nnx.state(lora.off(model)))["layers"].keys() & {"direction"}
 
 
+def test_merging_keeps_a_direction_and_an_export_refuses_it(model, tmp_path):
+    steering.add(model)
+    steering.steer(model, np.ones(24), 1, 2.0)
+    pushed = forward(model)
+    np.testing.assert_allclose(forward(lora.merge(model)), pushed, rtol=1e-5, atol=1e-5)
+    for given in (model, lora.merge(model)):
+        with pytest.raises(ValueError, match=r"steered, .*lora\.off\(model\)"):
+            weights.save_hf(given, tmp_path / "out")
+    with pytest.raises(ValueError, match="no adapters"):
+        lora.save(model, tmp_path / "adapters.safetensors")
+    weights.save_hf(lora.off(model), tmp_path / "out")
+    assert np.abs(forward(lora.off(model)) - pushed).max() > 0.1, "the push is gone"
+
+
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_push_moves_one_layer_s_stream_by_itself(model, layer):
     stream = nnx.jit(lambda m: m.residuals(TOKENS, POSITIONS, jnp.ones_like(TOKENS)))

@@ -366,6 +366,26 @@ def test_the_step_raises_what_was_rewarded_and_donates_its_state(model, batch):
     assert change[:4].sum() > 0 > change[4:].sum()
 
 
+def test_other_seeds_and_lengths_of_a_run_compile_nothing(model, batch):
+    """What the loss and the update do not read is no part of their programs."""
+
+    def one_step(settings):
+        graph, params = nnx.split(model)
+        params = jax.tree.map(jnp.copy, params)
+        state = grpo.TrainState(params, grpo.optimizer(settings).init(params))
+        grpo.train_step(graph, state, None, batch, settings)
+
+    one_step(BASE)
+    before = grpo.accumulate._cache_size(), grpo.apply._cache_size()
+    others = dict(seed=5, hours=1.0, steps=77, learning_rate=1e-3, decay=0.5, eval_every=3)
+    for name, value in others.items():
+        one_step(dataclasses.replace(BASE, **{name: value}))
+        assert (grpo.accumulate._cache_size(), grpo.apply._cache_size()) == before, name
+    one_step(dataclasses.replace(BASE, clip_low=0.1, max_grad_norm=0.5))
+    after = grpo.accumulate._cache_size(), grpo.apply._cache_size()
+    assert all(a > b for a, b in zip(after, before, strict=True)), "this test can fail"
+
+
 def test_learning_rate_warms_up_then_falls_to_its_share():
     settings = Settings(steps=20, warmup=4, learning_rate=1e-2, decay=0.1, weight_decay=0.0)
     params = {"w": jnp.zeros(3)}

@@ -246,6 +246,61 @@ def test_draw_from_a_wide_vocabulary():
     assert statistic < freedom + 4 * np.sqrt(2 * freedom)
 
 
+def test_the_generator_of_keys_does_not_show(model, monkeypatch):
+    """rbg draws other numbers for another batch: with it, two threads gave other tokens than one.
+
+    And what its key has in common with threefry's gives the same tokens.
+    """
+    outs = [sample(model)]
+    for count in (1, 2):
+        monkeypatch.setattr(sampler, "cpu_threads", lambda params, count=count: count)
+        with jax.default_prng_impl("rbg"):
+            outs.append(sample(model, jax.random.key(5)))
+    for out in outs[1:]:
+        np.testing.assert_array_equal(out.tokens, outs[0].tokens)
+
+
+def test_shapes_of_the_decode_programs_are_known(model, monkeypatch, one_thread):
+    met, decode = set(), sampler._decode
+
+    def spy(graph, params, rows, temperature, stage):
+        met.add((len(rows.done), rows.cache.k.shape[3], stage.length))
+        return decode(graph, params, rows, temperature, stage)
+
+    monkeypatch.setattr(sampler, "_decode", spy)
+    for number in range(4):
+        sample(model, jax.random.key(number), temperature=0.5 + number)
+    sampling = sampler.Sampling(group=16, length=20, stop_ids=STOPS, pad_id=PAD, stages=2)
+    known = sampler.decode_shapes(3, 8, sampling)
+    assert known == [(48, 28, 10), (48, 18, 10), (24, 28, 10), (12, 28, 10), (6, 28, 10)]
+    assert len(met) > 2 and met <= set(known)
+    shares = sampler.decode_shapes(3, 8, sampling, threads=2)  # of two prompts, and of one
+    assert {rows for rows, *_ in shares} == {32, 16, 8, 4, 2}
+
+
+def test_decode_programs_are_compiled_ahead(model, caplog, one_thread):
+    how = dict(group=16, length=14, stop_ids=STOPS, pad_id=PAD, stages=2)
+    assert sampler.compile_decode(model, 3, 8, sampler.Sampling(**how)) == 5
+
+    def compiled():
+        return [name for record in caplog.records if "_decode" in (name := record.getMessage())]
+
+    with jax.log_compiles(True):
+        for number in range(4):
+            sample(model, jax.random.key(number), length=14, temperature=0.5 + number)
+        assert not compiled(), "all of them were there"
+        sample(model, length=13)
+        assert compiled(), "this test can fail"
+
+
+def test_no_prompts_are_a_sentence(model):
+    with pytest.raises(ValueError, match="There are no prompts"):
+        sampler.pad_left([], 8, PAD)
+    none = np.zeros((0, 8), np.int32)
+    with pytest.raises(ValueError, match="There are no prompts to sample from"):
+        sampler.sample(model, none, none > 0, KEY, sampler.Sampling(2, 8, STOPS, PAD))
+
+
 def test_pad_left():
     tokens, valid = sampler.pad_left([[5, 6, 7], [8]], 4, 9)
     assert tokens.tolist() == [[9, 5, 6, 7], [9, 9, 9, 8]]

@@ -392,6 +392,10 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
     rest = jax.tree.leaves(grpo.trainable(steps[-1][1].params, settings.lora)[1])
     for x, y in zip(rest, base, strict=True):
         np.testing.assert_array_equal(x, y)
+    found, merged = train.trained(tmp_path)[0], train.trained(tmp_path, merged=True)[0]
+    for x, y in zip(jax.tree.leaves(nnx.state(found, nnx.LoRAParam)), kept, strict=True):
+        np.testing.assert_array_equal(x, y, "they are kept apart unless asked")
+    assert not nnx.state(merged, nnx.LoRAParam)
 
 
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
