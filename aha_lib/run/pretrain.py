@@ -4,8 +4,8 @@
 sees before it is rewarded. Knows nothing of rewards or GRPO. The shipped base, and one for GRPO to
 start from:
 
-    python -m aha_lib.run.pretrain --preset tiny --out aha_lib/data/tiny
-    python -m aha_lib.run.pretrain --preset gemma3-270m-cpu --out runs/gemma3-270m-cpu/base
+    aha pretrain --preset tiny --out aha_lib/data/tiny
+    aha pretrain --preset gemma3-270m-cpu --out runs/gemma3-270m-cpu/base
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from aha_lib.model.finite import refuse_nonfinite
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, Pretraining
-from aha_lib.run import arguments, checkpoints, session
+from aha_lib.run import checkpoints, cli, folder, session
 from aha_lib.tasks import corpus
 
 ROOM = "set rows, or row_len, to less, or remat=True"  # advice where a device's memory is full
@@ -45,7 +45,8 @@ def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:
     s = settings
     dtype, param_dtype = devices.dtypes(s.dtype)
     if not s.model:
-        return Gemma(MODELS["tiny"], rngs=nnx.Rngs(s.seed), dtype=dtype), Tokenizer(tiny_model())
+        rngs = nnx.Rngs(devices.random_key(s.seed, "tiny model"))
+        return Gemma(MODELS["tiny"], rngs=rngs, dtype=dtype), Tokenizer(tiny_model())
     kept = dtype if s.lora else param_dtype
     model, tokenizer, _ = weights.load(s.model, dtype=dtype, param_dtype=kept)
     if s.cut:
@@ -56,7 +57,9 @@ def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:
         lora.load(model, s.adapters)
         refuse_nonfinite(model, s.adapters)
     elif s.lora:
-        lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
+        # A tag of its own: adapters of GRPO on the same seed begin elsewhere.
+        key = devices.random_key(s.seed, "cold-start adapters")
+        lora.add(model, s.lora, rngs=nnx.Rngs(key))
     model.remat = s.remat
     return model, tokenizer
 
@@ -115,63 +118,87 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     The folder gets `settings.json`, `metrics.jsonl` and `checkpoints/` of what is trained; at the
     end the model, adapters merged, as `weights.load` reads it, `adapters.safetensors` if there are
     any, and `pretraining.json`. A run that was killed goes on from its last checkpoint and gives
-    the rows it would have given. Raises ValueError if the folder holds a run with other settings;
+    the rows it would have given.
+
+    Raises ValueError if another process trains in the folder, or it holds a run with other
+    settings, another base or no whole checkpoint; MemoryError if a device's memory is too small;
     FloatingPointError after three steps in a row whose gradients were not finite: none of them is
-    applied, so what the checkpoints hold stays good. MemoryError if a device's memory is too small.
+    applied, so what the checkpoints hold stays good.
     """
-    s, out = settings, Path(out)
-    checkpoints.claim(out, s)
+    out = Path(out)
+    folder.make(out)
+    with folder.hold(out):
+        folder.changed_settings(out, settings)
+        folder.remove_marks(out)
+        with folder.keep_reason(out), checkpoints.disk_errors(out):
+            yield from _resume_or_start(settings, out)
+
+
+def _resume_or_start(s: Pretraining, out: Path) -> Iterator[dict]:
+    """The steps that are left, and the model at their end; the folder is this run's alone."""
     model, tokenizer = begin(s)
     graph, params, rest = nnx.split(model, nnx.LoRAParam if s.lora else nnx.Param, ...)
-    state = TrainState(params, optimizer(s).init(params))
-    tree = _kept_tree(state, 0)
+    tree = _kept_tree(TrainState(params, optimizer(s).init(params)), 0)
     # Where the steps leave it: else the second one would compile anew.
     tree = jax.device_put(tree, devices.shardings(tree, devices.make_mesh(jax.devices()[:1])))
     with checkpoints.manager(out) as manager:
-        kept, done = checkpoints.restore(manager, checkpoints.shapes(tree), out)
+        if s.lora:
+            checkpoints.keep_base(out, rest, s.model)
+        like = checkpoints.shapes(tree)
+        kept, done = checkpoints.restore(manager, like, out, first=s.checkpoint_every)
         tree = kept or tree
+        folder.write_settings(out, s)
+        rows = folder.truncate_after(out / "metrics.jsonl", done)
         state = TrainState(tree["params"], tree["moments"])
-        index = int(tree["document"])
-        rows = checkpoints.cut(out / "metrics.jsonl", done)
-        bar = tqdm(
-            range(max(done, 0), s.steps),
-            initial=max(done, 0),
-            total=s.steps,
-            unit="step",
-            mininterval=5,
-        )
-        batch, index = corpus.rows(s, index, s.rows, tokenizer)
+        batch, document = corpus.rows(s, int(tree["document"]), s.rows, tokenizer)
+        bar = _progress(max(done, 0), s.steps)
         for step in bar:
             with devices.memory_errors(ROOM):
-                state, loss, finite = train_step(graph, state, rest, batch, s)
-                learnt = index
+                state, loss, is_finite = train_step(graph, state, rest, batch, s)
+                not_learnt = document
                 # While the device is at work the host writes the next documents.
-                batch, index = corpus.rows(s, learnt, s.rows, tokenizer)
+                batch, document = corpus.rows(s, not_learnt, s.rows, tokenizer)
                 row = {"step": step + 1, "loss": float(loss)}
-            if not finite:
+            if not is_finite:
                 row["skipped_updates"] = 1
             rows.append(row)
-            checkpoints.append(out / "metrics.jsonl", row)
+            folder.append(out / "metrics.jsonl", row)
             session.check_finite(rows)
             if (step + 1) % s.checkpoint_every == 0 or step + 1 == s.steps:
                 bar.set_postfix(loss=f"{row['loss']:.3f}")
-                checkpoints.save(manager, step + 1, _kept_tree(state, learnt), row)
+                checkpoints.save(manager, step + 1, _kept_tree(state, not_learnt), row)
                 manager.wait_until_finished()  # before the arrays are donated
             yield row
     model = nnx.merge(graph, state.params, rest)
+    _write_model(model, tokenizer, s, out)
+    _write_summary(rows, s, out)
+
+
+def _progress(first: int, steps: int) -> tqdm:
+    """The numbers of the steps that are left, from 0, with a bar."""
+    return tqdm(range(first, steps), initial=first, total=steps, unit="step", mininterval=5)
+
+
+def _write_model(model: Gemma, tokenizer: Tokenizer, settings: Pretraining, out: Path) -> None:
+    """The model as `weights.load` reads it, and its adapters; ValueError if it holds NaN."""
     refuse_nonfinite(model, out)
-    if s.lora:
+    if settings.lora:
         lora.save(model, out / "adapters.safetensors")
-    weights.save_hf(lora.merge(model) if s.lora else model, out, tokenizer)
+        model = lora.merge(model)
+    weights.save_hf(model, out, tokenizer)
+
+
+def _write_summary(rows: list[dict], settings: Pretraining, out: Path) -> None:
+    """What the base was made by: settings, the corpus' fingerprint, first and last losses."""
     losses = [row["loss"] for row in rows]
-    record = {
-        "settings": dataclasses.asdict(s),
-        "corpus": corpus.fingerprint(s),
+    summary = {
+        "settings": dataclasses.asdict(settings),
+        "corpus": corpus.fingerprint(settings),
         "first_losses": losses[:20],
     }
     if losses:
-        record["last_loss"] = float(np.mean(losses[-100:]))
-    checkpoints.write(out / "pretraining.json", json.dumps(record, indent=2) + "\n")
+        summary["last_loss"] = float(np.mean(losses[-100:]))
+    folder.write(out / "pretraining.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _kept_tree(state: TrainState, document: int) -> dict:
@@ -181,7 +208,7 @@ def _kept_tree(state: TrainState, document: int) -> dict:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: train in a folder, or go on there; bad settings end it with status 2."""
-    settings, out = arguments.parse(argv, PRETRAINING)
+    settings, out = cli.parse(argv, PRETRAINING, "aha pretrain")
     devices.compilation_cache()
     try:
         devices.available()
