@@ -17,7 +17,7 @@ import tyro
 
 from aha_lib.presets import SETTINGS, Pretraining, Settings, in_words, setting
 
-RULE = re.compile(r"[│ ]*─{3,}[│ ]*")  # between the parts of tyro's messages
+COLOUR = re.compile(r"\x1b\[[\d;]*m")  # which tyro's messages have in a terminal
 KNOWN = {one.name: one for kind in (Settings, Pretraining) for one in fields(kind)}
 OUT = setting(tyro.MISSING, "the run's folder: one that is there goes on")
 
@@ -120,12 +120,15 @@ def _parse(kind: type, argv: Sequence[str], *, default, program: str | None):
 
 def _sentence(box: str, argv: Sequence[str]) -> str:
     """What is wrong, from tyro's message about it."""
-    parts = [[]]
-    for line in box.splitlines():
-        if RULE.fullmatch(line):
+    parts = [[]]  # the lines of each part of the box; between them are rules
+    _title, *lines = COLOUR.sub("", box).splitlines()
+    for line in lines:
+        inner = line.strip("│|╰╯ ")
+        if re.fullmatch("[─-]+", inner):
             parts.append([])
-        elif line.startswith("│"):
-            parts[-1].append(line.strip("│ "))
+        elif inner:
+            parts[-1].append(inner)
+    parts = [part for part in parts if part]
     message = " ".join(parts[0])
     own = re.match(r"Error parsing \w+: (.*)", message)
     if own:  # the settings' own check
