@@ -6,6 +6,7 @@ Knows nothing of what the settings mean: names, types, defaults and help are the
 import argparse
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,7 @@ def flag_name(word: str) -> str | None:
 def value_of(argv: Sequence[str], name: str) -> str | None:
     """The last value that a command line gives a field; None if there is none."""
     value = None
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in itertools.zip_longest(argv, argv[1:]):
         if flag_name(word) == name:
             value = word.partition("=")[2] if "=" in word else following
     return value
