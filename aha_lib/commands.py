@@ -19,8 +19,7 @@ from aha_lib.presets import SETTINGS, Settings
 from aha_lib.run import cli
 from aha_lib.tasks.task import Countdown, Task
 
-STOPPED = 3  # status of a run that was asked to stop, or ran out of time, before its last step
-INTERRUPTED = 130  # and of one that Ctrl-C ended, as everywhere
+INTERRUPTED = 130  # status of a run that Ctrl-C ended, as everywhere
 # What the reader can put right. OSError: downloads, disks, folders.
 FAULTS = (ValueError, OSError, MemoryError, FloatingPointError)
 
@@ -46,8 +45,8 @@ def summary(command: Callable) -> str:
 def train(argv: Sequence[str], program: str = "aha train") -> int:
     """Train a model by GRPO in a folder, or go on there.
 
-    Status 0: finished; 2: something to put right; 3: stopped early, the same command goes on; 130:
-    Ctrl-C; 143: SIGTERM.
+    Status 0: finished; 2: something to put right; 75: stopped early, the same command goes on;
+    130: Ctrl-C; 143: SIGTERM.
     """
     settings, out = cli.parse(argv, SETTINGS, program)
     from aha_lib import devices
@@ -63,24 +62,27 @@ def run_to_the_end(settings: Settings, out: Path) -> int:
     Gives the status that `train` documents; of several hosts ends the program at once where one
     has failed, so that the others end too.
     """
+    from aha_lib.run import session
     from aha_lib.run import train as training
+    from aha_lib.run.folder import why_stopped
 
     try:
         with closing(training.train(settings, out)) as run:
             for row in run:
                 if "heldout_accuracy" in row:
-                    tell(evaluation(row))
+                    session.show_line(evaluation(row))
                     draw_curve(out)
         draw_curve(out)  # also of a run that was finished before
     except KeyboardInterrupt:
-        tell(f"To go on: the same command, with --out {out}")
+        session.show_line(f"To go on: the same command, with --out {out}")
         return INTERRUPTED
     except FAULTS as error:
         give_up(error)
-    if (out / "stopped.txt").exists():
-        tell(f"The run in {out} is not finished: the same command goes on.")
-        return STOPPED
-    tell(f"The run in {out} is finished: metrics.jsonl, rollouts.jsonl, curve.png")
+    if why_stopped(out):  # by the clock, or by the file `stop`
+        session.show_line(f"To go on: the same command, with --out {out}")
+        return session.UNFINISHED
+    names = "metrics.jsonl, rollouts.jsonl, curve.png"
+    session.show_line(f"Finished. The run is in {out}: {names}")
     return 0
 
 
@@ -92,14 +94,6 @@ def give_up(error: Exception) -> NoReturn:
         print(error, file=sys.stderr, flush=True)
         os._exit(2)
     cli.leave(str(error))
-
-
-def tell(line: str) -> None:
-    """Print above the progress bar; a reader who has left (`| tee`) must not end the run."""
-    from tqdm.auto import tqdm
-
-    with contextlib.suppress(OSError):
-        tqdm.write(line)
 
 
 def evaluation(row: dict) -> str:

@@ -164,7 +164,7 @@ crossroads = {
 }
 ways = {"difference": steering.difference, "probe": steering.probe}
 live = {
-    (when, how): steering.halves(
+    (when, how): steering.separation_in_other_half(
         stream[:, here], at.tries[here], even[here], find
     )
     for when, here in crossroads.items()

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -287,3 +288,15 @@ def test_with_an_address_it_is_cloned():
     assert 'address = "https://github.com/someone/something"\n' in cell
     assert 'os.system(f"git clone -q --depth=1 {address} aha")\n' in cell
     assert "import os\n" in cell and "zip" not in cell.split("try:")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds are of Python 3.11")
+def test_the_lowest_versions_do():
+    """What every `pytest` runs, once more, with the lower bounds of pyproject.toml."""
+    theirs = ("PYTEST_", "JAX_", "XLA_", "PYTHONPATH")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
+    env |= {"PYTHON": sys.executable}
+    how = dict(cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run([ROOT / ".ci" / "lowest"], **how)
+    assert done.returncode == 0, done.stdout[-8000:]
