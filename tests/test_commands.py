@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from aha_lib import commands, presets
+from aha_lib import commands, devices, presets
 from aha_lib.model import weights
 from aha_lib.presets import Settings
-from aha_lib.run import train
+from aha_lib.run import pretrain, session, train
 
 SMALL = "--steps 0 --prompts 2 --group 2 --eval_puzzles 4 --pass_k 1 --completion_len 32".split()
 
@@ -23,7 +23,7 @@ MISTAKES = {
     "train --out {new} --lora 1000000000": "lora is 1000000000: it has to be a whole number from",
     "train --out {file}": "{file} is a file, or lies in one: a run needs a folder.",
     "train --out {new} --task {new}.py:Mine": "There is no file {new}.py.",
-    "train --out {new} --task Mine": "task is 'Mine': it has to be countdown, FILE.py:NAME or",
+    "train --out {new} --task Mine": "task is 'Mine': it has to be countdown, FILE.py:NAME",
     "pretrain --out {new} --rows 1000000000": "rows is 1000000000: it has to be a whole number",
     "pretrain --out {new} --lora 8": "lora is 8: adapters need a model to stand on.",
     "pretrain --out {new} --cut True": "cut=True needs a model: the tiny vocabulary has nothing",
@@ -111,8 +111,8 @@ def test_a_run_that_stopped_early_has_its_own_status(run, monkeypatch, capsys):
     monkeypatch.setattr(train, "train", stops)
     status = commands.run_to_the_end(Settings(), run)
     (run / "stopped.txt").unlink()
-    assert status == commands.STOPPED == 3
-    assert "is not finished: the same command goes on" in capsys.readouterr().out
+    assert status == session.UNFINISHED == 75
+    assert capsys.readouterr().out == f"To go on: the same command, with --out {run}\n"
     monkeypatch.setattr(train, "train", lambda settings, out: (row for row in ()))
     assert commands.run_to_the_end(Settings(), run) == 0
 
@@ -134,13 +134,43 @@ def test_what_ends_a_run_while_its_curve_is_drawn(run, monkeypatch, capsys, faul
         assert stopped.value.code == 2 and capsys.readouterr().err == "The disk is full.\n"
 
 
+def test_a_damaged_run_is_one_line(tmp_path, capsys):
+    (tmp_path / "settings.json").write_text('{"group": 1')
+    for typed in (["ask", str(tmp_path), "hello"], ["export", str(tmp_path), str(tmp_path / "x")]):
+        with pytest.raises(SystemExit) as stopped:
+            commands.main(typed)
+        told = capsys.readouterr().err
+        assert stopped.value.code == 2 and told.count("\n") == 1
+        assert told.startswith(f"{tmp_path / 'settings.json'} is damaged")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "told"),
+    [
+        (KeyboardInterrupt(), 130, "To go on: the same command, with --out x\n"),
+        (FloatingPointError("The loss is NaN."), 2, "The loss is NaN.\n"),
+        (MemoryError("A device has too little memory."), 2, "A device has too little memory.\n"),
+    ],
+)
+def test_what_ends_pretraining(monkeypatch, capsys, fault, status, told):
+    def fails(settings, out):
+        yield {"step": 1}
+        raise fault
+
+    monkeypatch.setattr(pretrain, "pretrain", fails)
+    monkeypatch.setattr(devices, "keep_memory", lambda: None)
+    with pytest.raises(SystemExit) as stopped:
+        commands.main(["pretrain", "--out", "x"])
+    assert stopped.value.code == status and capsys.readouterr().err == told
+
+
 def test_a_reader_who_left_does_not_end_the_run(monkeypatch):
     """`2>&1 | tee log`: Ctrl-C ends tee first, and then no line can be written."""
     reading, writing = os.pipe()
     os.close(reading)
     gone = os.fdopen(writing, "w", buffering=1)
     monkeypatch.setattr(sys, "stdout", gone)
-    commands.tell("a line that nobody reads")
+    session.show_line("a line that nobody reads")
     monkeypatch.undo()
     with pytest.raises(BrokenPipeError):
         gone.close()
