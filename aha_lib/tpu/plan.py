@@ -1,11 +1,10 @@
 """What fits on which chip, asked of the compiler; and the time and price that its peaks allow.
 
 Compiles the programs of a run for a TPU that need not be there, with XLA's own compiler (libtpu),
-and adds up what a core must hold: `python -m aha_lib.tpu.plan --model gemma2-2b --chip v3-8`. Runs
-none of them and loads no weights. Knows nothing of the task but how long its prompts are.
+and adds up what a core must hold: `aha plan --model gemma2-2b --chip v3-8`. Runs none of them and
+loads no weights. Knows nothing of the task but how long its prompts are.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -28,7 +27,7 @@ from aha_lib.model import weights
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import MODELS, SETTINGS, Settings, shape
 from aha_lib.rl import sampler
-from aha_lib.run import arguments
+from aha_lib.run import cli
 from aha_lib.tasks import task as tasks
 from aha_lib.tpu.chips import CHIPS, Chip, estimate
 from aha_lib.tpu.programs import GiB, Program, programs
@@ -295,15 +294,15 @@ def _check_compiler() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 if the plan fits, 1 if not, 2 for bad input or without libtpu."""
-    parser = argparse.ArgumentParser(prog="python -m aha_lib.tpu.plan", description=plan.__doc__)
+    more = "Any setting of a run can be given too, as to `aha train`: --prompts 64, for example."
+    parser = cli.Parser(prog="aha plan", description=plan.__doc__, epilog=more, allow_abbrev=False)
     parser.add_argument("--model", required=True, choices=MODEL_NAMES)
     parser.add_argument("--chip", required=True, choices=list(CHIPS))
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--largest", choices=["micro_batch", "prompts"])
-    args = parser.parse_args(argv)
+    args, others = parser.parse_known_args(argv)
+    wanted = cli.changes(others, Settings(), "aha plan")
     jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is here alone
     try:
-        wanted = arguments.changes(args.set)
         answer = plan(args.model, args.chip, **wanted)
         print(answer)
         if args.largest:

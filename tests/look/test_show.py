@@ -243,13 +243,17 @@ def test_main_job_draws_its_curve_and_resumes(tmp_path):
     assert other.returncode == 2 and "seed: 0 -> 1" in other.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("wrong", ["stepz=20", "steps=many", "steps=-1"])
+MORE = [pytest.param(wrong, marks=pytest.mark.slow) for wrong in ("steps=many", "steps=-1")]
+
+
+@pytest.mark.parametrize("wrong", ["stepz=20", *MORE])
 def test_main_job_says_in_a_line_what_is_wrong(tmp_path, wrong):
     done = headless(tmp_path / "run", wrong)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert wrong.partition("=")[0] in done.stderr and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_main_job_says_in_a_line_what_the_machine_refuses(tmp_path):
     (tmp_path / "run").touch()
     done = headless(tmp_path / "run")
@@ -257,6 +261,7 @@ def test_main_job_says_in_a_line_what_the_machine_refuses(tmp_path):
     assert "is a file, or lies in one: a run needs a folder." in done.stderr
 
 
+@pytest.mark.slow
 def test_main_job_says_in_a_line_why_a_download_failed(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):

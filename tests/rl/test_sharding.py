@@ -36,11 +36,11 @@ from contextlib import closing
 import jax
 
 from aha_lib import devices
-from aha_lib.run import arguments, train
+from aha_lib.run import cli, train
 
 devices.start_distributed()
 last = int(sys.argv[1])
-with closing(train.train(*arguments.parse(sys.argv[2:]))) as run:
+with closing(train.train(*cli.parse(sys.argv[2:]))) as run:
     for row in run:
         assert jax.sharding.get_abstract_mesh().empty, "the mesh is set for the run alone"
         if row["step"] == last:
@@ -51,7 +51,7 @@ WATCHED = (Path(__file__).parent / "watched_run.py").read_text()
 
 def start(out, devices, *, last=2, environ=(), program=PROGRAM, **changes):
     settings = [f"--set={name}={value}" for name, value in (SETTINGS | changes).items()]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     env = os.environ | dict(environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
     command = [sys.executable, "-c", program, str(last), f"--out={out}", *settings]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -94,13 +94,14 @@ def test_the_run_moves(one):
     assert texts[0]["sampled"] != texts[1]["sampled"]
 
 
-@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_eight_devices(one, tmp_path, tp):
     finish(start(tmp_path / "run", 8, tp=tp))
     same(rows(one), rows(tmp_path / "run"))
     assert rows(one, "rollouts") == rows(tmp_path / "run", "rollouts")
 
 
+@pytest.mark.slow
 def test_two_hosts_and_then_one(one, tmp_path):
     """Two processes of four devices stop after step 1; one process of eight goes on."""
     with socket.socket() as free:
@@ -136,6 +137,7 @@ def odd(request, tmp_path_factory):
     return folder / "run", json.loads((folder / "found.json").read_text()), settings
 
 
+@pytest.mark.slow
 def test_odd_numbers_of_rows_give_the_same_run(odd, tmp_path):
     folder, _, settings = odd
     finish(start(tmp_path / "run", 1, **settings | {"tp": 1}))
@@ -143,6 +145,7 @@ def test_odd_numbers_of_rows_give_the_same_run(odd, tmp_path):
     assert rows(tmp_path / "run", "rollouts") == rows(folder, "rollouts")
 
 
+@pytest.mark.slow
 def test_no_array_of_rows_is_whole_on_every_device(odd):
     _, found, settings = odd
     assert found["whole"] == []
@@ -153,6 +156,7 @@ def test_no_array_of_rows_is_whole_on_every_device(odd):
     assert {48, 24} <= sizes, "all rows were written, and half of them were dropped"
 
 
+@pytest.mark.slow
 def test_the_plan_knows_every_program_of_a_run(odd):
     """What it does not know handles one array at a time, and perhaps a layer of it."""
     _, found, settings = odd
@@ -170,6 +174,7 @@ def test_the_plan_knows_every_program_of_a_run(odd):
     assert len(names) == len(set(names)) == 9
 
 
+@pytest.mark.slow
 def test_the_plan_knows_what_the_rows_take(odd):
     _, found, settings = odd
     c, cores = MODELS["tiny"], 8 // settings.get("tp", 1)
@@ -180,6 +185,7 @@ def test_the_plan_knows_what_the_rows_take(odd):
         assert lie["GiB"] < decode
 
 
+@pytest.mark.slow
 def test_one_device_then_eight_then_one(one, tmp_path):
     """A checkpoint is of no number of devices: each takes a step of the same run."""
     out = tmp_path / "run"
@@ -189,6 +195,7 @@ def test_one_device_then_eight_then_one(one, tmp_path):
     assert rows(one, "rollouts") == rows(out, "rollouts")
 
 
+@pytest.mark.slow
 def test_sizes_that_eight_does_not_divide(tmp_path):
     odd = dict(
         steps=1,

@@ -14,7 +14,7 @@ import jax
 
 from aha_lib import devices, presets
 from aha_lib.rl import sampler
-from aha_lib.run import arguments, train
+from aha_lib.run import cli, train
 from aha_lib.tpu import programs
 
 found = {"whole": [], "stages": [], "compiled": [], "planned": []}
@@ -55,7 +55,7 @@ class Compiled(logging.Handler):
             found["compiled"].append([name[1], sum(sizes)])
 
 
-settings, folder = arguments.parse(sys.argv[2:])
+settings, folder = cli.parse(sys.argv[2:])
 devices.spec, sampler._decode = watched_spec, watched_decode
 jax.config.update("jax_log_compiles", True)
 logging.getLogger("jax").addHandler(Compiled())

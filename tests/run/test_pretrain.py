@@ -100,11 +100,9 @@ def test_the_shipped_base_is_a_beginner(base):
         base,
         *sampler.pad_left(ids, 8, TOKENIZER.pad_id),
         jax.random.key(0),
-        group=1,
-        length=96,
-        stop_ids=TOKENIZER.stop_ids,
-        pad_id=TOKENIZER.pad_id,
-        stages=2,
+        sampler.Sampling(
+            group=1, length=96, stop_ids=TOKENIZER.stop_ids, pad_id=TOKENIZER.pad_id, stages=2
+        ),
     )
     texts = [TOKENIZER.decode(t[m]) for t, m in zip(out.tokens, out.mask, strict=True)]
     right = [countdown.reward(t, p).value == 1 for t, p in zip(texts, puzzles, strict=True)]
@@ -208,7 +206,10 @@ def test_a_cut_model_is_put_back(gemma):
         tokenizer.subset([*tokenizer.special_ids, tokenizer.piece_id("<0x41>")])
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": 0, "cut": False, "dtype": "float32"}])
+WHOLE = pytest.param({"lora": 0, "cut": False, "dtype": "float32"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("changes", [{}, WHOLE])
 def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
     settings = dataclasses.replace(cold(gemma), **changes)
     whole = list(pretrain.pretrain(settings, tmp_path / "whole"))
@@ -227,6 +228,7 @@ def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
         next(pretrain.pretrain(dataclasses.replace(settings, search=0.3), tmp_path / "parts"))
 
 
+@pytest.mark.slow
 def test_a_base_is_made_again_from_its_adapters(gemma, tmp_path):
     """The few MB that a cold start leaves are enough: no step, and the same base but for rounding.
 
@@ -251,6 +253,7 @@ def test_a_base_is_made_again_from_its_adapters(gemma, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_cold_start_then_grpo(gemma, tmp_path):
     """Two steps of each, as the presets do them, on the small Gemma."""
     settings = dataclasses.replace(cold(gemma), steps=2)

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from aha_lib import loop
+from aha_lib import devices, loop
 from aha_lib.model import lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
@@ -317,7 +317,13 @@ def test_evaluation_does_not_touch_training(settings, rewarded, tmp_path):
         assert b.items() <= a.items()  # those of the base and of the last step included
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": 2}, {"refills": 2, "group": 2}], ids=str)
+OTHERS = [
+    pytest.param(changes, marks=pytest.mark.slow)
+    for changes in ({"lora": 2}, {"refills": 2, "group": 2})
+]
+
+
+@pytest.mark.parametrize("changes", [{}, *OTHERS], ids=str)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     settings, changes, rewarded, monkeypatch, tmp_path
 ):
@@ -382,23 +388,120 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
     assert all(args[2] is None for args, *_ in steps)
     model, tokenizer, _ = weights.load(folder)
     base = jax.tree.leaves(nnx.state(model))
-    lora.add(model, 2, rngs=nnx.Rngs(settings.seed))
-    start = grpo.learned(nnx.state(model), settings)[0]
+    lora.add(model, 2, rngs=nnx.Rngs(devices.random_key(settings.seed, "adapters")))
+    start = grpo.trainable(nnx.state(model), settings.lora)[0]
     checkpoint = restored(tmp_path)
     kept, adam = (jax.tree.leaves(checkpoint[name]) for name in ("params", "opt_state"))
     assert [x.shape for x in kept] == [x.shape for x in jax.tree.leaves(start)]
     assert all((x != y).any() for x, y in zip(kept, jax.tree.leaves(start), strict=True))
     assert sum(x.size for x in adam) < 2 * sum(x.size for x in kept) + 10
-    rest = jax.tree.leaves(grpo.learned(steps[-1][1].params, settings)[1])
+    rest = jax.tree.leaves(grpo.trainable(steps[-1][1].params, settings.lora)[1])
     for x, y in zip(rest, base, strict=True):
         np.testing.assert_array_equal(x, y)
+    found, merged = train.trained(tmp_path)[0], train.trained(tmp_path, merged=True)[0]
+    for x, y in zip(jax.tree.leaves(nnx.state(found, nnx.LoRAParam)), kept, strict=True):
+        np.testing.assert_array_equal(x, y, "they are kept apart unless asked")
+    assert not nnx.state(merged, nnx.LoRAParam)
 
 
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
+    """That is in the middle of saving step 0: its row is there, and no other can be."""
     rows = run(settings, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
+    kept = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match="rows up to step 5, and no checkpoint to go on from"):
+        run(settings, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == kept, "nothing begins anew by itself"
+    (tmp_path / "metrics.jsonl").write_text(kept.splitlines(keepends=True)[0])
+    (tmp_path / "rollouts.jsonl").unlink()
     assert untimed(run(settings, tmp_path)) == untimed(rows)
     assert len(train.read_rows(tmp_path / "metrics.jsonl")) == 6
+
+
+def test_a_folder_is_trained_in_once(settings, rewarded, tmp_path):
+    """A second run is refused and changes nothing; the first does not notice."""
+    with closing(train.train(settings, tmp_path)) as going:
+        rows = [next(going), next(going)]
+        before = listing(tmp_path)
+        with pytest.raises(ValueError, match="is being trained by this very process"):
+            run(settings, tmp_path)
+        assert listing(tmp_path) == before
+        rows += going
+    assert [row["step"] for row in rows] == [*range(6)] and not (tmp_path / "stopped.txt").exists()
+
+
+def listing(out):
+    """Files with their contents; checkpoints, which are written meanwhile, aside."""
+    paths = (path for path in out.rglob("*") if "checkpoints" not in path.parts)
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def test_a_caller_who_leaves_is_told_of(settings, rewarded, tmp_path):
+    with closing(train.train(settings, tmp_path)) as going:
+        next(going)
+    said = (tmp_path / "stopped.txt").read_text()
+    assert said.startswith("Closed by its caller. The last row is that of step 0; the same command")
+
+
+def test_the_first_typo_does_not_burn_the_folder(settings, folder, rewarded, tmp_path):
+    """What a run was refused for can be put right in the same folder."""
+    settings = dataclasses.replace(settings, steps=0, eval_puzzles=2)
+    advice = "prompt_len is 7, and the longest prompt has 8 tokens: set prompt_len=8."
+    for bad, said in {
+        "no/such/model": "no/such/model",
+        str(folder): re.escape(advice),
+    }.items():
+        wrong = dataclasses.replace(settings, model=bad, prompt_len=7, puzzles="tinyzero")
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            run(wrong, tmp_path)
+        assert not (tmp_path / "settings.json").exists()
+        assert said.replace("\\", "") in (tmp_path / "stopped.txt").read_text()
+    right = dataclasses.replace(settings, prompt_len=8, puzzles="tinyzero")
+    assert [row["step"] for row in run(right, tmp_path)] == [0]
+    assert not (tmp_path / "stopped.txt").exists()
+
+
+def test_adapters_do_not_go_on_over_another_base(settings, folder, rewarded, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    settings = dataclasses.replace(settings, lora=2, steps=1, model=str(base), kl=0.0)
+    out = tmp_path / "run"
+    run(settings, out)
+    model, tokenizer, _ = weights.load(base)
+    model.layers.q[...] = model.layers.q[...] * 1.1
+    shutil.rmtree(base)
+    weights.save_hf(model, base, tokenizer)
+    rows = (out / "metrics.jsonl").read_text()
+    more = dataclasses.replace(settings, steps=2)
+    with pytest.raises(ValueError, match="has other weights now than when the run in"):
+        run(more, out)
+    with pytest.raises(ValueError, match="has other weights now than when the run in"):
+        train.trained(out)
+    assert (out / "metrics.jsonl").read_text() == rows
+    (out / "base.json").unlink()  # as in a folder of before
+    assert [row["step"] for row in run(more, out)] == [2]
+
+
+def test_damaged_files_do_not_keep_a_run_from_going_on(settings, rewarded, tmp_path, capsys):
+    """Its checkpoint is whole: the rest is said, and the damaged file kept."""
+    whole = run(settings, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[2:3] = [b"\0\0\0" + lines[2], b"\n"]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "settings.json").write_text("")
+    again = run(dataclasses.replace(settings, steps=6), tmp_path)
+    assert [row["step"] for row in again] == [6]
+    said = (tmp_path / "log.txt").read_text()
+    assert "settings.json is damaged (" in said and "metrics.jsonl: damaged lines (3)" in said
+    rows = train.read_rows(tmp_path / "metrics.jsonl")
+    assert untimed(rows[:2] + rows[2:5]) == untimed(whole[:2] + whole[3:])
+    assert (tmp_path / "damaged" / "metrics.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_another_number_of_devices_is_a_sentence(settings, tmp_path):
+    settings = dataclasses.replace(settings, tp=2)
+    with pytest.raises(ValueError, match="tp is 2, and 1 devices cannot be split by it: set tp=1"):
+        run(settings, tmp_path)
 
 
 def test_too_little_memory_is_a_sentence_with_the_setting(settings, monkeypatch, tmp_path):
@@ -425,9 +528,9 @@ def test_updates_that_are_not_finite_change_nothing(settings, rewarded, monkeypa
     """One is skipped and counted, and the run goes on; after three in a row it stops."""
     poisoned, real, states = [3], grpo.accumulate, []
 
-    def poison(graph, params, *args):
-        grads, sums = real(graph, params, *args)
-        states.append(jax.tree.map(np.asarray, params))
+    def poison(graph, weights, *args):
+        grads, sums = real(graph, weights, *args)
+        states.append(jax.tree.map(np.asarray, weights.params))
         if len(batches) + 1 in poisoned:
             grads = jax.tree.map(lambda x: x * np.nan, grads)
         return grads, sums
@@ -447,6 +550,7 @@ def test_updates_that_are_not_finite_change_nothing(settings, rewarded, monkeypa
     poisoned[:] = range(3, 9)
     with pytest.raises(FloatingPointError, match="Step 5: .* lower learning_rate"):
         run(settings, tmp_path / "three")
+    assert "gradients were not finite" in (tmp_path / "three" / "stopped.txt").read_text()
     kept = checkpoint(tmp_path / "three", 4)["params"]
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(states[-1]), strict=True):
         np.testing.assert_array_equal(a, b, "the last good parameters")
@@ -457,7 +561,7 @@ def test_a_loss_that_is_not_finite_is_not_applied(settings):
     state = state._replace(opt_state=grpo.optimizer(settings).init(state.params))
     grads = jax.tree.map(np.ones_like, state.params)
     before = jax.tree.map(np.asarray, state)
-    after, norm = grpo.apply(state, grads, settings, np.inf)
+    after, norm = grpo.apply(state, grads, 1e-3, np.inf, grpo.OptimizerSettings.of(settings))
     assert norm == pytest.approx(3**0.5)
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -594,6 +698,7 @@ def test_the_trained_model(settings, rewarded, tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(monkeypatch, tmp_path):
     """Twenty kills: before each of the writes of some steps, at random, and during saving."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
@@ -607,7 +712,7 @@ def test_a_prompt_too_long_is_found_before_anything_is_sampled(settings, monkeyp
     settings = dataclasses.replace(settings, puzzles="tinyzero", prompt_len=7, eval_puzzles=1)
     assert len(held_out_panel(Countdown(puzzles="tinyzero"), settings)[0].numbers) == 3
     sampled = spied(monkeypatch, sampler, "sample")
-    with pytest.raises(ValueError, match="A prompt has 8 tokens: raise prompt_len above 7"):
+    with pytest.raises(ValueError, match="the longest prompt has 8 tokens: set prompt_len=8"):
         run(settings, tmp_path)
     assert not sampled
 

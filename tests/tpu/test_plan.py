@@ -19,6 +19,7 @@ pytest.importorskip("libtpu", reason="libtpu, of the extra tpu, is the TPU compi
 SMALL = dict(prompts=8, group=2, completion_len=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v3-8", "v5e-8"])
 def test_gemma_270m_fits_a_free_tpu(chip):
     answer = plan.plan("gemma3-270m", chip)
@@ -30,6 +31,7 @@ def test_gemma_270m_fits_a_free_tpu(chip):
     assert apply.total == pytest.approx(sharded, rel=0.2)
 
 
+@pytest.mark.slow
 def test_weights_that_the_sampler_shares_are_counted_once():
     kept = {}
     for gather in (True, False):  # whole layers are a copy; sharded ones are the state's own
@@ -40,6 +42,7 @@ def test_weights_that_the_sampler_shares_are_counted_once():
     assert kept[True] - kept[False] == pytest.approx(2 * layers / 8 / plan.GiB, rel=0.05)
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_computed_again_are_held():
     held = {}
     for remat in (True, False):
@@ -71,6 +74,7 @@ SLICES = {(1, ROWS, 1, slots, 256) for slots in (1280, 512)}  # of a layer's key
 ARRAYS = {(layers, *of[1:]) for of, layers in zip(sorted(SLICES), (15, 3), strict=True)}
 
 
+@pytest.mark.slow
 def test_the_decode_loop_copies_no_cache_and_gathers_no_weights(monkeypatch):
     shapes, memory = decoding()
     assert not shapes["copy"] & (SLICES | ARRAYS) and not shapes["all-gather"]
@@ -83,6 +87,7 @@ def test_the_decode_loop_copies_no_cache_and_gathers_no_weights(monkeypatch):
     assert decoding()[0]["copy"] >= SLICES | ARRAYS, "what the layout is for"
 
 
+@pytest.mark.slow
 def test_largest_is_the_last_that_fits(monkeypatch):
     totals = [p.total for p in plan.plan("tiny", "v3-8", **SMALL | {"micro_batch": 16}).programs]
     just = dataclasses.replace(plan.CHIPS["v3-8"], hbm=max(totals))
@@ -92,6 +97,7 @@ def test_largest_is_the_last_that_fits(monkeypatch):
     assert plan.largest("micro_batch", "tiny", "v3-8", **SMALL) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v5e-1", "v6e-1"])
 def test_a_single_chip(chip):
     answer = plan.plan("tiny", chip, **SMALL)
@@ -109,6 +115,7 @@ def test_an_older_compiler_is_a_sentence(monkeypatch, capsys):
     assert stopped.value.code == 2 and "libtpu 0.0.1, is older" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_a_sentence_and_status_1(monkeypatch, capsys):
     small = dataclasses.replace(plan.CHIPS["v3-8"], hbm=1.0)
     monkeypatch.setitem(plan.CHIPS, "v3-8", small)
