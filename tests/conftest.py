@@ -4,6 +4,7 @@ A test that needs eight devices starts a subprocess. Compiling takes most of the
 program is compiled once for all of them. Knows nothing of the tests themselves.
 """
 
+import importlib
 import os
 from pathlib import Path
 
@@ -18,6 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+importlib.import_module("aha_lib.presets")  # has no arrays, and checks its types for itself
 install_import_hook("aha_lib", "beartype.beartype")
 hypothesis.settings.register_profile("aha", deadline=None)  # a slow machine is not a bug
 hypothesis.settings.load_profile("aha")

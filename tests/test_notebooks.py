@@ -54,6 +54,14 @@ def test_pair_agrees(path, tmp_path):
 
 
 @each_notebook
+def test_names_its_kernel(path):
+    """Without one Kaggle's own `kaggle kernels push` refuses a notebook: no kernel name found."""
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    assert nbformat.read(path.with_suffix(".ipynb"), as_version=4).metadata.kernelspec == kernel
+    assert jupytext.read(path).metadata["kernelspec"] == kernel
+
+
+@each_notebook
 def test_setup_and_parameters(path):
     text = path.read_text()
     assert setup.rewrite(text, path.stem, setup.address()) == text, "run notebooks/_setup_cell.py"

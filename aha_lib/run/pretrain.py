@@ -4,8 +4,8 @@
 sees before it is rewarded. Knows nothing of rewards or GRPO. The shipped base, and one for GRPO to
 start from:
 
-    python -m aha_lib.run.pretrain --preset tiny --out aha_lib/data/tiny
-    python -m aha_lib.run.pretrain --preset gemma3-270m-cpu --out runs/gemma3-270m-cpu/base
+    aha pretrain --preset tiny --out aha_lib/data/tiny
+    aha pretrain --preset gemma3-270m-cpu --out runs/gemma3-270m-cpu/base
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from aha_lib.model import lora, vocabulary, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, Pretraining
-from aha_lib.run import arguments, checkpoints
+from aha_lib.run import checkpoints, cli, folder
 from aha_lib.tasks import corpus
 
 
@@ -101,20 +101,34 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     The folder gets `settings.json`, `metrics.jsonl` and `checkpoints/` of what is trained; at the
     end the model, adapters merged, as `weights.load` reads it, `adapters.safetensors` if there are
     any, and `pretraining.json`. A run that was killed goes on from its last checkpoint and gives
-    the rows it would have given. Raises ValueError if the folder holds a run with other settings.
+    the rows it would have given. Raises ValueError if another process trains in the folder, or it
+    holds a run with other settings, another base or no whole checkpoint.
     """
-    s, out = settings, Path(out)
-    checkpoints.claim(out, s)
+    out = Path(out)
+    folder.make(out)
+    with folder.hold(out):
+        folder.changed_settings(out, settings)
+        folder.remove_marks(out)
+        with folder.keep_reason(out), checkpoints.disk_errors(out):
+            yield from _resume_or_start(settings, out)
+
+
+def _resume_or_start(s: Pretraining, out: Path) -> Iterator[dict]:
+    """The steps that are left, and the model at their end; the folder is this run's alone."""
     model, tokenizer = begin(s)
     graph, params, rest = nnx.split(model, nnx.LoRAParam if s.lora else nnx.Param, ...)
     tree = {"params": params, "moments": optimizer(s).init(params), "document": jnp.int32(0)}
     # Where the steps leave it: else the second one would compile anew.
     tree = jax.device_put(tree, devices.shardings(tree, devices.make_mesh(jax.devices()[:1])))
     with checkpoints.manager(out) as manager:
-        kept, done = checkpoints.restore(manager, checkpoints.shapes(tree), out)
+        if s.lora:
+            checkpoints.keep_base(out, rest, s.model)
+        like = checkpoints.shapes(tree)
+        kept, done = checkpoints.restore(manager, like, out, first=s.checkpoint_every)
+        folder.write_settings(out, s)
         params, moments, index = map((kept or tree).get, ("params", "moments", "document"))
         index = int(index)
-        rows = checkpoints.cut(out / "metrics.jsonl", done)
+        rows = folder.truncate_after(out / "metrics.jsonl", done)
         bar = tqdm(
             range(max(done, 0), s.steps),
             initial=max(done, 0),
@@ -129,7 +143,7 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
             batch, index = corpus.rows(s, learnt, s.rows, tokenizer)  # while the device is at work
             row = {"step": step + 1, "loss": float(loss)}
             rows.append(row)
-            checkpoints.append(out / "metrics.jsonl", row)
+            folder.append(out / "metrics.jsonl", row)
             if (step + 1) % s.checkpoint_every == 0 or step + 1 == s.steps:
                 bar.set_postfix(loss=f"{row['loss']:.3f}")
                 tree = {"params": params, "moments": moments, "document": jnp.int32(learnt)}
@@ -148,12 +162,12 @@ def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     }
     if losses:
         record["last_loss"] = float(np.mean(losses[-100:]))
-    checkpoints.write(out / "pretraining.json", json.dumps(record, indent=2) + "\n")
+    folder.write(out / "pretraining.json", json.dumps(record, indent=2) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: train in a folder, or go on there; bad settings end it with status 2."""
-    settings, out = arguments.parse(argv, PRETRAINING)
+    settings, out = cli.parse(argv, PRETRAINING, "aha pretrain")
     devices.compilation_cache()
     try:
         devices.available()

@@ -44,7 +44,12 @@ _SIGNS = {
     " ": r"\*\*+|[$`]|\\[][()]",
 }
 _SIGN = re.compile("|".join(f"({words})" for words in _SIGNS.values()), re.ASCII | re.IGNORECASE)
-_COMMA = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3}){1,2}(?![\d,])", re.ASCII)
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3}){1,2}(?![\d,])", re.ASCII)
+# A list of steps without blanks, `20*5=100,100-18=82`: after the comma the result is used, or a
+# number stands that no thousands separator has before it.
+_BARE_STEPS = re.compile(r"=(\d+),(?:\1|\d{1,2}|\d{4,})[-+*/]", re.ASCII)
+# In such a list, digits and comma between a result and a step, which may be cut off.
+_RESULT_THEN_STEP = re.compile(r"(?<==)\d{1,3},[1-9]\d{2}(?=[-+*/=]|\Z)", re.ASCII)
 _TERM = r"(?:\( *){0,8}(?<![\w.])(?:0|[1-9]\d{0,8})(?![\w%^!]|\.\d)(?: *\)){0,8}"
 _SIDE = rf"{_TERM}(?: *[-+*/] *{_TERM}){{0,{MAX_TERMS - 1}}}"
 _VALUE = r"-?\d{1,18}(?:\.\d{1,9})?(?! *[-+*/] *[\d(]|[\w%^!])"
@@ -320,7 +325,7 @@ def _claims(text: str, target: int) -> Iterator[tuple[Claim, Postfix]]:
     """Yield each claim of the text, with its expression."""
     signs, found = [*_SIGNS], []
     plain = _SIGN.sub(lambda m: signs[m.lastindex - 1].ljust(len(m[0])), text)
-    plain = _COMMA.sub(lambda m: m[0].replace(",", "").ljust(len(m[0])), plain)
+    plain = _join_thousands(plain)
     for chain in _CHAIN.finditer(plain):
         try:
             sides = [_side(side, chain.start()) for side in re.finditer("[^= ][^=]*", chain[0])]
@@ -343,6 +348,18 @@ def _claims(text: str, target: int) -> Iterator[tuple[Claim, Postfix]]:
     for (*claim, start, end, postfix), after in zip(found, starts, strict=False):
         said = _VERDICT.search(_words(text[end : min(after, end + MAX_GAP)], target))
         yield Claim(*claim, said and said.lastgroup, False, start, end), postfix
+
+
+def _join_thousands(text: str) -> str:
+    """The text with `1,000` as `1000 `, of the same length; a comma between steps stays."""
+    is_list_of_steps = _BARE_STEPS.search(text) is not None
+
+    def joined(match: re.Match) -> str:
+        if is_list_of_steps and _RESULT_THEN_STEP.match(text, match.start()):
+            return match[0]
+        return match[0].replace(",", "").ljust(len(match[0]))
+
+    return _THOUSANDS.sub(joined, text)
 
 
 def _side(match: re.Match, start: int) -> SimpleNamespace:

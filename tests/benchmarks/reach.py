@@ -24,7 +24,7 @@ from aha_lib.model import weights
 from aha_lib.presets import Settings
 from aha_lib.rl import sampler
 from aha_lib.run import train
-from aha_lib.tasks import traces
+from aha_lib.tasks import countdown, traces
 from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
 from aha_lib.tasks.task import Countdown
 

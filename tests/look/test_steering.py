@@ -170,6 +170,24 @@ def test_decisions_fall_where_the_text_says(base, rollout):
         assert after.startswith("<answer>") != tries, after
 
 
+def test_decisions_of_nothing_are_none(base, rollout):
+    """Of completions without an attempt or an answer, and of no completions at all."""
+    silent = dataclasses.replace(rollout, texts=[""] * len(rollout.texts))
+    none = dataclasses.replace(rollout, texts=[], puzzles=[])
+    for out in (silent, none):
+        at = steering.decisions(out, base[1])
+        assert [len(column) for column in at] == [0, 0, 0, 0] and at.tries.dtype == bool
+    assert steering.activations(base[0], silent, at).shape == (4, 0, base[0].config.width)
+
+
+@pytest.mark.parametrize("tries", [[True, True], [False, False], []])
+def test_a_direction_needs_both_kinds(tries):
+    cloud, tries = np.ones((1, len(tries), 4)), np.array(tries, bool)
+    for find in (steering.difference, steering.probe):
+        with pytest.raises(ValueError, match=f"Of {len(tries)} decisions {tries.sum()} are"):
+            find(cloud, tries)
+
+
 @pytest.mark.slow
 def test_activations_are_those_of_one_row_read_alone(base, rollout):
     at = steering.decisions(rollout, base[1])

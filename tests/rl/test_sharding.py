@@ -36,11 +36,11 @@ from contextlib import closing
 import jax
 
 from aha_lib import devices
-from aha_lib.run import arguments, train
+from aha_lib.run import cli, train
 
 devices.start_distributed()
 last = int(sys.argv[1])
-with closing(train.train(*arguments.parse(sys.argv[2:]))) as run:
+with closing(train.train(*cli.parse(sys.argv[2:]))) as run:
     for row in run:
         assert jax.sharding.get_abstract_mesh().empty, "the mesh is set for the run alone"
         if row["step"] == last:

@@ -401,10 +401,103 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
 
 
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
+    """That is in the middle of saving step 0: its row is there, and no other can be."""
     rows = run(settings, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
+    kept = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match="rows up to step 5, and no checkpoint to go on from"):
+        run(settings, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == kept, "nothing begins anew by itself"
+    (tmp_path / "metrics.jsonl").write_text(kept.splitlines(keepends=True)[0])
+    (tmp_path / "rollouts.jsonl").unlink()
     assert untimed(run(settings, tmp_path)) == untimed(rows)
     assert len(train.read_rows(tmp_path / "metrics.jsonl")) == 6
+
+
+def test_a_folder_is_trained_in_once(settings, rewarded, tmp_path):
+    """A second run is refused and changes nothing; the first does not notice."""
+    with closing(train.train(settings, tmp_path)) as going:
+        rows = [next(going), next(going)]
+        before = listing(tmp_path)
+        with pytest.raises(ValueError, match="is being trained by this very process"):
+            run(settings, tmp_path)
+        assert listing(tmp_path) == before
+        rows += going
+    assert [row["step"] for row in rows] == [*range(6)] and not (tmp_path / "stopped.txt").exists()
+
+
+def listing(out):
+    """Files with their contents; checkpoints, which are written meanwhile, aside."""
+    paths = (path for path in out.rglob("*") if "checkpoints" not in path.parts)
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def test_a_caller_who_leaves_is_told_of(settings, rewarded, tmp_path):
+    with closing(train.train(settings, tmp_path)) as going:
+        next(going)
+    said = (tmp_path / "stopped.txt").read_text()
+    assert said.startswith("Closed by its caller. The last row is that of step 0; the same command")
+
+
+def test_the_first_typo_does_not_burn_the_folder(settings, folder, rewarded, tmp_path):
+    """What a run was refused for can be put right in the same folder."""
+    settings = dataclasses.replace(settings, steps=0, eval_puzzles=2)
+    advice = "prompt_len is 7, and the longest prompt has 8 tokens: set prompt_len=8."
+    for bad, said in {
+        "no/such/model": "no/such/model",
+        str(folder): re.escape(advice),
+    }.items():
+        wrong = dataclasses.replace(settings, model=bad, prompt_len=7, puzzles="tinyzero")
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            run(wrong, tmp_path)
+        assert not (tmp_path / "settings.json").exists()
+        assert said.replace("\\", "") in (tmp_path / "stopped.txt").read_text()
+    right = dataclasses.replace(settings, prompt_len=8, puzzles="tinyzero")
+    assert [row["step"] for row in run(right, tmp_path)] == [0]
+    assert not (tmp_path / "stopped.txt").exists()
+
+
+def test_adapters_do_not_go_on_over_another_base(settings, folder, rewarded, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    settings = dataclasses.replace(settings, lora=2, steps=1, model=str(base), kl=0.0)
+    out = tmp_path / "run"
+    run(settings, out)
+    model, tokenizer, _ = weights.load(base)
+    model.layers.q[...] = model.layers.q[...] * 1.1
+    shutil.rmtree(base)
+    weights.save_hf(model, base, tokenizer)
+    rows = (out / "metrics.jsonl").read_text()
+    more = dataclasses.replace(settings, steps=2)
+    with pytest.raises(ValueError, match="has other weights now than when the run in"):
+        run(more, out)
+    with pytest.raises(ValueError, match="has other weights now than when the run in"):
+        train.trained(out)
+    assert (out / "metrics.jsonl").read_text() == rows
+    (out / "base.json").unlink()  # as in a folder of before
+    assert [row["step"] for row in run(more, out)] == [2]
+
+
+def test_damaged_files_do_not_keep_a_run_from_going_on(settings, rewarded, tmp_path, capsys):
+    """Its checkpoint is whole: the rest is said, and the damaged file kept."""
+    whole = run(settings, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[2:3] = [b"\0\0\0" + lines[2], b"\n"]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "settings.json").write_text("")
+    again = run(dataclasses.replace(settings, steps=6), tmp_path)
+    assert [row["step"] for row in again] == [6]
+    said = (tmp_path / "log.txt").read_text()
+    assert "settings.json is damaged (" in said and "metrics.jsonl: damaged lines (3)" in said
+    rows = train.read_rows(tmp_path / "metrics.jsonl")
+    assert untimed(rows[:2] + rows[2:5]) == untimed(whole[:2] + whole[3:])
+    assert (tmp_path / "damaged" / "metrics.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_another_number_of_devices_is_a_sentence(settings, tmp_path):
+    settings = dataclasses.replace(settings, tp=2)
+    with pytest.raises(ValueError, match="tp is 2, and 1 devices cannot be split by it: set tp=1"):
+        run(settings, tmp_path)
 
 
 def test_too_little_memory_is_a_sentence_with_the_setting(settings, monkeypatch, tmp_path):
@@ -453,6 +546,7 @@ def test_updates_that_are_not_finite_change_nothing(settings, rewarded, monkeypa
     poisoned[:] = range(3, 9)
     with pytest.raises(FloatingPointError, match="Step 5: .* lower learning_rate"):
         run(settings, tmp_path / "three")
+    assert "gradients were not finite" in (tmp_path / "three" / "stopped.txt").read_text()
     kept = checkpoint(tmp_path / "three", 4)["params"]
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(states[-1]), strict=True):
         np.testing.assert_array_equal(a, b, "the last good parameters")
@@ -614,7 +708,7 @@ def test_a_prompt_too_long_is_found_before_anything_is_sampled(settings, monkeyp
     settings = dataclasses.replace(settings, puzzles="tinyzero", prompt_len=7, eval_puzzles=1)
     assert len(held_out_panel(Countdown(puzzles="tinyzero"), settings)[0].numbers) == 3
     sampled = spied(monkeypatch, sampler, "sample")
-    with pytest.raises(ValueError, match="A prompt has 8 tokens: raise prompt_len above 7"):
+    with pytest.raises(ValueError, match="the longest prompt has 8 tokens: set prompt_len=8"):
         run(settings, tmp_path)
     assert not sampled
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from aha_lib.presets import PRETRAINING, SETTINGS
-from aha_lib.run import arguments
+from aha_lib.run import cli
 
 
 def test_settings_from_the_command_line(tmp_path):
@@ -23,11 +23,11 @@ def test_settings_from_the_command_line(tmp_path):
         "--set",
         "steps=30",
     ]
-    settings, out = arguments.parse(line)
+    settings, out = cli.parse(line)
     assert out == tmp_path
     changes = dict(steps=30, seed=1, kl=0.01, scale_by_std=False)
     assert settings == dataclasses.replace(SETTINGS["tiny"], **changes)
-    assert arguments.parse(["--out", "x"])[0] == SETTINGS["tiny"]
+    assert cli.parse(["--out", "x"])[0] == SETTINGS["tiny"]
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_settings_from_the_command_line(tmp_path):
 )
 def test_a_bad_setting_is_one_clear_line_and_status_2(assignment, told, capsys):
     with pytest.raises(SystemExit) as stopped:
-        arguments.parse(["--out", "x", "--set", assignment])
+        cli.parse(["--out", "x", "--set", assignment])
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert told in error and error.count("\n") == 1 and error.endswith(".\n")
 
 
 def test_of_another_table():
-    settings, _ = arguments.parse(
+    settings, _ = cli.parse(
         ["--out", "x", "--preset", "tiny-jumps", "--set", "rows=3"], PRETRAINING
     )
     assert (settings.preset, settings.rows) == ("tiny-jumps", 3)
