@@ -7,6 +7,7 @@ Knows nothing of Gemma's layers, of tokens or of rewards; takes arrays and their
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import math
@@ -43,6 +44,8 @@ RULES = {
     "kv_heads": ("tp",),
     "ff": ("tp",),
 }
+
+GENERATOR = "threefry2x32"  # of all random keys, whatever `jax_default_prng_impl` says
 
 # Hours after which a session ends, as said by their pages of 2026; Colab's depends on the plan.
 SESSION_HOURS = {"Kaggle TPU": 9.0, "Kaggle": 12.0, "Colab": 12.0}
@@ -258,6 +261,19 @@ def secret(name: str) -> str:
         ) from None
 
 
+def random_key(seed: int, purpose: str) -> jax.Array:
+    """The key from which a run of this seed draws for one purpose, by a name such as "sampling".
+
+    Keys are 64 bits of SHA-256: none is another's, and none is what `nnx.Rngs(seed)` or
+    `jax.random.split` make of a seed. Runs and records made before November 2026 used
+    `jax.random.split(jax.random.key(seed))` and `nnx.Rngs(seed)` instead: the tiny base and the
+    records in `aha_lib/data` are of that kind, and the same settings give other tokens today.
+    """
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    words = np.frombuffer(digest[:8], ">u4").astype(np.uint32)
+    return jax.random.wrap_key_data(words, impl=GENERATOR)
+
+
 def dtypes(wanted: str = "auto", platform: str | None = None) -> tuple[np.dtype, np.dtype]:
     """Of activations (as `wanted`) and of parameters, float32; "auto": bfloat16 but on a CPU."""
     cpu = (platform or jax.default_backend()) == "cpu"
@@ -417,7 +433,7 @@ def row_major(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.shard_map(keep, in_specs=where, out_specs=where)(x)  # else it would be replicated
 
 
-def lanes(params) -> int:
+def cpu_threads(params) -> int:
     """In how many threads to run a program of these weights, each on its share of the rows.
 
     XLA:CPU splits every operation among the cores and waits for the last of them, which takes
@@ -430,7 +446,7 @@ def lanes(params) -> int:
     return min(4, os.cpu_count() or 1) if small and alone else 1
 
 
-def in_lanes(function: Callable, shares: Sequence) -> list:
+def run_in_threads(function: Callable, shares: Sequence) -> list:
     """`function` of each share, in threads of their own if there are several."""
     if len(shares) == 1:  # what JAX has been told about a mesh holds in this thread alone
         return [function(shares[0])]

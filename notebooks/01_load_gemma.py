@@ -465,11 +465,13 @@ out = sampler.sample(
     rows,
     valid,
     jax.random.key(0),
-    group=1,
-    length=32,
-    temperature=0,
-    stop_ids=tokenizer.stop_ids,
-    pad_id=tokenizer.pad_id,
+    sampler.Sampling(
+        group=1,
+        length=32,
+        temperature=0,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+    ),
 )
 print(prompt, "|", tokenizer.decode(out.tokens[0]))
 

@@ -275,10 +275,7 @@ with jax.default_matmul_precision("float32"):
         padded[:8],
         valid[:8],
         key,
-        group=1,
-        length=length,
-        temperature=0,
-        **plain,
+        sampler.Sampling(group=1, length=length, temperature=0, **plain),
     )
     for ids, tokens, mask in zip(prompts[:8], *greedy[::2], strict=True):
         ours = tokens[mask].tolist()
@@ -311,7 +308,11 @@ print(toy_valid.astype(int))
 # %%
 group, new = 3, 24
 out = sampler.sample(
-    model, toy_tokens, toy_valid, key, group=group, length=new, **plain
+    model,
+    toy_tokens,
+    toy_valid,
+    key,
+    sampler.Sampling(group=group, length=new, **plain),
 )
 prefill = np.where(toy_valid, 1, 0)
 empty = np.full((len(toy), new), 3)
@@ -369,10 +370,14 @@ few = dict(group=4, length=32, **plain)
 wide, wide_valid = sampler.pad_left(
     prompts[:2], len(padded[0]) + 5, tokenizer.pad_id
 )
-four = sampler.sample(model, padded[:4], valid[:4], key, **few)
-two = sampler.sample(model, wide, wide_valid, key, **few)
+four = sampler.sample(
+    model, padded[:4], valid[:4], key, sampler.Sampling(**few)
+)
+two = sampler.sample(model, wide, wide_valid, key, sampler.Sampling(**few))
 new_key = jax.random.key(1)
-other = sampler.sample(model, padded[:4], valid[:4], new_key, **few)
+other = sampler.sample(
+    model, padded[:4], valid[:4], new_key, sampler.Sampling(**few)
+)
 assert (four.tokens[:8] == two.tokens).all()
 assert (four.tokens != other.tokens).any()
 print(
@@ -464,10 +469,7 @@ first = sampler.sample(
     padded[:1],
     valid[:1],
     key,
-    group=draws,
-    length=1,
-    temperature=2.0,
-    **plain,
+    sampler.Sampling(group=draws, length=1, temperature=2.0, **plain),
 )
 counts = np.bincount(first.tokens[:, 0], minlength=len(probs))
 sigma = np.sqrt(draws * probs * (1 - probs))
@@ -534,7 +536,11 @@ four_rows = dict(group=4, length=length, **plain)
 with jax.default_matmul_precision("float32"):
     for T in (1.0, 0.7):
         batch = sampler.sample(
-            model, padded[:4], valid[:4], key, temperature=T, **four_rows
+            model,
+            padded[:4],
+            valid[:4],
+            key,
+            sampler.Sampling(temperature=T, **four_rows),
         )
         again = training_logprobs(padded[:4], valid[:4], batch, T)
         gap = np.abs(again - batch.logprobs).max()
@@ -602,11 +608,13 @@ def rollout(stages, length=length, stop=True):
         padded[:P],
         valid[:P],
         key,
-        group=G,
-        length=length,
-        stop_ids=stop_ids,
-        pad_id=tokenizer.pad_id,
-        stages=stages,
+        sampler.Sampling(
+            group=G,
+            length=length,
+            stop_ids=stop_ids,
+            pad_id=tokenizer.pad_id,
+            stages=stages,
+        ),
     )
 
 
@@ -817,11 +825,13 @@ for rows in batches:
             padded[:1],
             valid[:1],
             key,
-            group=rows,
-            length=many,
-            stop_ids=(-1,),
-            pad_id=tokenizer.pad_id,
-            stages=1,
+            sampler.Sampling(
+                group=rows,
+                length=many,
+                stop_ids=(-1,),
+                pad_id=tokenizer.pad_id,
+                stages=1,
+            ),
         )
 
     run()
@@ -898,17 +908,19 @@ def rate(puzzles, rows=256, new_tokens=32):
                 padded[:puzzles],
                 valid[:puzzles],
                 key,
-                group=rows // puzzles,
-                length=new_tokens,
-                stop_ids=(-1,),
-                pad_id=tokenizer.pad_id,
+                sampler.Sampling(
+                    group=rows // puzzles,
+                    length=new_tokens,
+                    stop_ids=(-1,),
+                    pad_id=tokenizer.pad_id,
+                ),
             ),
             repeats,
         )
     )
 
 
-threads = devices.lanes(nnx.state(model))
+threads = devices.cpu_threads(nnx.state(model))
 print(
     f"one puzzle {rate(1):,.0f} tokens/s, eight {rate(8):,.0f}, the latter",
     f"in {threads} thread(s)",

@@ -821,7 +821,7 @@ print(f"tokens a completion: {frozen.mask.sum(1).mean():.1f}")
 from flax import nnx
 
 graph, params = nnx.split(model)
-again = grpo.rescored(
+again = grpo.rescore(
     graph, params, frozen, dataclasses.replace(short, importance_cap=2.0)
 )
 gap = np.abs(again.logprobs - frozen.logprobs)[frozen.mask]
@@ -1139,7 +1139,9 @@ for row in turned:
 zeros = jax.tree.map(jnp.zeros_like, params)
 batch, s = variant("grpo")
 count = float(batch.mask.sum())
-tree, _ = grpo.accumulate(graph, params, params, zeros, batch, count, s)
+policy_and_base = grpo.Weights(params, reference=params)
+terms = grpo.LossSettings.of(s)
+tree, _ = grpo.accumulate(graph, policy_and_base, zeros, batch, terms)
 ours = np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 length = np.linalg.norm(ours)
 assert np.linalg.norm(ours + first("grpo")) < 1e-3 * length
@@ -1198,7 +1200,8 @@ print(f"slots read: {segments.size:,}, with a row per answer {alone:,}")
 # %%
 tree = jax.tree.map(jnp.zeros_like, params)
 for micro in packed:
-    tree, _ = grpo.accumulate(graph, params, params, tree, micro, count, s)
+    micro = micro._replace(total=count)
+    tree, _ = grpo.accumulate(graph, policy_and_base, tree, micro, terms)
 both = np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 assert same(both, ours) and segments.size < alone
 

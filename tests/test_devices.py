@@ -438,21 +438,21 @@ def test_to_host():
 
 def test_lanes_are_for_small_weights_on_a_cpu_alone(monkeypatch):
     small, large = {"a": np.zeros(8, np.float32)}, {"a": np.zeros(2**22, np.float32)}
-    for cores, lanes in ((1, 1), (2, 2), (64, 4)):
+    for cores, threads in ((1, 1), (2, 2), (64, 4)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        assert (devices.lanes(small), devices.lanes(large)) == (lanes, 1)
+        assert (devices.cpu_threads(small), devices.cpu_threads(large)) == (threads, 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert devices.lanes(small) == 1
+    assert devices.cpu_threads(small) == 1
 
 
 def test_in_lanes():
     here, wait = threading.get_ident(), threading.Barrier(3, timeout=60)
-    assert devices.in_lanes(lambda _: threading.get_ident(), [0]) == [here]
+    assert devices.run_in_threads(lambda _: threading.get_ident(), [0]) == [here]
 
     def meet(x):  # returns when all three are there: they do run side by side
         wait.wait()
         return x, threading.get_ident() == here
 
-    assert devices.in_lanes(meet, [3, 1, 2]) == [(3, False), (1, False), (2, False)]
+    assert devices.run_in_threads(meet, [3, 1, 2]) == [(3, False), (1, False), (2, False)]
     with pytest.raises(ZeroDivisionError):
-        devices.in_lanes(lambda x: 1 / x, [1, 0])
+        devices.run_in_threads(lambda x: 1 / x, [1, 0])

@@ -97,7 +97,7 @@ def keep(run: str | Path, folder: str | Path) -> None:
     (folder / "rollouts.jsonl.gz").write_bytes(gzip.compress(b"".join(kept), mtime=0))
     (folder / "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
     if found.settings.lora:
-        model, *_ = train.trained(run, merged=False)
+        model, *_ = train.trained(run)
         lora.save(model, folder / "adapters.safetensors")
 
 

@@ -101,7 +101,7 @@ def _tokens_before(ids, end: int, tokenizer: Tokenizer) -> int:
 
 @functools.partial(jax.jit, static_argnames="graph")
 def _residuals(graph, params, *rows):
-    return nnx.merge(graph, params).residuals(*grpo.whole_rows(*rows))
+    return nnx.merge(graph, params).residuals(*grpo.join_rows(*rows))
 
 
 def activations(model: Gemma, out: Rollout, at: Decisions) -> Float[np.ndarray, "L N D"]:

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from aha_lib import devices
+from aha_lib.model import lora
 from aha_lib.model.config_json import from_config_json, to_config_json
 from aha_lib.model.gemma import Gemma, abstract
 from aha_lib.model.tokenizer import TINY_PATH, Tokenizer
@@ -202,8 +203,7 @@ def _layout(c: ModelConfig, flax: bool) -> dict[str, tuple[list[str], str]]:
 def _disk_layout(model, flax):
     """The model's tensors as on disk: layer, leaf, arrays of its parts (n and h not yet joined)."""
     params, table = _by_name(nnx.state(model, nnx.Param)), _layout(model.config, flax)
-    if len(params) > 2 + sum(len(names) for names, _ in table.values()):
-        raise ValueError("The model has adapters: give lora.merge(model).")
+    lora.check_plain(model)
     ends = ("embedder/input_embedding", "final_norm/scale") if flax else ("embed_tokens", "norm")
     for name, leaf in zip(("embed", "final_norm"), ends, strict=True):
         yield None, leaf, [devices.to_host(params[name])]

@@ -41,7 +41,8 @@ def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:
     s = settings
     dtype, param_dtype = devices.dtypes(s.dtype)
     if not s.model:
-        return Gemma(MODELS["tiny"], rngs=nnx.Rngs(s.seed), dtype=dtype), Tokenizer(tiny_model())
+        rngs = nnx.Rngs(devices.random_key(s.seed, "tiny model"))
+        return Gemma(MODELS["tiny"], rngs=rngs, dtype=dtype), Tokenizer(tiny_model())
     kept = dtype if s.lora else param_dtype
     model, tokenizer, _ = weights.load(s.model, dtype=dtype, param_dtype=kept)
     if s.cut:
@@ -51,7 +52,9 @@ def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:
     if s.adapters:
         lora.load(model, s.adapters)
     elif s.lora:
-        lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
+        # A tag of its own: adapters of GRPO on the same seed begin elsewhere.
+        key = devices.random_key(s.seed, "cold-start adapters")
+        lora.add(model, s.lora, rngs=nnx.Rngs(key))
     model.remat = s.remat
     return model, tokenizer
 

@@ -126,7 +126,7 @@ def resume_or_start(
         policy, opt_state, reference, done = _restore_or_begin(s, out, task, mesh, manager)
         checkpoints.check_room(out, _kept(policy.model, opt_state, s))
         if s.preflight and done < 0:
-            folder.log(out, preflight(policy, training_key(s)))
+            folder.log(out, preflight(policy, devices.random_key(s.seed, "preflight")))
     folder.write_settings(out, s)
     folder.truncate_after(out / "rollouts.jsonl", done)
     rows = folder.truncate_after(out / "metrics.jsonl", done)
@@ -173,7 +173,7 @@ def evaluate_if_due(run: Run, number: int) -> dict:
     s = run.settings
     if number % s.eval_every and number != s.steps:
         return {}
-    evaluation_key = jax.random.split(jax.random.key(s.seed))[1]
+    evaluation_key = devices.random_key(s.seed, "evaluation")
     metrics, texts = evaluate(run.policy, jax.random.fold_in(evaluation_key, number), number)
     folder.append(run.out / "rollouts.jsonl", texts)
     return metrics
@@ -312,11 +312,11 @@ def begin(settings: Settings, mesh, task: Task):
             f"prompt_len={longest}."
         )
     if s.lora:
-        lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
+        lora.add(model, s.lora, rngs=nnx.Rngs(devices.random_key(s.seed, "adapters")))
     model.remat = s.remat
     reference = reference_params(model, s)
     graph, params = nnx.split(model)
-    state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.learned(params, s)[0]))
+    state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.trainable(params, s.lora)[0]))
     state = jax.device_put(state, devices.shardings(state, mesh))  # Adam's scalars too
     return graph, state, reference, tokenizer
 
@@ -345,7 +345,7 @@ def _restore_or_begin(
 ) -> tuple[Policy, optax.OptState, nnx.State | None, int]:
     """What a step needs, as the newest checkpoint has it, and its step; -1 if there is none."""
     graph, state, reference, tokenizer = begin(s, mesh, task)
-    params, rest = grpo.learned(state.params, s)
+    params, rest = grpo.trainable(state.params, s.lora)
     if s.lora or s.kl:  # else the base is not needed again
         checkpoints.keep_base(out, rest if s.lora else params, s.model)
     shapes = checkpoints.shapes(_tree(params, state.opt_state))
@@ -365,14 +365,15 @@ def trained(
     out: str | Path,
     step: int | float = math.inf,
     *,
-    merged: bool = True,
+    merged: bool = False,
     task: Task | None = None,
 ) -> tuple[Gemma, Tokenizer, Settings]:
     """The model of a run's newest checkpoint, up to a step, with its tokenizer and settings.
 
     On the devices that are there, whatever the run had. Changes nothing: the run may be going on.
-    Adapters are merged, unless `merged` is False. FileNotFoundError if there is no run, or no
-    checkpoint; ValueError if none is whole, or the base is another now.
+    Adapters are kept apart, as they were trained; `merged` adds them to the weights, in float32
+    (see `lora.merge`). FileNotFoundError if there is no run, or no checkpoint; ValueError if none
+    is whole, or the base is another now.
     """
     out = Path(out)
     s = dataclasses.replace(folder.read_settings(out), kl=0.0)  # without a reference
@@ -380,7 +381,7 @@ def trained(
     mesh = devices.make_mesh(tp=s.tp if jax.device_count() % s.tp == 0 else 1)
     with devices.use(mesh):
         graph, state, _, tokenizer = begin(s, mesh, task)
-        params, rest = grpo.learned(state.params, s)
+        params, rest = grpo.trainable(state.params, s.lora)
         if s.lora:
             checkpoints.check_base(out, rest, s.model)
         shapes = checkpoints.shapes(_tree(params, state.opt_state))
@@ -396,7 +397,7 @@ def trained(
 
 def _kept(model: Gemma, opt_state: optax.OptState, settings: Settings) -> dict:
     """What a checkpoint holds: with adapters not the base under them."""
-    return _tree(grpo.learned(nnx.state(model), settings)[0], opt_state)
+    return _tree(grpo.trainable(nnx.state(model), settings.lora)[0], opt_state)
 
 
 def _tree(params: nnx.State, opt_state: optax.OptState) -> dict:

@@ -71,12 +71,14 @@ def rollout(
                 prompts[rows],
                 valid[rows],
                 jax.random.fold_in(key, first),
-                group=group,
-                length=s.completion_len,
-                stop_ids=tokenizer.stop_ids,
-                pad_id=tokenizer.pad_id,
-                temperature=temperature,
-                gather=s.gather,
+                sampler.Sampling(
+                    group=group,
+                    length=s.completion_len,
+                    stop_ids=tokenizer.stop_ids,
+                    pad_id=tokenizer.pad_id,
+                    temperature=temperature,
+                    gather=s.gather,
+                ),
             )
         )
     completions = sampler.Completions(*map(np.concatenate, zip(*parts, strict=True)))

@@ -48,7 +48,7 @@ class _Run:
     @property
     def trained(self) -> nnx.State:
         """The parameters that have moments and a gradient."""
-        return grpo.learned(self.state.params, self.settings)[0]
+        return grpo.trainable(self.state.params, self.settings.lora)[0]
 
     @property
     def beside_sampler(self) -> float:
@@ -94,8 +94,8 @@ def _start(config: ModelConfig, settings: Settings, mesh: Mesh) -> _Run:
         return model
 
     graph, params = nnx.split(nnx.eval_shape(build))
-    moments = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
-    read = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
+    moments = jax.eval_shape(grpo.optimizer(s).init, grpo.trainable(params, s.lora)[0])
+    read = jax.eval_shape(lambda x: sampler.prepare_weights(x, dtype), params)
     # With adapters the KL term's base is the model itself without them.
     needs_reference = s.kl and not s.lora
     return _Run(
@@ -133,29 +133,24 @@ def _sampling(run: _Run) -> list[Program]:
     prompts = np.zeros((prompt_count, s.prompt_len), np.int32)
     key = _placed(jax.eval_shape(jax.random.key, 0), run.mesh)
     order = np.arange(row_count) % prompt_count  # whose prompt's cache a row begins with
-    begin = (run.graph, run.weights, prompts, prompts > 0, key, order, row_count, 0)
+    wanted = sampler._Wanted(key, 0, row_count, order)
+    begin = (run.graph, run.weights, prompts, prompts > 0, wanted)
 
     # Slots of the cache before and after the last of the four stages, and after the first.
     end = s.prompt_len + s.completion_len
-    stage = s.completion_len - round(s.completion_len * 3 / 4)
-    start = end - stage
+    length = s.completion_len - round(s.completion_len * 3 / 4)
+    start = end - length
     rows = _spread(run, jax.eval_shape(sampler._prefill, *begin))
     before_last = _moved(run, rows, order, start)
     in_last = _moved(run, rows, order, end)
-    decode = functools.partial(
-        sampler._decode.lower,
-        run.graph,
-        run.weights,
-        in_last,
-        s.temperature,
-        slot=start,
-        length=stage,
-        stop_ids=(1,),
-        pad_id=0,
-    )
+    stage = sampler.Stage(slot=start, length=length, stop_ids=(1,), pad_id=0)
+
+    def decode():
+        return sampler._decode.lower(run.graph, run.weights, in_last, s.temperature, stage)
+
     return [
         Program("sample: prefill", run.beside_sampler, lambda: sampler._prefill.lower(*begin)),
-        _move(run, "sample: spread", rows, order, end - 3 * stage),
+        _move(run, "sample: spread", rows, order, end - 3 * length),
         Program("sample: decode", run.beside_sampler, decode),
         _move(run, "sample: lengthen", before_last, None, end),
         _move(run, "sample: halve", before_last, np.arange(half), end),
@@ -188,8 +183,8 @@ def _spread(run: _Run, rows: sampler._Rows) -> sampler._Rows:
 def _moved(run: _Run, rows: sampler._Rows, order: np.ndarray | None, length: int) -> sampler._Rows:
     """The rows with a cache for `length` tokens, of these rows."""
     cache = []
-    for x, slots in zip(rows.cache, sampler._slots(length, run.window), strict=True):
-        move = functools.partial(sampler._move, slots=slots)
+    for x, slots in zip(rows.cache, sampler._cache_slots(length, run.window), strict=True):
+        move = functools.partial(sampler._resize, slots=slots)
         cache.append(jax.eval_shape(move, x, order))
     return _spread(run, rows._replace(cache=Cache(*cache)))
 
@@ -209,7 +204,7 @@ def _move(
     rest_of_rows = rows[:-1]
     resident = run.beside_sampler + others + held((run.weights, rest_of_rows))
     slots = new[moving].shape[3]
-    return Program(name, resident, lambda: sampler._move.lower(old[moving], order, slots))
+    return Program(name, resident, lambda: sampler._resize.lower(old[moving], order, slots))
 
 
 def _updating(run: _Run) -> list[Program]:
@@ -220,17 +215,20 @@ def _updating(run: _Run) -> list[Program]:
     batch = _batch(s, row_count)
     has_weights = s.importance_cap or s.norm != "token"
     weighted = batch._replace(weights=batch.logprobs if has_weights else None)
-    packed = next(grpo.micro_batches(weighted, row_count, all_rows=True))
+    packed = next(grpo.micro_batches(weighted, row_count, all_rows=True))._replace(total=1.0)
     moments, reference = held(run.state.opt_state), held(run.reference)
 
     def rescore():
         return grpo._logprobs.lower(run.graph, params, batch, s.temperature)
 
     def gradient():
-        return grpo.accumulate.lower(run.graph, params, run.reference, run.trained, packed, 1.0, s)
+        read = grpo.Weights(params, run.reference)
+        how = grpo.LossSettings.of(s)
+        return grpo.accumulate.lower(run.graph, read, run.trained, packed, how)
 
     def apply():
-        return grpo.apply.lower(run.state, run.trained, s, np.float32(0))
+        one = np.float32(1)  # a learning rate, and a loss
+        return grpo.apply.lower(run.state, run.trained, one, one, grpo.OptimizerSettings.of(s))
 
     rescoring = [Program("update: rescore", moments + reference, rescore)]
     return [

@@ -131,7 +131,7 @@ def alone(tokenizer, panel, seed: int) -> dict:
     steering.add(model)
     steering.steer(model, np.zeros(model.config.width), LAST, 1.0)
     policy = Policy(model, tokenizer, Countdown(), s)
-    opt_state = grpo.optimizer(s).init(grpo.learned(nnx.state(model), s)[0])
+    opt_state = grpo.optimizer(s).init(grpo.trainable(nnx.state(model), s.lora)[0])
     curve = []
     for number in tqdm(range(1, s.steps + 1), unit="step"):
         opt_state, row = loop.step(policy, opt_state, None, number, jax.random.key(seed))

@@ -50,7 +50,7 @@ def test_a_record_says_what_the_folder_said(run, tmp_path):
 
 def test_a_record_has_the_adapters(run, tmp_path):
     record.keep(run, tmp_path)
-    model, *_ = train.trained(run, merged=False)
+    model, *_ = train.trained(run)
     again = weights.load("tiny")[0]
     lora.load(again, tmp_path / "adapters.safetensors")
     for kept, value in zip(

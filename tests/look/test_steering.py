@@ -81,6 +81,20 @@ def test_a_new_direction_changes_nothing(model):
     assert not nnx.to_pure_dict(nnx.state(lora.off(model)))["layers"].keys() & {"direction"}
 
 
+def test_merging_keeps_a_direction_and_an_export_refuses_it(model, tmp_path):
+    steering.add(model)
+    steering.steer(model, np.ones(24), 1, 2.0)
+    pushed = forward(model)
+    np.testing.assert_allclose(forward(lora.merge(model)), pushed, rtol=1e-5, atol=1e-5)
+    for given in (model, lora.merge(model)):
+        with pytest.raises(ValueError, match=r"steered, .*lora\.off\(model\)"):
+            weights.save_hf(given, tmp_path / "out")
+    with pytest.raises(ValueError, match="no adapters"):
+        lora.save(model, tmp_path / "adapters.safetensors")
+    weights.save_hf(lora.off(model), tmp_path / "out")
+    assert np.abs(forward(lora.off(model)) - pushed).max() > 0.1, "the push is gone"
+
+
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_push_moves_one_layer_s_stream_by_itself(model, layer):
     stream = nnx.jit(lambda m: m.residuals(TOKENS, POSITIONS, jnp.ones_like(TOKENS)))
@@ -127,7 +141,11 @@ def test_another_push_compiles_nothing(base, rollout):
     steering.add(model)
     prompts, valid = rollout.prompts[::4][:8], rollout.valid[::4][:8]
     draw = lambda: sampler.sample(  # noqa: E731
-        model, prompts, valid, jax.random.key(0), group=1, length=8, stop_ids=[], pad_id=0, stages=1
+        model,
+        prompts,
+        valid,
+        jax.random.key(0),
+        sampler.Sampling(group=1, length=8, stop_ids=[], pad_id=0, stages=1),
     )
     draw()
     before = sampler._decode._cache_size()
@@ -144,7 +162,7 @@ def test_grpo_trains_the_direction_alone(base):
     steering.steer(model, np.zeros(model.config.width), 1, 1.0)
     s = dataclasses.replace(SMALL, lora=1, learning_rate=0.1)
     graph, params = nnx.split(model)
-    learned, _ = grpo.learned(params, s)
+    learned, _ = grpo.trainable(params, s.lora)
     assert sum(x.size for x in jax.tree.leaves(learned)) == model.config.width
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(params))  # the state is donated
     policy = Policy(model, base[1], TASK, s)

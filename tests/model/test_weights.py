@@ -504,10 +504,14 @@ def test_rows_of_the_embedding_without_a_piece_are_neither_sampled_nor_trained(t
     how = dict(group=16, length=16, stop_ids=words.stop_ids, pad_id=words.pad_id)
     for temperature in (1.0, 0.0):
         out = sampler.sample(
-            model, prompts, valid, jax.random.key(0), temperature=temperature, **how
+            model,
+            prompts,
+            valid,
+            jax.random.key(0),
+            sampler.Sampling(temperature=temperature, **how),
         )
         words.decode(out.tokens[out.mask])
-    out = sampler.sample(model, prompts, valid, jax.random.key(0), **how)
+    out = sampler.sample(model, prompts, valid, jax.random.key(0), sampler.Sampling(**how))
     read = [np.repeat(x, 16, axis=0) for x in (prompts, valid)]
     gain = np.linspace(-1, 1, 32, dtype=np.float32)
     arrays = (*read, out.tokens, out.mask, out.logprobs, gain)

@@ -100,11 +100,9 @@ def test_the_shipped_base_is_a_beginner(base):
         base,
         *sampler.pad_left(ids, 8, TOKENIZER.pad_id),
         jax.random.key(0),
-        group=1,
-        length=96,
-        stop_ids=TOKENIZER.stop_ids,
-        pad_id=TOKENIZER.pad_id,
-        stages=2,
+        sampler.Sampling(
+            group=1, length=96, stop_ids=TOKENIZER.stop_ids, pad_id=TOKENIZER.pad_id, stages=2
+        ),
     )
     texts = [TOKENIZER.decode(t[m]) for t, m in zip(out.tokens, out.mask, strict=True)]
     right = [countdown.reward(t, p).value == 1 for t, p in zip(texts, puzzles, strict=True)]

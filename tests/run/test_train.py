@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from aha_lib import loop
+from aha_lib import devices, loop
 from aha_lib.model import lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
@@ -388,16 +388,20 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
     assert all(args[2] is None for args, *_ in steps)
     model, tokenizer, _ = weights.load(folder)
     base = jax.tree.leaves(nnx.state(model))
-    lora.add(model, 2, rngs=nnx.Rngs(settings.seed))
-    start = grpo.learned(nnx.state(model), settings)[0]
+    lora.add(model, 2, rngs=nnx.Rngs(devices.random_key(settings.seed, "adapters")))
+    start = grpo.trainable(nnx.state(model), settings.lora)[0]
     checkpoint = restored(tmp_path)
     kept, adam = (jax.tree.leaves(checkpoint[name]) for name in ("params", "opt_state"))
     assert [x.shape for x in kept] == [x.shape for x in jax.tree.leaves(start)]
     assert all((x != y).any() for x, y in zip(kept, jax.tree.leaves(start), strict=True))
     assert sum(x.size for x in adam) < 2 * sum(x.size for x in kept) + 10
-    rest = jax.tree.leaves(grpo.learned(steps[-1][1].params, settings)[1])
+    rest = jax.tree.leaves(grpo.trainable(steps[-1][1].params, settings.lora)[1])
     for x, y in zip(rest, base, strict=True):
         np.testing.assert_array_equal(x, y)
+    found, merged = train.trained(tmp_path)[0], train.trained(tmp_path, merged=True)[0]
+    for x, y in zip(jax.tree.leaves(nnx.state(found, nnx.LoRAParam)), kept, strict=True):
+        np.testing.assert_array_equal(x, y, "they are kept apart unless asked")
+    assert not nnx.state(merged, nnx.LoRAParam)
 
 
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
@@ -524,9 +528,9 @@ def test_updates_that_are_not_finite_change_nothing(settings, rewarded, monkeypa
     """One is skipped and counted, and the run goes on; after three in a row it stops."""
     poisoned, real, states = [3], grpo.accumulate, []
 
-    def poison(graph, params, *args):
-        grads, sums = real(graph, params, *args)
-        states.append(jax.tree.map(np.asarray, params))
+    def poison(graph, weights, *args):
+        grads, sums = real(graph, weights, *args)
+        states.append(jax.tree.map(np.asarray, weights.params))
         if len(batches) + 1 in poisoned:
             grads = jax.tree.map(lambda x: x * np.nan, grads)
         return grads, sums
@@ -557,7 +561,7 @@ def test_a_loss_that_is_not_finite_is_not_applied(settings):
     state = state._replace(opt_state=grpo.optimizer(settings).init(state.params))
     grads = jax.tree.map(np.ones_like, state.params)
     before = jax.tree.map(np.asarray, state)
-    after, norm = grpo.apply(state, grads, settings, np.inf)
+    after, norm = grpo.apply(state, grads, 1e-3, np.inf, grpo.OptimizerSettings.of(settings))
     assert norm == pytest.approx(3**0.5)
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
