@@ -51,6 +51,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc")
 def test_freed_memory_is_kept():
     """Pages that the kernel has to clear while ten large arrays come and go."""

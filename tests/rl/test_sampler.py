@@ -129,6 +129,7 @@ def test_a_row_ends_with_its_first_stop_token_and_counts_it(model, pad):
     np.testing.assert_array_equal(out.tokens[out.mask], again.tokens[out.mask])
 
 
+@pytest.mark.slow
 def test_a_row_depends_on_its_prompt_and_its_key_alone(model):
     out = sample(model)
     others = sample(model, prompts=[PROMPTS[0], [2, 1, 1, 3], [2, 8]])

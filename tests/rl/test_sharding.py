@@ -88,13 +88,25 @@ def one(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_run_moves(one):
     metrics, texts = rows(one), rows(one, "rollouts")
     assert metrics[2]["kl"] > 1e-5 and metrics[1]["grad_norm"] > 1e-3
     assert texts[0]["sampled"] != texts[1]["sampled"]
 
 
-@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_eight_devices_in_short(tmp_path):
+    """One step between two evaluations, of answers of two tokens."""
+    short = dict(steps=1, completion_len=2, kl=0.0, eval_every=1, eval_puzzles=8)
+    each = {devices: tmp_path / str(devices) for devices in (1, 8)}
+    finish(*(start(out, devices, last=1, **short) for devices, out in each.items()))
+    same(rows(each[1]), rows(each[8]))
+    assert rows(each[1], "rollouts") == rows(each[8], "rollouts")
+    assert [row["step"] for row in rows(each[8])] == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tp", [1, 2])
 def test_eight_devices(one, tmp_path, tp):
     finish(start(tmp_path / "run", 8, tp=tp))
     same(rows(one), rows(tmp_path / "run"))
