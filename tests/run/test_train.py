@@ -348,7 +348,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 ):
     """Killed after step 3, one step past its checkpoint, with the last lines half written."""
     settings = dataclasses.replace(settings, **changes)
-    drawn = spied(monkeypatch, train, "puzzles", lambda args, kwargs, result: args[1:])
+    drawn = spied(monkeypatch, loop, "training_puzzles", lambda args, kwargs, result: args[2:])
     rows = run(settings, tmp_path / "whole")
     with closing(train.train(settings, tmp_path / "killed")) as going:
         while next(going)["step"] < 3:
