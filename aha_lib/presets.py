@@ -237,7 +237,9 @@ class Settings:
 
     preset: str = setting("tiny", "the preset that the others come from", changeable=True)
     model: str = setting("tiny", '"tiny", a Kaggle handle or a folder, as weights.load takes it')
-    task: str = setting("countdown", "what is learnt: countdown, FILE.py:NAME or MODULE:NAME")
+    task: str = setting(
+        "countdown", "what is learnt: countdown, FILE.py:NAME, MODULE:NAME or gym:NAME"
+    )
     puzzles: str = setting("tiny", "of countdown: which puzzles", OneOf(tuple(PUZZLES)))
     template: str = setting("tiny", "of countdown: the prompt's template", TEMPLATES)
     dtype: str = setting("auto", "of activations; auto: bfloat16, on a CPU float32", DTYPES)

@@ -19,7 +19,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 # Values for names of a notebook's cell tagged "parameters", to make its run here a short one:
 # {"05_train": {"overrides": {"steps": 2}}} runs a cell `overrides = {'steps': 2}` right after it.
 SHORTER = {"05_train": {"overrides": {"steps": 2}}}
-SMALL = dict(steps=2, prompts=2, group=2, eval_puzzles=4, pass_k=1, completion_len=32)
+SMALL = dict(steps=2, prompts=2, group=2, eval_puzzles=4, pass_k=1, completion_len=2)
 SHORTEST = {"02_countdown_env": {}, "05_train": {"overrides": SMALL}}  # run by every `pytest`
 
 DIRTY = re.compile(

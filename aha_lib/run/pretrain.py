@@ -11,7 +11,6 @@ start from:
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -215,9 +214,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         with closing(pretrain(settings, out)) as run:
             for _ in run:
                 pass
+    except KeyboardInterrupt:
+        cli.leave(f"To go on: the same command, with --out {out}", status=130)
     except (ValueError, OSError, RuntimeError, MemoryError, FloatingPointError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        cli.leave(str(error))
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def headless(out, *assignments: str, **env: str) -> subprocess.CompletedProcess:
 
 
 def test_main_job_draws_its_curve_and_resumes(tmp_path):
-    small = ("steps=1", "prompts=2", "group=2", "eval_puzzles=4", "pass_k=1", "completion_len=32")
+    small = ("steps=1", "prompts=2", "group=2", "eval_puzzles=4", "pass_k=1", "completion_len=2")
     first = headless(tmp_path / "run", *small)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("held-out accuracy") == 2  # steps 0 and 1

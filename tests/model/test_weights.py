@@ -223,6 +223,7 @@ for folder in (golden / "hf_gemma2", kaggle):
 """
 
 
+@pytest.mark.slow
 def test_shardings_on_eight_devices(tmp_path):
     model, _, _ = weights.load(GOLDEN / "hf_gemma2", tokenizer=WORDS)
     weights.save_kaggle(model, tmp_path)

@@ -134,7 +134,7 @@ def assert_same(ours, theirs, atol=1e-6):
         np.testing.assert_allclose(a, b, atol=atol, rtol=1e-4)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])
 def test_loss_is_what_numpy_says(model, reference, batch, temperature):
     settings = dataclasses.replace(BASE, temperature=temperature, kl=0.3)
     value, sums = grpo.loss(model, reference, on_device(batch), settings)
@@ -242,7 +242,7 @@ def test_what_stands_after_the_end_is_nothing(monkeypatch, model, batch):
     assert_same(first, gradient(monkeypatch, model, other, BASE)[0])
 
 
-@pytest.mark.parametrize("kl", [0.0, 0.2])
+@pytest.mark.parametrize("kl", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_gradient_is_that_of_the_mean_over_tokens(monkeypatch, model, reference, batch, kl):
     """Micro-batches, buckets, left-out rows and filling rows against one plain gradient."""
     settings = dataclasses.replace(BASE, kl=kl)

@@ -129,6 +129,7 @@ def test_a_row_ends_with_its_first_stop_token_and_counts_it(model, pad):
     np.testing.assert_array_equal(out.tokens[out.mask], again.tokens[out.mask])
 
 
+@pytest.mark.slow
 def test_a_row_depends_on_its_prompt_and_its_key_alone(model):
     out = sample(model)
     others = sample(model, prompts=[PROMPTS[0], [2, 1, 1, 3], [2, 8]])
@@ -279,8 +280,8 @@ def test_shapes_of_the_decode_programs_are_known(model, monkeypatch, one_thread)
 
 
 def test_decode_programs_are_compiled_ahead(model, caplog, one_thread):
-    how = dict(group=16, length=14, stop_ids=STOPS, pad_id=PAD, stages=2)
-    assert sampler.compile_decode(model, 3, 8, sampler.Sampling(**how)) == 5
+    sampling = sampler.Sampling(group=16, length=14, stop_ids=STOPS, pad_id=PAD, stages=2)
+    sampler.compile_decode(model, sampler.decode_shapes(3, 8, sampling), 8, sampling)
 
     def compiled():
         return [name for record in caplog.records if "_decode" in (name := record.getMessage())]

@@ -8,12 +8,15 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aha_lib.model import weights
 from aha_lib.presets import MODELS
+from aha_lib.run import train
 
 SETTINGS = dict(
     steps=2,
@@ -88,17 +91,45 @@ def one(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_run_moves(one):
     metrics, texts = rows(one), rows(one, "rollouts")
     assert metrics[2]["kl"] > 1e-5 and metrics[1]["grad_norm"] > 1e-3
     assert texts[0]["sampled"] != texts[1]["sampled"]
 
 
-@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_eight_devices_in_short(tmp_path):
+    """One step between two evaluations, of answers of two tokens."""
+    short = dict(steps=1, completion_len=2, kl=0.0, eval_every=1, eval_puzzles=8)
+    each = {devices: tmp_path / str(devices) for devices in (1, 8)}
+    finish(*(start(out, devices, last=1, **short) for devices, out in each.items()))
+    same(rows(each[1]), rows(each[8]))
+    assert rows(each[1], "rollouts") == rows(each[8], "rollouts")
+    assert [row["step"] for row in rows(each[8])] == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tp", [1, 2])
 def test_eight_devices(one, tmp_path, tp):
     finish(start(tmp_path / "run", 8, tp=tp))
     same(rows(one), rows(tmp_path / "run"))
     assert rows(one, "rollouts") == rows(tmp_path / "run", "rollouts")
+    before = files(tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, *_ = train.trained(tmp_path / "run")  # on the one device of this process
+    base, *_ = weights.load("tiny")
+    moved = np.abs(np.asarray(model.layers.q[...]) - np.asarray(base.layers.q[...])).max()
+    assert moved > 1e-3 and files(tmp_path / "run") == before
+
+
+def files(out):
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+
+
+def untouched(out):
+    """No checkpoint counted as damaged: its steps were not taken twice."""
+    return not (out / "damaged").exists()
 
 
 @pytest.mark.slow
@@ -113,6 +144,7 @@ def test_two_hosts_and_then_one(one, tmp_path):
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["0", "1"]
     same(rows(one)[:2], rows(out))
     finish(start(out, 8))
+    assert untouched(out)
     same(rows(one), rows(out))
     assert rows(one, "rollouts") == rows(out, "rollouts")
 
@@ -191,6 +223,7 @@ def test_one_device_then_eight_then_one(one, tmp_path):
     out = tmp_path / "run"
     for last, devices in enumerate((1, 8, 1)):
         finish(start(out, devices, last=last))
+        assert untouched(out)
     same(rows(one), rows(out))
     assert rows(one, "rollouts") == rows(out, "rollouts")
 

@@ -93,6 +93,7 @@ def test_the_shipped_base_adds(base):
     assert right[held_out].mean() >= 0.995, np.array(facts)[held_out & ~right]
 
 
+@pytest.mark.slow
 def test_the_shipped_base_is_a_beginner(base):
     """Sampled on held-out puzzles: now and then right, mostly a jump, its sums true."""
     puzzles = [countdown.generate(0, i, **PUZZLES["tiny"], held_out=True) for i in range(256)]

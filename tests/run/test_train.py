@@ -5,6 +5,7 @@ import gc
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -31,7 +32,7 @@ from aha_lib.rl import grpo, sampler
 from aha_lib.run import session, train
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Reward
-from aha_lib.tasks.rollout import Policy, held_out_panel, training_puzzles
+from aha_lib.tasks.rollout import Policy, decode_shapes, held_out_panel, training_puzzles
 from aha_lib.tasks.task import Countdown
 
 TOKENIZER = Tokenizer(tiny_model())
@@ -122,6 +123,7 @@ def compiled():
     jax.config.update("jax_log_compiles", False)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rewarded, tmp_path):
     settings = dataclasses.replace(settings, steps=12, kl=0.0, micro_batch=2, learning_rate=1e-4)
     lengths, by_step = [], []
@@ -132,13 +134,27 @@ def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rew
     assert len({*lengths}) > 8, "completions of many lengths"
     assert {"_prefill", "_decode"} <= {*by_step[0]} and {"accumulate", "apply"} <= {*by_step[1]}
     later = list(itertools.chain(*by_step[3:]))
-    assert {*later} <= {"_decode", "_move", "_pick"}
+    assert {*later} <= {"_decode", "_resize", "_pick_rows"}
     every = list(itertools.chain(*by_step))
     assert every.count("_decode") <= 16, "four stages of 8, 4, 2 or 1 rows"
     assert every.count("accumulate") == 1, "packed rows are all of one shape"
     run(settings, tmp_path / "second")
     again = {*compiled} - {"map"}  # a program of JAX's own, made anew by each run
     assert not again & {*every}, "nothing is compiled twice"
+
+
+def test_a_long_run_compiles_its_decode_programs_first(settings, compiled, monkeypatch, tmp_path):
+    """Not at steps 6, 8, 13, …, whenever other numbers of rows happen to be left."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    settings = dataclasses.replace(settings, steps=40, completion_len=12, eval_every=40)
+    shapes = decode_shapes(settings, threads=2)
+    with closing(train.train(settings, tmp_path)) as going:
+        next(going)
+        assert compiled.count("_decode") == len(shapes)
+        compiled.clear()
+        for _ in range(6):
+            next(going)
+        assert "_decode" not in compiled
 
 
 # Puzzles
@@ -199,6 +215,7 @@ def test_the_batch_of_a_step(settings, rewarded, monkeypatch, tmp_path):
     assert abs(first["kl"]) < 1e-6 < second["kl"], "the reference stays the base"
 
 
+@pytest.mark.slow
 def test_refills_replace_groups_without_signal(monkeypatch):
     """Dynamic sampling on the tiny base: what is drawn, what is learned from, what is measured."""
     P, G = 4, 3
@@ -272,6 +289,7 @@ def origin(batch, g, G, draws, rewards, tokenizer):
     return d, i
 
 
+@pytest.mark.slow
 def test_every_rollout_has_fresh_keys(settings, monkeypatch, tmp_path):
     """The same puzzles at every step and a model that stays: completions differ all the same."""
     settings = dataclasses.replace(settings, learning_rate=0.0, eval_every=1, steps=3)
@@ -309,6 +327,7 @@ def test_rows_have_what_a_run_is_read_by(settings, rewarded, tmp_path):
     assert all(len(row["sampled"]) == len(row["greedy"]) == 8 for row in texts)
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_touch_training(settings, rewarded, tmp_path):
     often = run(settings, tmp_path / "often")
     never = run(dataclasses.replace(settings, eval_every=100), tmp_path / "never")
@@ -329,7 +348,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 ):
     """Killed after step 3, one step past its checkpoint, with the last lines half written."""
     settings = dataclasses.replace(settings, **changes)
-    drawn = spied(monkeypatch, train, "puzzles", lambda args, kwargs, result: args[1:])
+    drawn = spied(monkeypatch, loop, "training_puzzles", lambda args, kwargs, result: args[2:])
     rows = run(settings, tmp_path / "whole")
     with closing(train.train(settings, tmp_path / "killed")) as going:
         while next(going)["step"] < 3:
@@ -354,6 +373,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert untimed(train.read_rows(tmp_path / "killed" / "metrics.jsonl")) == untimed(rows)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_its_steps_and_no_more(settings, rewarded, tmp_path, capsys):
     whole = run(settings, tmp_path / "whole")
     with closing(train.train(settings, tmp_path / "harmed")) as going:
@@ -378,6 +398,7 @@ def checkpoint(out, step):
         return manager.restore(step, args=ocp.args.StandardRestore())
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeypatch, tmp_path):
     """And the base under them is the KL term's reference: no second copy is handed to the step."""
     steps = spied(monkeypatch, grpo, "train_step", lambda args, kwargs, result: (args, *result))
@@ -404,6 +425,7 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
     assert not nnx.state(merged, nnx.LoRAParam)
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
     """That is in the middle of saving step 0: its row is there, and no other can be."""
     rows = run(settings, tmp_path)
@@ -461,6 +483,7 @@ def test_the_first_typo_does_not_burn_the_folder(settings, folder, rewarded, tmp
     assert not (tmp_path / "stopped.txt").exists()
 
 
+@pytest.mark.slow
 def test_adapters_do_not_go_on_over_another_base(settings, folder, rewarded, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(folder, base)
@@ -511,6 +534,7 @@ def test_too_little_memory_is_a_sentence_with_the_setting(settings, monkeypatch,
         run(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_lets_go_of_what_it_began_with(settings, rewarded, monkeypatch, tmp_path):
     """The parameters that were loaded are off the device once those of the checkpoint are on it."""
     arrays = lambda a, k, result: [weakref.ref(x) for x in jax.tree.leaves(nnx.state(result[0]))]  # noqa: E731
@@ -524,6 +548,7 @@ def test_a_resumed_run_lets_go_of_what_it_began_with(settings, rewarded, monkeyp
         assert all(ref() is None or ref().is_deleted() for ref in loaded[1])
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_change_nothing(settings, rewarded, monkeypatch, tmp_path):
     """One is skipped and counted, and the run goes on; after three in a row it stops."""
     poisoned, real, states = [3], grpo.accumulate, []
@@ -582,6 +607,7 @@ def test_ctrl_c_saves_the_step(settings, rewarded, tmp_path, capsys):
     assert untimed(rows) == untimed(whole)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step(settings, tmp_path):
     with pytest.raises(SystemExit) as ended:
         for row in train.train(settings, tmp_path):
@@ -591,6 +617,7 @@ def test_sigterm_saves_the_step(settings, tmp_path):
     assert "step 1 of 5 is saved" in (tmp_path / "stopped.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_clock_and_the_stop_file(settings, rewarded, monkeypatch, tmp_path):
     """The run stops with a saved step and a sentence, and goes on as if it had not stopped."""
     settings, out = dataclasses.replace(settings, checkpoint_every=100), tmp_path / "stopped"
@@ -611,6 +638,7 @@ def test_the_clock_and_the_stop_file(settings, rewarded, monkeypatch, tmp_path):
     assert untimed(rows) == untimed(whole) and not (out / "stop").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_after_so_many_minutes(settings, tmp_path):
     settings = dataclasses.replace(settings, checkpoint_every=100, checkpoint_minutes=0.0)
     with closing(train.train(settings, tmp_path)) as going:
@@ -631,6 +659,7 @@ def test_preflight(settings, monkeypatch, tmp_path):
     assert "12.5% are right and 12.5% have the format; " in told and told.endswith(" Go.\n")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_survived(settings, rewarded, tmp_path):
     """On a disk of its own: the run ends in a sentence, its older checkpoint is whole, and with
     room again it goes on as if nothing had been."""
@@ -681,6 +710,7 @@ def test_rows_go_to_a_tracker_too(settings, monkeypatch, tmp_path):
     assert (folder, "heldout_accuracy", rows[0]["heldout_accuracy"], 0) in put
 
 
+@pytest.mark.slow
 def test_the_trained_model(settings, rewarded, tmp_path):
     """That of the newest checkpoint, or of an earlier one; adapters are merged into it."""
     settings = dataclasses.replace(settings, lora=2, eval_every=100)

@@ -53,6 +53,7 @@ def test_a_name_that_leads_nowhere_is_one_sentence(name, sentence):
         task.load(Settings(task=name))
 
 
+@pytest.mark.slow
 def test_the_loop_alone_learns_it():
     model, tokenizer, _ = weights.load("tiny")
     metrics = list(learn(model, tokenizer, LastFirst(), SETTINGS))
