@@ -7,7 +7,6 @@ does its work.
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -195,6 +194,7 @@ def opened(run: Path):
     """
     from aha_lib import devices
     from aha_lib.model import weights
+    from aha_lib.run import folder
     from aha_lib.run import train as training
 
     try:
@@ -203,7 +203,7 @@ def opened(run: Path):
         cli.leave(str(error))
     devices.compilation_cache()
     file = run / "settings.json"
-    said = json.loads(file.read_text()) if file.exists() else {}
+    said = folder.read_json(file) if file.exists() else {}
     if "group" in said:  # GRPO's
         return training.trained(run)
     model, tokenizer, _ = weights.load(str(run))

@@ -237,7 +237,9 @@ class Settings:
 
     preset: str = setting("tiny", "the preset that the others come from", changeable=True)
     model: str = setting("tiny", '"tiny", a Kaggle handle or a folder, as weights.load takes it')
-    task: str = setting("countdown", "what is learnt: countdown, FILE.py:NAME or MODULE:NAME")
+    task: str = setting(
+        "countdown", "what is learnt: countdown, FILE.py:NAME, MODULE:NAME or gym:NAME"
+    )
     puzzles: str = setting("tiny", "of countdown: which puzzles", OneOf(tuple(PUZZLES)))
     template: str = setting("tiny", "of countdown: the prompt's template", TEMPLATES)
     dtype: str = setting("auto", "of activations; auto: bfloat16, on a CPU float32", DTYPES)
@@ -394,7 +396,7 @@ class Pretraining:
     seed: int = setting(0, "of the documents, and of what starts at random", Range(0, 2**32 - 1))
     steps: int = setting(6_000, "AdamW steps", Range(0, MANY))
     rows: int = setting(24, "packed rows a step", Range(1, 2**16))
-    row_len: int = setting(160, "tokens of a row; longer documents are left out", Range(16, LONG))
+    row_len: int = setting(160, "tokens of a row; longer documents are left out", Range(64, LONG))
     learning_rate: float = setting(5e-3, "of AdamW", Range(0))
     warmup: int = setting(
         100,

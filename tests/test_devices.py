@@ -445,7 +445,7 @@ def test_lanes_are_for_small_weights_on_a_cpu_alone(monkeypatch):
     assert devices.cpu_threads(small) == 1
 
 
-def test_in_lanes():
+def test_run_in_threads():
     here, wait = threading.get_ident(), threading.Barrier(3, timeout=60)
     assert devices.run_in_threads(lambda _: threading.get_ident(), [0]) == [here]
 

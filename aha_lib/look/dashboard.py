@@ -41,9 +41,8 @@ def state(out: Path, dollars: float = 0.0) -> tuple[str, bool]:
     run = record.read(out)
     rows, steps = run.rows, run.settings.steps
     last = rows[-1]["step"] if rows else -1
-    accuracy = "".join(
-        f"; held-out accuracy {row['heldout_accuracy']:.3f}" for row in run.measured[-1:]
-    )
+    measured = run.measured
+    accuracy = f"; held-out accuracy {measured[-1]['heldout_accuracy']:.3f}" if measured else ""
     if last >= steps:
         saving = ", saving" if held else ""
         return f"finished: step {last} of {steps}{saving}{accuracy}", not saving
@@ -93,30 +92,54 @@ def watch(
     From a thread: the cell is done at once, so that the button answers. The run saves the step
     that it is at, and stops; the same command goes on from there.
     """
-    out, picture, completions = Path(out), widgets.Image(format="png"), widgets.HTML()
-    line, button = widgets.Label(), widgets.Button(description="Stop", icon="stop")
+    seen = _Watched(Path(out), dollars)
+    threading.Thread(target=seen.follow, args=(seconds, share), daemon=True).start()
+    return seen.box
 
-    def ask(_) -> None:
-        (out / "stop").touch()
-        button.description = "Stopping …"
 
-    def follow() -> None:
-        over, due = False, 0.0
-        while not over:
+class _Watched:
+    """The widgets of `watch`."""
+
+    def __init__(self, out: Path, dollars: float):
+        self.out = out
+        self.dollars = dollars
+        self.over = False
+        self.button = widgets.Button(description="Stop", icon="stop")
+        self.line = widgets.Label()
+        self.picture = widgets.Image(format="png")
+        self.completions = widgets.HTML()
+        self.button.on_click(self.ask_to_stop)
+
+    @property
+    def box(self) -> widgets.Widget:
+        return widgets.VBox(
+            [widgets.HBox([self.button, self.line]), self.picture, self.completions]
+        )
+
+    def ask_to_stop(self, _) -> None:
+        try:
+            (self.out / "stop").touch()
+        except OSError as error:  # the folder is not there yet, or may not be written
+            self.line.value = f"The run cannot be asked to stop: {error.strerror}."
+        else:
+            self.button.description = "Stopping …"
+
+    def follow(self, seconds: float, share: float) -> None:
+        """Renew the line every so many seconds, and the figures when they are due."""
+        due = 0.0
+        while not self.over:
             try:
-                line.value, over = state(out, dollars)
+                self.line.value, self.over = state(self.out, self.dollars)
                 began = time.monotonic()
-                if (over or began >= due) and (out / "metrics.jsonl").exists():
-                    picture.value, completions.value = figures(out)
-                    due = began + (time.monotonic() - began) / share
+                is_time = self.over or began >= due
+                if is_time and (self.out / "metrics.jsonl").exists():
+                    self.picture.value, self.completions.value = figures(self.out)
+                    took = time.monotonic() - began
+                    due = began + took / share
             except Exception as error:  # nobody sees how a thread ends: say it, and look again
-                line.value = f"{type(error).__name__}: {error}"
-            time.sleep(0 if over else seconds)
-        button.disabled = True
-
-    button.on_click(ask)
-    threading.Thread(target=follow, daemon=True).start()
-    return widgets.VBox([widgets.HBox([button, line]), picture, completions])
+                self.line.value = f"{type(error).__name__}: {error}"
+            time.sleep(0 if self.over else seconds)
+        self.button.disabled = True
 
 
 def answer(model, tokenizer, settings: Settings, text: str) -> HTML:

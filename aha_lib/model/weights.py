@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from aha_lib import devices
-from aha_lib.model import lora
+from aha_lib.model import finite, lora
 from aha_lib.model.config_json import from_config_json, to_config_json
 from aha_lib.model.gemma import Gemma, abstract
 from aha_lib.model.tokenizer import TINY_PATH, Tokenizer
@@ -89,7 +89,8 @@ def load(
     handle, or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
     activations, `param_dtype` that of parameters. `tokenizer` is the path of a `tokenizer.model`
     that lies elsewhere; `config` is for a checkpoint without a `config.json` that is no preset.
-    Raises ValueError or FileNotFoundError if it is no whole Gemma, and what `download` raises.
+    Raises ValueError or FileNotFoundError if it is no whole Gemma, or holds NaN or infinity, and
+    what `download` raises.
     """
     source = {"tiny": str(TINY), **HANDLES}.get(str(source), str(source))
     handle = re.fullmatch(r"[\w.-]+(/[\w.-]+){3,4}", source) and not Path(source).exists()
@@ -109,6 +110,7 @@ def load(
         )
     model = abstract(config, dtype=dtype, param_dtype=param_dtype)
     _fill(model, checkpoint, mesh or devices.make_mesh(jax.devices()[:1]))
+    finite.refuse_nonfinite(model, folder)
     return model, words, config
 
 

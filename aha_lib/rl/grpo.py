@@ -205,8 +205,10 @@ class LearningRate:
         return of_step(count // self.updates)
 
 
-# A program of one number: the only one that is compiled anew for other `steps`.
-_rate = jax.jit(LearningRate.__call__, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _rate(schedule: LearningRate, count):
+    """A program of one number: the only one that is compiled anew for other `steps`."""
+    return schedule(count)
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:

@@ -178,17 +178,18 @@ def decode_shapes(
     return sorted(found, reverse=True)
 
 
-def compile_decode(model: Gemma, prompts: int, prompt_len: int, sampling: Sampling) -> int:
-    """Compile all decode programs of `decode_shapes` now, and not when rows happen to be so many.
+def compile_decode(
+    model: Gemma, shapes: Sequence[DecodeShape], prompt_len: int, sampling: Sampling
+) -> None:
+    """Compile decode programs now, and not in the middle of a run when rows happen to be so many.
 
-    JAX finds them when `sample` wants them, as if a call had compiled them. For one device, without
-    a mesh. Gives how many programs there are.
+    JAX finds them when `sample` wants them, as if a call had compiled them. The shapes are some
+    that `decode_shapes` gives for these prompts. For one device, without a mesh.
     """
     graph, params = nnx.split(model)
     params = prepare_weights(params, model.dtype, gather=sampling.gather)
     weights = _Weights(graph, jax.tree.map(_shape_of, params), model.config.window)
     stages = {stage.slots: stage for stage in _stages(prompt_len, sampling)}
-    shapes = decode_shapes(prompts, prompt_len, sampling, threads=cpu_threads(params))
 
     def compile_each(shapes):
         for shape in shapes:
@@ -198,7 +199,6 @@ def compile_decode(model: Gemma, prompts: int, prompt_len: int, sampling: Sampli
 
     threads = min(os.cpu_count() or 1, len(shapes))
     run_in_threads(compile_each, [shapes[i::threads] for i in range(threads)])
-    return len(shapes)
 
 
 def _shape_of(x: Array) -> jax.ShapeDtypeStruct:

@@ -51,7 +51,8 @@ def manager(out: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
     The best has the highest held-out accuracy of those saved with one. `read_only` for a folder
     whose run may be going on elsewhere.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
+    # Orbax tells every file it writes, and of an error, which it raises, hundreds of lines.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     accuracy = operator.itemgetter("heldout_accuracy")
     best = BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(

@@ -6,6 +6,7 @@ Knows nothing of what the settings mean: names, types, defaults and help are the
 import argparse
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import tyro
 
 from aha_lib.presets import SETTINGS, Pretraining, Settings, in_words, setting
 
-RULE = re.compile(r"[│ ]*─{3,}[│ ]*")  # between the parts of tyro's messages
+COLOUR = re.compile(r"\x1b\[[\d;]*m")  # which tyro's messages have in a terminal
 KNOWN = {one.name: one for kind in (Settings, Pretraining) for one in fields(kind)}
 OUT = setting(tyro.MISSING, "the run's folder: one that is there goes on")
 
@@ -78,7 +79,7 @@ def flag_name(word: str) -> str | None:
 def value_of(argv: Sequence[str], name: str) -> str | None:
     """The last value that a command line gives a field; None if there is none."""
     value = None
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in itertools.zip_longest(argv, argv[1:]):
         if flag_name(word) == name:
             value = word.partition("=")[2] if "=" in word else following
     return value
@@ -120,12 +121,15 @@ def _parse(kind: type, argv: Sequence[str], *, default, program: str | None):
 
 def _sentence(box: str, argv: Sequence[str]) -> str:
     """What is wrong, from tyro's message about it."""
-    parts = [[]]
-    for line in box.splitlines():
-        if RULE.fullmatch(line):
+    parts = [[]]  # the lines of each part of the box; between them are rules
+    _title, *lines = COLOUR.sub("", box).splitlines()
+    for line in lines:
+        inner = line.strip("│|╰╯ ")
+        if re.fullmatch("[─-]+", inner):
             parts.append([])
-        elif line.startswith("│"):
-            parts[-1].append(line.strip("│ "))
+        elif inner:
+            parts[-1].append(inner)
+    parts = [part for part in parts if part]
     message = " ".join(parts[0])
     own = re.match(r"Error parsing \w+: (.*)", message)
     if own:  # the settings' own check

@@ -1,8 +1,8 @@
 """What fits on which chip, asked of the compiler; and the time and price that its peaks allow.
 
 Compiles the programs of a run for a TPU that need not be there, with XLA's own compiler (libtpu),
-and adds up what a core must hold: `aha plan --model gemma2-2b --chip v3-8`. Runs
-none of them, loads no weights and does not know the task.
+and adds up what a core must hold: `aha plan --model gemma2-2b --chip v3-8`. Runs none of them and
+loads no weights. Knows nothing of the task but how long its prompts are.
 """
 
 import dataclasses
@@ -23,8 +23,12 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from aha_lib import devices, install
+from aha_lib.model import weights
+from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import MODELS, SETTINGS, Settings, shape
+from aha_lib.rl import sampler
 from aha_lib.run import cli
+from aha_lib.tasks import task as tasks
 from aha_lib.tpu.chips import CHIPS, Chip, estimate
 from aha_lib.tpu.programs import GiB, Program, programs
 
@@ -124,7 +128,8 @@ def plan(model: str, chip: str, **changes) -> Plan:
     """Compile the programs of `train` for a chip of `CHIPS`; `changes` are those of `Settings`.
 
     The settings are those of the preset `model`, or of gemma2-2b for a model without one. Results
-    are kept by content. Raises ValueError for unknown names, RuntimeError without libtpu.
+    are kept by content. Raises ValueError for unknown names, and for prompts of the task that are
+    too long for `prompt_len` if the tokenizer lies here; RuntimeError without libtpu.
     """
     settings = _settings(model, chip, changes)
     memory = list(_memory_of_programs(model, chip, settings))
@@ -161,7 +166,23 @@ def _settings(model: str, chip: str, changes: dict) -> Settings:
             f"chips {', '.join(CHIPS)}."
         )
     base = SETTINGS.get(model) or dataclasses.replace(SETTINGS["gemma2-2b"], model=model)
-    return dataclasses.replace(base, **changes)
+    settings = dataclasses.replace(base, **changes)
+    _check_prompts(settings)
+    return settings
+
+
+def _check_prompts(settings: Settings) -> None:
+    """ValueError where the task's longest prompt has more than `prompt_len` tokens.
+
+    Needs the tokenizer: one that would have to be downloaded is left to `train`.
+    """
+    task = tasks.load(settings)
+    folder = weights.TINY if settings.model == "tiny" else Path(settings.model)
+    file = folder / "tokenizer.model"
+    if file.exists():
+        tokenizer = Tokenizer.load(file)
+        longest = tokenizer.encode(task.prompt(task.longest()))
+        sampler.pad_left([longest], settings.prompt_len, tokenizer.pad_id)
 
 
 def _memory_of_programs(

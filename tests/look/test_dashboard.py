@@ -101,6 +101,18 @@ def test_watch_before_the_first_write(out):
     until(lambda: button.disabled)
 
 
+def test_a_run_that_is_not_there_cannot_be_stopped(tmp_path):
+    """The button says so; it makes no folder."""
+    (button, line), *_ = (
+        getattr(child, "children", child)
+        for child in dashboard.watch(tmp_path / "none", seconds=60.0).children
+    )
+    until(lambda: line.value)
+    button.click()
+    assert line.value.startswith("The run cannot be asked to stop: ")
+    assert button.description == "Stop" and not (tmp_path / "none").exists()
+
+
 def test_looking_changes_nothing(left):
     (left / "metrics.jsonl").write_bytes(b"\0" + (left / "metrics.jsonl").read_bytes())
     before = {path: path.read_bytes() for path in left.iterdir()}

@@ -284,8 +284,8 @@ def test_shapes_of_the_decode_programs_are_known(model, monkeypatch, one_thread)
 
 
 def test_decode_programs_are_compiled_ahead(model, caplog, one_thread):
-    how = dict(group=16, length=14, stop_ids=STOPS, pad_id=PAD, stages=2)
-    assert sampler.compile_decode(model, 3, 8, sampler.Sampling(**how)) == 5
+    sampling = sampler.Sampling(group=16, length=14, stop_ids=STOPS, pad_id=PAD, stages=2)
+    sampler.compile_decode(model, sampler.decode_shapes(3, 8, sampling), 8, sampling)
 
     def compiled():
         return [name for record in caplog.records if "_decode" in (name := record.getMessage())]

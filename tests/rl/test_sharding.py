@@ -8,12 +8,15 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aha_lib.model import weights
 from aha_lib.presets import MODELS
+from aha_lib.run import train
 
 SETTINGS = dict(
     steps=2,
@@ -111,6 +114,22 @@ def test_eight_devices(one, tmp_path, tp):
     finish(start(tmp_path / "run", 8, tp=tp))
     same(rows(one), rows(tmp_path / "run"))
     assert rows(one, "rollouts") == rows(tmp_path / "run", "rollouts")
+    before = files(tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, *_ = train.trained(tmp_path / "run")  # on the one device of this process
+    base, *_ = weights.load("tiny")
+    moved = np.abs(np.asarray(model.layers.q[...]) - np.asarray(base.layers.q[...])).max()
+    assert moved > 1e-3 and files(tmp_path / "run") == before
+
+
+def files(out):
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+
+
+def untouched(out):
+    """No checkpoint counted as damaged: its steps were not taken twice."""
+    return not (out / "damaged").exists()
 
 
 @pytest.mark.slow
@@ -125,6 +144,7 @@ def test_two_hosts_and_then_one(one, tmp_path):
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["0", "1"]
     same(rows(one)[:2], rows(out))
     finish(start(out, 8))
+    assert untouched(out)
     same(rows(one), rows(out))
     assert rows(one, "rollouts") == rows(out, "rollouts")
 
@@ -203,6 +223,7 @@ def test_one_device_then_eight_then_one(one, tmp_path):
     out = tmp_path / "run"
     for last, devices in enumerate((1, 8, 1)):
         finish(start(out, devices, last=last))
+        assert untouched(out)
     same(rows(one), rows(out))
     assert rows(one, "rollouts") == rows(out, "rollouts")
 

@@ -61,6 +61,24 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     assert step == 6 and equal(found, tree(6))
 
 
+def test_a_full_disk_is_a_sentence_and_no_more(tmp_path, caplog):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    large = {"w": jax.random.normal(jax.random.key(0), (400, 400))}
+    try:
+        with (
+            pytest.raises(OSError, match="The disk is full: make room in"),
+            checkpoints.disk_errors(tmp_path),
+            checkpoints.manager(tmp_path) as manager,
+        ):
+            for step in range(3):
+                checkpoints.save(manager, step, large, {"step": step})
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert not [record for record in caplog.records if record.name == "absl"]
+
+
 def test_damage_to_any_file_of_the_newest_is_found(kept, tmp_path, capsys):
     """Each is told and set aside, and the one before is used; else its arrays are unharmed."""
     files = [p.relative_to(kept) for p in (kept / "checkpoints" / "4").rglob("*") if p.is_file()]

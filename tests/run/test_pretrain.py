@@ -56,8 +56,9 @@ def test_the_loss_is_each_documents_own():
             total -= sum(logs[t - 1, tokens[t]] for t in range(1, len(tokens)) if learn[t])
             count += learn.sum()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    moments = pretrain.optimizer(TINY).init(params)
-    _, _, loss = pretrain.train_step(graph, params, rest, moments, **batch, settings=TINY)
+    state = pretrain.TrainState(params, pretrain.optimizer(TINY).init(params))
+    _, loss, finite = pretrain.train_step(graph, state, rest, batch, TINY)
+    assert finite
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
 
 
@@ -277,6 +278,33 @@ def test_a_cold_start_then_grpo(gemma, tmp_path):
     rows = list(train.train(run, tmp_path / "run"))
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert "heldout_accuracy" in rows[0] and np.isfinite(rows[2]["grad_norm"])
+
+
+def test_training_that_diverges_ends_and_keeps_what_is_finite(gemma, tmp_path, capsys):
+    """As GRPO does: a step without finite gradients is left out, the third in a row the last."""
+    # The first step warms up at rate 0, the second throws the parameters far away.
+    changes = ["steps=9", "checkpoint_every=1", "learning_rate=1e30", "warmup=1", "lora=4"]
+    changes += [f"model={gemma}", "rows=2", "row_len=128"]
+    flags = [flag for change in changes for flag in ("--set", change)]
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main(["--preset", "gemma3-270m-cpu", *flags, "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert re.search("Step 5: .* lower learning_rate", capsys.readouterr().err)
+    rows = train.read_rows(tmp_path / "metrics.jsonl")
+    assert [row.get("skipped_updates", 0) for row in rows] == [0, 0, 1, 1, 1]
+    assert not (tmp_path / "model.safetensors").exists()
+    kept = [folder.name for folder in (tmp_path / "checkpoints").glob("[0-9]*")]
+    assert kept and "5" not in kept
+
+
+def test_a_model_with_nan_is_refused(gemma, tmp_path):
+    """By its tensor's name, before anything is trained from it."""
+    model, tokenizer, _ = weights.load(gemma)
+    damaged = model.layers.down[...].at[1, 2, 3].set(jnp.nan)
+    nnx.update(model, {"layers": {"down": damaged}})
+    weights.save_hf(model, tmp_path, tokenizer)
+    with pytest.raises(ValueError, match="layers/down holds NaN or infinity"):
+        weights.load(tmp_path)
 
 
 def test_bad_settings_are_a_sentence(tmp_path, capsys):

@@ -5,6 +5,7 @@ import gc
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -31,7 +32,7 @@ from aha_lib.rl import grpo, sampler
 from aha_lib.run import session, train
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Reward
-from aha_lib.tasks.rollout import Policy, held_out_panel, training_puzzles
+from aha_lib.tasks.rollout import Policy, decode_shapes, held_out_panel, training_puzzles
 from aha_lib.tasks.task import Countdown
 
 TOKENIZER = Tokenizer(tiny_model())
@@ -133,13 +134,27 @@ def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rew
     assert len({*lengths}) > 8, "completions of many lengths"
     assert {"_prefill", "_decode"} <= {*by_step[0]} and {"accumulate", "apply"} <= {*by_step[1]}
     later = list(itertools.chain(*by_step[3:]))
-    assert {*later} <= {"_decode", "_move", "_pick"}
+    assert {*later} <= {"_decode", "_resize", "_pick_rows"}
     every = list(itertools.chain(*by_step))
     assert every.count("_decode") <= 16, "four stages of 8, 4, 2 or 1 rows"
     assert every.count("accumulate") == 1, "packed rows are all of one shape"
     run(settings, tmp_path / "second")
     again = {*compiled} - {"map"}  # a program of JAX's own, made anew by each run
     assert not again & {*every}, "nothing is compiled twice"
+
+
+def test_a_long_run_compiles_its_decode_programs_first(settings, compiled, monkeypatch, tmp_path):
+    """Not at steps 6, 8, 13, …, whenever other numbers of rows happen to be left."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    settings = dataclasses.replace(settings, steps=40, completion_len=12, eval_every=40)
+    shapes = decode_shapes(settings, threads=2)
+    with closing(train.train(settings, tmp_path)) as going:
+        next(going)
+        assert compiled.count("_decode") == len(shapes)
+        compiled.clear()
+        for _ in range(6):
+            next(going)
+        assert "_decode" not in compiled
 
 
 # Puzzles
@@ -333,7 +348,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 ):
     """Killed after step 3, one step past its checkpoint, with the last lines half written."""
     settings = dataclasses.replace(settings, **changes)
-    drawn = spied(monkeypatch, train, "puzzles", lambda args, kwargs, result: args[1:])
+    drawn = spied(monkeypatch, loop, "training_puzzles", lambda args, kwargs, result: args[2:])
     rows = run(settings, tmp_path / "whole")
     with closing(train.train(settings, tmp_path / "killed")) as going:
         while next(going)["step"] < 3:

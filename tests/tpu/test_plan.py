@@ -123,6 +123,13 @@ def test_what_does_not_fit_is_a_sentence_and_status_1(monkeypatch, capsys):
     assert "lower micro_batch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("task", ["countdown", "aha_lib.tasks.last_first:LastFirst"])
+def test_prompts_of_any_task_have_to_fit(task):
+    """Where the tokenizer lies here; as `train` says it."""
+    with pytest.raises(ValueError, match="A prompt has 7 tokens"):
+        plan.plan("tiny", "v3-8", task=task, prompt_len=6)
+
+
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
     """Ask the compiler, or the cache, about a small program of this CPU; and the cache's folder."""
@@ -185,6 +192,7 @@ def test_what_is_needed_is_read_with_its_unit(message, needed):
         ["--model", "llama", "--chip", "v3-8"],
         ["--model", "tiny", "--chip", "abacus"],
         ["--model", "tiny", "--chip", "v3-8", "--set", "group=1"],
+        ["--model", "tiny", "--chip", "v3-8", "--set", "task=chess"],
     ],
 )
 def test_bad_input_is_status_2(arguments, capsys):
