@@ -9,5 +9,10 @@ Axes, as every array annotation names them:
     D  width of the model               V  vocabulary
                                         L  layers
 
-This file imports nothing: `from aha_lib import countdown` loads Countdown and no JAX.
+This file loads nothing of it: `from aha_lib.tasks import countdown` loads Countdown and no JAX.
 """
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 (a clone, or a zip, which pip did not look at)
+    sys.exit(f"Python {sys.version.split()[0]} is too old: aha_lib needs 3.11 or newer.")

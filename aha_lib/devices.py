@@ -7,15 +7,18 @@ Knows nothing of Gemma's layers, of tokens or of rewards; takes arrays and their
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
+import importlib.util
 import math
 import os
 import platform
 import re
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 
@@ -32,20 +35,38 @@ from aha_lib.install import tpu_files as _tpu_files
 # Logical axis -> mesh axes. `fsdp` shards every batch along its rows and every parameter along its
 # width, the embedding along its vocabulary: the one weight that is never gathered. `tp` splits
 # heads and feed-forward. An axis of an array takes what those before it have left.
-RULES = {"rows": ("fsdp",), "embed": ("fsdp",), "vocab": ("fsdp", "tp"), "draws": ("fsdp", "tp")}
-RULES |= {"heads": ("tp",), "kv_heads": ("tp",), "ff": ("tp",)}
+RULES = {
+    "rows": ("fsdp",),
+    "embed": ("fsdp",),
+    "vocab": ("fsdp", "tp"),
+    "draws": ("fsdp", "tp"),
+    "heads": ("tp",),
+    "kv_heads": ("tp",),
+    "ff": ("tp",),
+}
+
+GENERATOR = "threefry2x32"  # of all random keys, whatever `jax_default_prng_impl` says
 
 # Hours after which a session ends, as said by their pages of 2026; Colab's depends on the plan.
 SESSION_HOURS = {"Kaggle TPU": 9.0, "Kaggle": 12.0, "Colab": 12.0}
 
 # What JAX says when it cannot have the chips -> what to do about it; the first match counts.
+HELD = (
+    "Another process holds the TPU: shut down the notebook or program that uses it, or restart. "
+    "If there is none, delete /tmp/libtpu_lockfile."
+)
+TOO_OLD = (
+    f"JAX {jax.__version__} does not know this chip, which may be too old for it: "
+    f'pip install "jax[tpu]<{jax.__version__}" and restart.'
+)
+NO_START = (
+    "JAX cannot start the TPU: check that the session's accelerator is one, and that jax and "
+    'libtpu came together, by pip install "jax[tpu]".'
+)
 TRAPS = {
-    r"(?i)already in use|lockfile": "Another process holds the TPU: shut down the notebook or "
-    "program that uses it, or restart. If there is none, delete /tmp/libtpu_lockfile.",
-    r"(?i)not supported|unsupported|unknown tpu": f"JAX {jax.__version__} does not know this chip, "
-    f'which may be too old for it: pip install "jax[tpu]<{jax.__version__}" and restart.',
-    r"(?i)tpu": "JAX cannot start the TPU: check that the session's accelerator is one, and that "
-    'jax and libtpu came together, by pip install "jax[tpu]".',
+    r"(?i)already in use|lockfile|resource busy|iommu group": HELD,
+    r"(?i)not supported|unsupported|unknown tpu": TOO_OLD,
+    r"(?i)tpu": NO_START,
 }
 
 
@@ -62,15 +83,42 @@ def place() -> str:
     return "Cloud TPU VM" + ", through Colab" * attached
 
 
+def start() -> None:
+    """Join the other hosts if there are any, and print which chips there are.
+
+    For the setup cell of a notebook. Without the chips it prints what to do, and ends a script with
+    status 2.
+    """
+    try:
+        start_distributed()
+        kind = available()[0].device_kind
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+
+
 def available() -> list[jax.Device]:
     """`jax.devices()`, or RuntimeError with a sentence that says what to do to have them."""
+    if not _may_have_a_tpu():
+        jax.config.update("jax_platforms", "cpu")
     try:
         found = jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS=cuda, no plugin
         raise RuntimeError(explain(str(error))) from error
     if _tpu_files() and found[0].platform == "cpu" and os.environ.get("JAX_PLATFORMS") != "cpu":
         raise RuntimeError('JAX sees no TPU here: run pip install "jax[tpu]" and restart.')
     return found
+
+
+def _may_have_a_tpu() -> bool:
+    """False where only the CPU is left: JAX would start libtpu, whose errors alarm for nothing.
+
+    JAX has a platform set already where the user names one, or where it saw a TPU on the bus.
+    """
+    told = bool(jax.config.jax_platforms)
+    plugins = importlib.util.find_spec("jax_plugins") is not None  # of GPUs, for example
+    return told or plugins or bool(_tpu_files())
 
 
 def keep_memory() -> None:
@@ -79,17 +127,27 @@ def keep_memory() -> None:
     Left to itself glibc gives large blocks back to the kernel, which has to clear them when they
     are wanted again: on two cores a tenth of a step of the tiny pre-training, a quarter of a GRPO
     step of Gemma 3 270M. The price is memory, and slower compilation, since all threads share one
-    arena: it is for long runs. Call it before JAX starts its threads. The numbers are malloc.h's:
-    one arena, no mapped blocks, no trimming, 64 MiB at a time.
+    arena: it is for long runs. Call it before JAX starts its threads. The numbers are malloc.h's.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        for name, value in ((-8, 1), (-4, 0), (-1, -1), (-2, 2**26)):
-            mallopt(name, value)
+        mallopt(-8, 1)  # M_ARENA_MAX: one arena
+        mallopt(-4, 0)  # M_MMAP_MAX: no blocks of their own from the kernel
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: give nothing back
+        mallopt(-2, 2**26)  # M_TOP_PAD: take 64 MiB at a time
 
 
 def explain(error: str) -> str:
     """What to do about an error at JAX's start; the error itself if it is not a known one."""
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    tpu_is_there = "tpu" in wanted and bool(_tpu_files())
+    if wanted not in ("", "cpu") and not tpu_is_there:
+        reason = f" ({error.splitlines()[0]})" if error else ""
+        return (
+            f"JAX_PLATFORMS is {wanted!r}, and JAX cannot start that here{reason}: unset it to "
+            'take what there is, or install what is missing, by pip install "aha_lib[gpu]" or '
+            '"aha_lib[tpu]".'
+        )
     known = [advice for pattern, advice in TRAPS.items() if re.search(pattern, error)]
     for name in ("torch_xla", "tensorflow"):
         if known and name in sys.modules:
@@ -108,45 +166,69 @@ def memory_errors(advice: str):
         figures = re.search(r"(?i)used [\d.]+\w+ of [\d.]+\w+|allocat\w* [\d.]+ ?\w+", str(error))
         raise MemoryError(
             f"A device has too little memory ({figures[0] if figures else 'RESOURCE_EXHAUSTED'}): "
-            f"{advice}. `python -m aha_lib.tpu.plan` says beforehand what fits."
+            f"{advice}. `aha plan` says beforehand what fits."
         ) from error
 
 
 def describe() -> str:
-    """A table of the machine: place, chips, memories, versions. Errors as from `devices`."""
-    found, cpu = available(), jax.default_backend() == "cpu"
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" is none
-    if limit.exists() and limit.read_text().strip().isdigit():
-        ram = min(ram, int(limit.read_text()))
-    hbm = (found[0].memory_stats() or {}).get("bytes_limit")
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    names = [name for name in ("jax", "jaxlib", "libtpu", "flax") if name in installed]
+    """A table of the machine: place, chips, memories, versions. Errors as from `available`."""
+    found = available()
+    cpu = jax.default_backend() == "cpu"
     kind = f"{os.cpu_count()} CPU cores" if cpu else found[0].device_kind
+    hbm = (found[0].memory_stats() or {}).get("bytes_limit")
+    disk = shutil.disk_usage(".").free
     rows = {
         "where": place(),
         "chip": f"{len(found)} x {kind}, on {jax.process_count()} host(s)",
         "HBM": f"{hbm / 2**30:.1f} GiB per core" if hbm else "none: the host's memory",
-        "host": f"{ram / 2**30:.0f} GiB RAM, {shutil.disk_usage('.').free / 2**30:.0f} GiB of disk",
-        "versions": ", ".join(f"{name} {installed[name]}" for name in names),
+        "host": f"{_host_memory() / 2**30:.0f} GiB RAM, {disk / 2**30:.0f} GiB of disk",
+        "versions": ", ".join(_versions("jax", "jaxlib", "libtpu", "flax")),
     }
     return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
 
 
-def time_left(*, limit_hours: float | None = None, elapsed: float | None = None) -> float | None:
-    """Seconds until the session ends; None where there is no limit.
+def _host_memory() -> int:
+    """Bytes of RAM that this process may use: the machine's, or its container's."""
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" is none
+    if limit.exists() and limit.read_text().strip().isdigit():
+        ram = min(ram, int(limit.read_text()))
+    return ram
 
-    `elapsed` (seconds) is by default the age of the machine's first process, which Kaggle and
-    Colab start with the session.
+
+def _versions(*names: str) -> list[str]:
+    """ "jax 0.10.2" of each that is installed."""
+    found = []
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return found
+
+
+def time_left(*, limit_hours: float | None = None, elapsed: float | None = None) -> float | None:
+    """Seconds until the session ends; None where there is no limit, or none that is known.
+
+    `limit_hours` is by default what the place grants. A session that is older than that has another
+    limit, by its plan, and which is not known. `elapsed` (seconds) is by default the age of the
+    machine's first process, which Kaggle and Colab start with the session.
     """
-    where = place() + " TPU" * (place() == "Kaggle" and bool(_tpu_files()))
-    if not (limit_hours := limit_hours or SESSION_HOURS.get(where)):
-        return None
     if elapsed is None:
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        ticks = int(Path("/proc/1/stat").read_text().rsplit(")", 1)[1].split()[19])
-        elapsed = uptime - ticks / os.sysconf("SC_CLK_TCK")
-    return limit_hours * 3600 - elapsed
+        elapsed = _session_age()
+    if limit_hours:
+        return limit_hours * 3600 - elapsed
+    where = place()
+    if where == "Kaggle" and _tpu_files():
+        where = "Kaggle TPU"
+    left = SESSION_HOURS.get(where, 0.0) * 3600 - elapsed
+    return left if left > 0 else None
+
+
+def _session_age() -> float:
+    """Seconds since the machine's first process was started."""
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    after_name = Path("/proc/1/stat").read_text().rsplit(")", 1)[1]  # the name may have blanks
+    started = int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")  # seconds after the boot
+    return uptime - started
 
 
 class Stopwatch:
@@ -179,6 +261,19 @@ def secret(name: str) -> str:
         ) from None
 
 
+def random_key(seed: int, purpose: str) -> jax.Array:
+    """The key from which a run of this seed draws for one purpose, by a name such as "sampling".
+
+    Keys are 64 bits of SHA-256: none is another's, and none is what `nnx.Rngs(seed)` or
+    `jax.random.split` make of a seed. Runs and records made before November 2026 used
+    `jax.random.split(jax.random.key(seed))` and `nnx.Rngs(seed)` instead: the tiny base and the
+    records in `aha_lib/data` are of that kind, and the same settings give other tokens today.
+    """
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    words = np.frombuffer(digest[:8], ">u4").astype(np.uint32)
+    return jax.random.wrap_key_data(words, impl=GENERATOR)
+
+
 def dtypes(wanted: str = "auto", platform: str | None = None) -> tuple[np.dtype, np.dtype]:
     """Of activations (as `wanted`) and of parameters, float32; "auto": bfloat16 but on a CPU."""
     cpu = (platform or jax.default_backend()) == "cpu"
@@ -187,8 +282,18 @@ def dtypes(wanted: str = "auto", platform: str | None = None) -> tuple[np.dtype,
 
 
 def cache(name: str) -> Path:
-    """A folder in the user's cache folder for what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aha_lib" / name
+    """A folder in the user's cache folder for what can be made again.
+
+    Without a home, as a container's user without HOME and without an entry in passwd, a temporary
+    one.
+    """
+    own = os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own) / "aha_lib" / name
+    try:
+        return Path.home() / ".cache" / "aha_lib" / name
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"aha_lib-{os.getuid()}" / name
 
 
 def compilation_cache() -> Path:
@@ -204,19 +309,49 @@ def start_distributed() -> bool:
 
     Call it first. Told by JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; JAX
     itself finds them on Cloud TPU VMs (a single one too), on GKE, under Slurm and Open MPI.
+    Raises ValueError where the first of them is there without the others.
     """
     env = os.environ
     if jax.distributed.is_initialized():
         return True
     if "JAX_COORDINATOR_ADDRESS" in env:
-        count, this = int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
+        count = _whole_number(env, "JAX_NUM_PROCESSES")
+        this = _whole_number(env, "JAX_PROCESS_ID")
         jax.distributed.initialize(num_processes=count, process_id=this)
         return True
     cloud = place().startswith("Cloud TPU VM") and "TPU_SKIP_MDS_QUERY" not in env
-    tasks = [int(env.get(name, 1)) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
-    if cloud or "," in env.get("TPU_WORKER_HOSTNAMES", "") or max(tasks) > 1:
+    workers = "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    open_mpi = int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+    if cloud or workers or open_mpi or _slurm_has_others(env):
         jax.distributed.initialize()
         return True
+    return False
+
+
+def _whole_number(env: Mapping[str, str], name: str) -> int:
+    """A number that goes with JAX_COORDINATOR_ADDRESS; ValueError where it is not there."""
+    text = env.get(name, "")
+    if not text.isdigit():
+        raise ValueError(
+            f"{name} is {text!r}: with JAX_COORDINATOR_ADDRESS it has to be a whole number."
+        )
+    return int(text)
+
+
+def _slurm_has_others(env: Mapping[str, str]) -> bool:
+    """Whether `srun` has started other processes beside this one.
+
+    SLURM_NTASKS tells how many the job may have: it is set in an interactive shell and in a batch
+    script too, where JAX would wait for processes that nobody starts (jax issue 30073).
+    """
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return True
+    if int(env.get("SLURM_NTASKS", 1)) > 1:
+        print(
+            f"This is one process of a Slurm job for {env['SLURM_NTASKS']} tasks, and runs alone: "
+            "start it by srun to have all of them.",
+            file=sys.stderr,
+        )
     return False
 
 
@@ -293,12 +428,12 @@ def row_major(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    where, order = spec(x.shape, names, mesh), Layout(tuple(range(x.ndim)))
-    keep = functools.partial(with_layout_constraint, layouts=order)
+    where = spec(x.shape, names, mesh)
+    keep = functools.partial(with_layout_constraint, layouts=Layout(tuple(range(x.ndim))))
     return jax.shard_map(keep, in_specs=where, out_specs=where)(x)  # else it would be replicated
 
 
-def lanes(params) -> int:
+def cpu_threads(params) -> int:
     """In how many threads to run a program of these weights, each on its share of the rows.
 
     XLA:CPU splits every operation among the cores and waits for the last of them, which takes
@@ -311,7 +446,7 @@ def lanes(params) -> int:
     return min(4, os.cpu_count() or 1) if small and alone else 1
 
 
-def in_lanes(function: Callable, shares: Sequence) -> list:
+def run_in_threads(function: Callable, shares: Sequence) -> list:
     """`function` of each share, in threads of their own if there are several."""
     if len(shares) == 1:  # what JAX has been told about a mesh holds in this thread alone
         return [function(shares[0])]
@@ -333,12 +468,15 @@ def spec(
     shape: tuple[int, ...], names: Sequence[str | None], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
     """How `RULES` and the mesh split an array; what does not divide is not split."""
-    left, axes_of = dict(mesh.shape), []
+    left = dict(mesh.shape)  # mesh axes that no axis of the array has taken yet
+    axes_of = []
     for size, name in zip(shape, names, strict=False):
-        axes = tuple(a for a in RULES.get(name, ()) if a in left)
-        if axes and size % math.prod(left.pop(a) for a in axes) == 0:
+        axes = tuple(axis for axis in RULES.get(name, ()) if axis in left)
+        devices = math.prod(left[axis] for axis in axes)
+        if axes and size % devices == 0:
             axes_of.append(axes)
+            for axis in axes:
+                del left[axis]
         else:
-            left |= {a: mesh.shape[a] for a in axes}
             axes_of.append(None)
     return PartitionSpec(*axes_of)

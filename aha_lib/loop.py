@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from aha_lib.devices import Stopwatch, memory_errors
+from aha_lib.devices import Stopwatch, memory_errors, random_key
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import Settings
@@ -35,7 +35,7 @@ def learn(
     """Train `model` in place on a task; yields each step's metrics."""
     policy = Policy(model, tokenizer, task, settings)
     reference = reference_params(model, settings)
-    trained, _ = grpo.learned(nnx.state(model), settings)
+    trained, _ = grpo.trainable(nnx.state(model), settings.lora)
     opt_state = grpo.optimizer(settings).init(trained)
     for number in range(1, settings.steps + 1):
         opt_state, metrics = step(policy, opt_state, reference, number, training_key(settings))
@@ -105,20 +105,20 @@ def reference_params(model: Gemma, settings: Settings) -> nnx.State | None:
     """
     if not settings.kl or settings.lora:
         return None
-    params = sampler.ready(nnx.state(model), model.dtype)
+    params = sampler.prepare_weights(nnx.state(model), model.dtype)
     return jax.tree.map(lambda x: x.copy(), params)
 
 
 def training_key(settings: Settings) -> Key[Array, ""]:
     """The key from which all training steps of a run draw."""
-    return jax.random.split(jax.random.key(settings.seed))[0]
+    return random_key(settings.seed, "training")
 
 
 def to_batch(out: Rollout, rewards: Float[np.ndarray, "P G"], settings: Settings) -> grpo.Batch:
     """A rollout with its advantages, to learn from."""
     s = settings
     tokens, logprobs, mask = out.completions
-    shaped = grpo.shaped(rewards, mask.sum(1).reshape(rewards.shape), s)
+    shaped = grpo.shape_rewards(rewards, mask.sum(1).reshape(rewards.shape), s)
     gain = grpo.advantages(shaped, scale_by_std=s.scale_by_std, leave_one_out=s.leave_one_out)
     gain = gain.reshape(-1).astype(np.float32)
     return grpo.Batch(out.prompts, out.valid, tokens, mask, logprobs, gain)

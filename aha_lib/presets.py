@@ -4,7 +4,8 @@ Frozen dataclasses and tables. Knows nothing of JAX, files or devices.
 """
 
 import math
-from dataclasses import dataclass, replace
+import numbers
+from dataclasses import Field, dataclass, field, fields, replace
 
 
 @dataclass(frozen=True)
@@ -138,106 +139,226 @@ PUZZLES: dict[str, dict] = {
     "tinyzero": dict(numbers=(3, 4), low=1, high=99, target_low=10, target_high=100),
 }
 
-# What a run's settings may be: the least and the most that make sense, or one of some words.
-_LEAST = dict.fromkeys(
-    """clip_low decay kl entropy_bonus length_reward clip_high importance_cap
-learning_rate weight_decay seed steps refills overlong warmup lora form_reward
-checkpoint_minutes hours""".split(),
-    0,
-)
-_LEAST |= dict.fromkeys(
-    """prompts prompt_len completion_len updates micro_batch eval_every
-eval_puzzles pass_k checkpoint_every tp""".split(),
-    1,
-)
-_LEAST |= {"group": 2, "temperature": 0.01, "tau": 1e-6, "max_grad_norm": 1e-6}
-_LEAST |= dict.fromkeys(("drill", "jump", "check", "search"), 0)
-_LEAST |= {"rows": 1, "row_len": 16}
-# JAX's keys take 32 bits of a seed.
-_MOST = {"clip_low": 1, "decay": 1, "form_reward": 0.9, "seed": 2**32 - 1}
-# Fields that say how a run is computed, measured and kept, not what it learns.
-_COMPUTED_AND_KEPT = """preset micro_batch remat tp gather eval_every checkpoint_every
-checkpoint_minutes hours preflight tracker""".split()
-_CHOICES = {
-    "puzzles": tuple(PUZZLES),
-    "template": ("tiny", "short", "base"),
-    "dtype": ("auto", "float32", "bfloat16"),
-    "objective": ("clip", "sequence_clip", "cispo", "reinforce", "kimi"),
-    "norm": ("token", "sequence", "group", "constant"),
-    "tracker": ("none", "tensorboard", "wandb"),
-}
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers from `least` to `most`."""
+
+    least: int | float
+    most: int | float = math.inf
+
+    def __contains__(self, value: int | float) -> bool:
+        return self.least <= value <= self.most and abs(value) < math.inf
+
+    def __str__(self) -> str:
+        upper = "up" if self.most == math.inf else f"to {self.most}"
+        return f"from {self.least} {upper}"
 
 
-def _check(settings) -> None:
-    """Raises ValueError where a field is not what the tables above allow."""
-    for name, value in vars(settings).items():
-        least, most = _LEAST.get(name, -math.inf), _MOST.get(name, math.inf)
-        if name in _LEAST and not (least <= value <= most and math.isfinite(value)):
-            upper = f"to {most}" if name in _MOST else "up"
-            raise ValueError(f"{name} is {value}: it has to be a number from {least} {upper}.")
-        if value not in (choices := _CHOICES.get(name, (value,))):
-            raise ValueError(f"{name} is {value!r}: it has to be one of {', '.join(choices)}.")
+@dataclass(frozen=True)
+class OneOf:
+    """Some words."""
+
+    words: tuple[str, ...]
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.words
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+
+def setting(default, meaning: str, allowed: Range | OneOf | None = None, changeable: bool = False):
+    """A field of settings: its default, what it is, and what it may be (None: all of its type).
+
+    What is `changeable` says how a run is computed, measured and kept, not what it learns: it may
+    be another when the run is resumed.
+    """
+    shown = f"{meaning}; {allowed}" if allowed else meaning  # "help" is what tyro looks for
+    about = {"help": shown, "meaning": meaning, "allowed": allowed, "changeable": changeable}
+    return field(default=default, metadata=about)
+
+
+def in_words(one: Field) -> str:
+    """What a setting may be: "a whole number from 1 to 64"."""
+    allowed = one.metadata["allowed"]
+    if isinstance(allowed, OneOf):
+        return str(allowed)
+    kind = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    return f"{kind[one.type]} {allowed or ''}".strip()
+
+
+def converted(value, kind: type):
+    """`value` as a bool, int, float or str where it is of that kind; else TypeError.
+
+    NumPy's scalars and whole numbers for a float are welcome; texts that look like numbers, 5.0
+    for a whole number, and 1 for True are not: they are slips more often than not.
+    """
+    truth = type(value).__name__ in ("bool", "bool_")  # Python's and NumPy's
+    if kind is bool:
+        fits = truth
+    elif kind is str:
+        fits = isinstance(value, str)
+    else:
+        number = numbers.Integral if kind is int else numbers.Real
+        fits = isinstance(value, number) and not truth
+    if not fits:
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    return kind(value)
+
+
+def check(settings) -> None:
+    """Bring each field to its type; ValueError with a sentence where it is not what it may be."""
+    for one in fields(settings):
+        value, allowed = getattr(settings, one.name), one.metadata["allowed"]
+        try:
+            right = converted(value, one.type)
+            fits = allowed is None or right in allowed
+        except (TypeError, OverflowError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{one.name} is {value!r}: it has to be {in_words(one)}.")
+        object.__setattr__(settings, one.name, right)  # the dataclass is frozen
+
+
+# Words that settings may be.
+TEMPLATES = OneOf(("tiny", "short", "base"))
+DTYPES = OneOf(("auto", "float32", "bfloat16"))
+OBJECTIVES = OneOf(("clip", "sequence_clip", "cispo", "reinforce", "kimi"))
+NORMS = OneOf(("token", "sequence", "group", "constant"))
+TRACKERS = OneOf(("none", "tensorboard", "wandb"))
+
+# The most that settings may be: beyond what a machine can do, and within what 32 bits can count.
+MANY = 10**9  # steps
+LONG = 2**20  # tokens
+RANK = 4096  # of adapters
 
 
 @dataclass(frozen=True)
 class Settings:
     """All that determines a run: the same settings give the same run on the same machine."""
 
-    preset: str = "tiny"  # a name in SETTINGS
-    model: str = "tiny"  # "tiny", a Kaggle handle or a folder, as weights.load takes it
-    task: str = "countdown"  # or FILE.py:NAME, MODULE:NAME, as tasks.task.load takes it
-    puzzles: str = "tiny"  # Countdown's: a name in PUZZLES
-    template: str = "tiny"  # prompt template of countdown.prompt
-    dtype: str = "auto"  # of activations: "float32", "bfloat16" or what devices.dtypes says
-    seed: int = 0
-    steps: int = 60
+    preset: str = setting("tiny", "the preset that the others come from", changeable=True)
+    model: str = setting("tiny", '"tiny", a Kaggle handle or a folder, as weights.load takes it')
+    task: str = setting(
+        "countdown", "what is learnt: countdown, FILE.py:NAME, MODULE:NAME or gym:NAME"
+    )
+    puzzles: str = setting("tiny", "of countdown: which puzzles", OneOf(tuple(PUZZLES)))
+    template: str = setting("tiny", "of countdown: the prompt's template", TEMPLATES)
+    dtype: str = setting("auto", "of activations; auto: bfloat16, on a CPU float32", DTYPES)
+    seed: int = setting(0, "of puzzles and of what is drawn at random", Range(0, 2**32 - 1))
+    steps: int = setting(60, "GRPO steps", Range(0, MANY))
+
     # Rollout
-    prompts: int = 16  # puzzles a step
-    group: int = 16  # completions of each puzzle
-    prompt_len: int = 8  # tokens, BOS included
-    completion_len: int = 144  # tokens, EOS included
-    temperature: float = 1.0
-    refills: int = 0  # draws at most that replace groups all of whose answers are right, or wrong
+    prompts: int = setting(16, "puzzles a step", Range(1, 2**20))
+    group: int = setting(16, "completions of each puzzle", Range(2, 2**16))
+    prompt_len: int = setting(8, "tokens of a prompt, BOS included", Range(1, LONG))
+    completion_len: int = setting(144, "tokens of a completion, EOS included", Range(1, LONG))
+    temperature: float = setting(1.0, "of sampling", Range(0.01))
+    refills: int = setting(
+        0,
+        "draws at most that replace groups all of whose answers are right, or wrong",
+        Range(0, 1000),
+    )
+
     # Reward and advantage
-    form_reward: float = 0.1  # of a wrong answer that is a well-formed expression
-    overlong: int = 0  # last tokens of completion_len over which a penalty grows to -1; 0: none
-    length_reward: float = 0.0  # weight of the reward for shorter answers within a group
-    scale_by_std: bool = True  # divide advantages by the group's standard deviation
-    leave_one_out: bool = False  # the baseline is the mean of the others, not of the group
+    form_reward: float = setting(
+        0.1, "reward of a wrong answer that is a well-formed expression", Range(0, 0.9)
+    )
+    overlong: int = setting(
+        0,
+        "last tokens of completion_len over which a penalty grows to -1; 0: none",
+        Range(0, LONG),
+    )
+    length_reward: float = setting(
+        0.0, "weight of the reward for shorter answers within a group", Range(0)
+    )
+    scale_by_std: bool = setting(True, "divide advantages by the group's standard deviation")
+    leave_one_out: bool = setting(False, "the baseline is the mean of the others, not of the group")
+
     # Loss
-    objective: str = "clip"  # "clip", "sequence_clip", "cispo", "reinforce" or "kimi"
-    norm: str = "token"  # mean over all tokens; of each "sequence", "group"; or by a "constant"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    tau: float = 0.1  # weight of the squared log-ratio, for "kimi" alone
-    kl: float = 0.0  # weight of the KL divergence from the base model
-    entropy_bonus: float = 0.0  # weight of the entropy
+    objective: str = setting("clip", "what is maximised", OBJECTIVES)
+    norm: str = setting(
+        "token",
+        "the loss is a mean over all tokens, of each sequence or group, or divided by a constant",
+        NORMS,
+    )
+    clip_low: float = setting(0.2, "ratios are clipped at 1 - clip_low", Range(0, 1))
+    clip_high: float = setting(0.28, "ratios are clipped at 1 + clip_high", Range(0))
+    tau: float = setting(0.1, "weight of the squared log-ratio, for kimi alone", Range(1e-6))
+    kl: float = setting(0.0, "weight of the KL divergence from the base model", Range(0))
+    entropy_bonus: float = setting(0.0, "weight of the entropy", Range(0))
+
     # Update
-    updates: int = 1  # optimizer steps on each batch
-    importance_cap: float = 0.0  # cap of the weights trainer / sampler probability; 0: no weights
-    micro_batch: int = 32  # packed rows in memory at a time
-    remat: bool = True  # compute layers again in the backward pass: less memory, more work
-    learning_rate: float = 6e-4
-    warmup: int = 5  # steps over which the learning rate rises to its full value, by equal amounts
-    decay: float = 1.0  # share of the learning rate that is left after the last step (cosine)
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    lora: int = 0  # rank of the adapters that are trained; 0: all weights are
-    tp: int = 1  # devices that share each matrix; the others share the rows
-    gather: bool = True  # sample with layers whole on every device; False where they do not fit
+    updates: int = setting(1, "optimizer steps on each batch", Range(1, 1000))
+    importance_cap: float = setting(
+        0.0, "cap of the weights trainer / sampler probability; 0: no weights", Range(0)
+    )
+    micro_batch: int = setting(
+        32, "packed rows in memory at a time", Range(1, 2**20), changeable=True
+    )
+    remat: bool = setting(
+        True,
+        "compute layers again in the backward pass: less memory, more work",
+        changeable=True,
+    )
+    learning_rate: float = setting(6e-4, "of Adam", Range(0))
+    warmup: int = setting(
+        5,
+        "steps over which the learning rate rises to its full value, by equal amounts",
+        Range(0, MANY),
+    )
+    decay: float = setting(
+        1.0,
+        "share of the learning rate that is left after the last step (cosine)",
+        Range(0, 1),
+    )
+    weight_decay: float = setting(0.0, "of AdamW", Range(0))
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", Range(1e-6))
+    lora: int = setting(
+        0, "rank of the adapters that are trained; 0: all weights are", Range(0, RANK)
+    )
+    tp: int = setting(
+        1,
+        "devices that share each matrix; the others share the rows",
+        Range(1, 2**16),
+        changeable=True,
+    )
+    gather: bool = setting(
+        True,
+        "sample with layers whole on every device; False where they do not fit",
+        changeable=True,
+    )
+
     # Measuring
-    eval_every: int = 10
-    eval_puzzles: int = 256
-    pass_k: int = 16  # completions of each held-out puzzle for pass@k, at step 0
-    # Keeping: nothing from here on changes what the run learns
-    checkpoint_every: int = 10  # steps
-    checkpoint_minutes: float = 10.0  # also so long after the last one
-    hours: float = 0.0  # after which it saves and stops; 0: when the session ends, if that is known
-    preflight: bool = False  # sample a step's completions first, and stop if they teach nothing
-    tracker: str = "none"  # "tensorboard" or "wandb": rows go there too
+    eval_every: int = setting(10, "steps between two evaluations", Range(1, MANY), changeable=True)
+    eval_puzzles: int = setting(256, "puzzles of the held-out panel", Range(1, 2**20))
+    pass_k: int = setting(
+        16, "completions of each held-out puzzle for pass@k, at step 0", Range(1, 2**16)
+    )
+
+    # Keeping
+    checkpoint_every: int = setting(
+        10, "steps between two checkpoints", Range(1, MANY), changeable=True
+    )
+    checkpoint_minutes: float = setting(
+        10.0, "a checkpoint also so long after the last one", Range(0), changeable=True
+    )
+    hours: float = setting(
+        0.0,
+        "after which it saves and stops; 0: when the session ends, if that is known",
+        Range(0),
+        changeable=True,
+    )
+    preflight: bool = setting(
+        False,
+        "sample a step's completions first, and stop if they teach nothing",
+        changeable=True,
+    )
+    tracker: str = setting("none", "where rows go too", TRACKERS, changeable=True)
 
     def __post_init__(self):
-        _check(self)
+        check(self)
         if self.overlong > self.completion_len:
             raise ValueError(
                 f"overlong is {self.overlong}: it has to be within completion_len, which is "
@@ -247,47 +368,72 @@ class Settings:
     @property
     def changeable(self) -> frozenset[str]:
         """Fields that may change when a run is resumed: what it learns stays, but for rounding."""
-        steps = ["steps"] * (self.decay == 1 and not self.refills)
-        return frozenset({*_COMPUTED_AND_KEPT, *steps})
+        names = {one.name for one in fields(self) if one.metadata["changeable"]}
+        if self.decay == 1 and not self.refills:  # else a step depends on how many there will be
+            names.add("steps")
+        return frozenset(names)
 
 
 @dataclass(frozen=True)
 class Pretraining:
     """All that determines supervised training on worked text: from nothing, or a cold start."""
 
-    preset: str = "tiny"  # a name in PRETRAINING
-    model: str = ""  # what to start from, as weights.load takes it; "": a random tiny model
-    template: str = "tiny"  # prompt template of countdown.prompt, and the language of the traces
-    cut: bool = False  # keep only those rows of the embedding that the corpus uses
+    preset: str = setting("tiny", "the preset that the others come from")
+    model: str = setting(
+        "", "what to start from, as weights.load takes it; empty: a random tiny model"
+    )
+    template: str = setting(
+        "tiny",
+        "prompt template of countdown.prompt, and the language of the traces",
+        TEMPLATES,
+    )
+    cut: bool = setting(False, "keep only those rows of the embedding that the corpus uses")
+
     # Corpus: shares of the documents, of any sum
-    drill: float = 0.2  # lists of sums
-    jump: float = 0.56  # traces that only answer
-    check: float = 0.16  # traces with one attempt
-    search: float = 0.08  # traces that try until it fits
+    drill: float = setting(0.2, "share of lists of sums", Range(0))
+    jump: float = setting(0.56, "share of traces that only answer", Range(0))
+    check: float = setting(0.16, "share of traces with one attempt", Range(0))
+    search: float = setting(0.08, "share of traces that try until it fits", Range(0))
+
     # Training
-    seed: int = 0  # of the documents, and of what starts at random
-    steps: int = 6_000
-    rows: int = 24  # packed rows a step
-    row_len: int = 160  # tokens of a row; longer documents are left out
-    learning_rate: float = 5e-3
-    warmup: int = 100  # steps from 0 to the full learning rate; a cosine to 0 follows
-    weight_decay: float = 0.01
-    lora: int = 0  # rank of the adapters that are trained; 0: all weights are
-    adapters: str = ""  # file of adapters to begin with, of whatever rank; "": new ones
-    dtype: str = "auto"  # as in Settings
-    remat: bool = True  # as in Settings
-    checkpoint_every: int = 500
+    seed: int = setting(0, "of the documents, and of what starts at random", Range(0, 2**32 - 1))
+    steps: int = setting(6_000, "AdamW steps", Range(0, MANY))
+    rows: int = setting(24, "packed rows a step", Range(1, 2**16))
+    row_len: int = setting(160, "tokens of a row; longer documents are left out", Range(64, LONG))
+    learning_rate: float = setting(5e-3, "of AdamW", Range(0))
+    warmup: int = setting(
+        100,
+        "steps from 0 to the full learning rate; a cosine to 0 follows",
+        Range(0, MANY),
+    )
+    weight_decay: float = setting(0.01, "of AdamW", Range(0))
+    lora: int = setting(
+        0, "rank of the adapters that are trained; 0: all weights are", Range(0, RANK)
+    )
+    adapters: str = setting("", "file of adapters to begin with, of whatever rank; empty: new ones")
+    dtype: str = setting("auto", "of activations; auto: bfloat16, on a CPU float32", DTYPES)
+    remat: bool = setting(True, "compute layers again in the backward pass: less memory, more work")
+    checkpoint_every: int = setting(
+        500, "steps between two checkpoints", Range(1, MANY), changeable=True
+    )
 
     def __post_init__(self):
-        _check(self)
+        check(self)
         if not sum(self.shares.values()) > 0:
             raise ValueError("drill, jump, check and search are all 0: there is nothing to learn.")
+        if self.lora and not self.model:
+            raise ValueError(
+                f"lora is {self.lora}: adapters need a model to stand on. Set model, or lora=0."
+            )
         if self.adapters and not self.lora:
             raise ValueError("adapters are trained where lora, their rank, is not 0.")
         if self.cut and not self.model:
             raise ValueError("cut=True needs a model: the tiny vocabulary has nothing to cut.")
 
-    changeable = frozenset({"checkpoint_every"})  # of a run that goes on
+    @property
+    def changeable(self) -> frozenset[str]:
+        """Fields that may change when a run is resumed."""
+        return frozenset(one.name for one in fields(self) if one.metadata["changeable"])
 
     @property
     def shares(self) -> dict[str, float]:

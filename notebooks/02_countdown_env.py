@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 02 · The Countdown environment
 #
@@ -22,37 +30,30 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import glob
 import pathlib
-import shutil
 import sys
 
-drive, data = "/content/drive/MyDrive", "/kaggle/input"
-places = [".", "..", "*", drive, f"{drive}/*"]
-places += [data + "/*" * depth for depth in range(1, 5)]
-found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
-if not found:
-    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
-    for file in zips[:1]:
-        shutil.unpack_archive(file)
-    found = glob.glob("aha*/aha_lib")
-sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+here = pathlib.Path(globals().get("__file__", "notebook")).absolute().parent
+drive = pathlib.Path("/content/drive/MyDrive")
+data = pathlib.Path("/kaggle/input")  # how deep below is Kaggle's choice
+places = [here, here.parent, here / "aha", drive, drive / "aha"]
+places += [p for depth in range(1, 5) for p in data.glob("*/" * depth)]
+found = [str(p) for p in places if (p / "aha_lib/install.py").exists()]
+if not found and "__file__" not in globals():  # a notebook, not a script
+    zips = [z for p in places for z in p.glob("aha.zip")]
+    zips += [z for p in places for z in p.glob("aha ([0-9]).zip")]
+    newest = sorted(zips, key=lambda z: z.stat().st_mtime)[-1:]
+    found = [f"{z}/aha" for z in newest]
+sys.path[:0] = found[:1]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit(
-        "aha_lib is not here: bring its whole folder or its "
-        "zip, as notebook 00 says, beside this one."
-    ) from None
+    sys.exit("aha_lib is not here: bring aha.zip, as notebook 00 says.")
 install.complete()  # says what it installs; what will do is left alone
-
-import jax
 
 from aha_lib import devices
 
-devices.start_distributed()  # only where there are several hosts
-kind = devices.available()[0].device_kind
-print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+devices.start()  # joins other hosts, and says which chips there are
 
 # %% [markdown]
 # One word chooses between a laptop and a TPU. Here it chooses which puzzles

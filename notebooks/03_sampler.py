@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 03 · The sampler
 #
@@ -26,37 +34,30 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import glob
 import pathlib
-import shutil
 import sys
 
-drive, data = "/content/drive/MyDrive", "/kaggle/input"
-places = [".", "..", "*", drive, f"{drive}/*"]
-places += [data + "/*" * depth for depth in range(1, 5)]
-found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
-if not found:
-    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
-    for file in zips[:1]:
-        shutil.unpack_archive(file)
-    found = glob.glob("aha*/aha_lib")
-sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+here = pathlib.Path(globals().get("__file__", "notebook")).absolute().parent
+drive = pathlib.Path("/content/drive/MyDrive")
+data = pathlib.Path("/kaggle/input")  # how deep below is Kaggle's choice
+places = [here, here.parent, here / "aha", drive, drive / "aha"]
+places += [p for depth in range(1, 5) for p in data.glob("*/" * depth)]
+found = [str(p) for p in places if (p / "aha_lib/install.py").exists()]
+if not found and "__file__" not in globals():  # a notebook, not a script
+    zips = [z for p in places for z in p.glob("aha.zip")]
+    zips += [z for p in places for z in p.glob("aha ([0-9]).zip")]
+    newest = sorted(zips, key=lambda z: z.stat().st_mtime)[-1:]
+    found = [f"{z}/aha" for z in newest]
+sys.path[:0] = found[:1]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit(
-        "aha_lib is not here: bring its whole folder or its "
-        "zip, as notebook 00 says, beside this one."
-    ) from None
+    sys.exit("aha_lib is not here: bring aha.zip, as notebook 00 says.")
 install.complete()  # says what it installs; what will do is left alone
-
-import jax
 
 from aha_lib import devices
 
-devices.start_distributed()  # only where there are several hosts
-kind = devices.available()[0].device_kind
-print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+devices.start()  # joins other hosts, and says which chips there are
 
 # %% tags=["parameters"]
 preset = "tiny"
@@ -274,10 +275,7 @@ with jax.default_matmul_precision("float32"):
         padded[:8],
         valid[:8],
         key,
-        group=1,
-        length=length,
-        temperature=0,
-        **plain,
+        sampler.Sampling(group=1, length=length, temperature=0, **plain),
     )
     for ids, tokens, mask in zip(prompts[:8], *greedy[::2], strict=True):
         ours = tokens[mask].tolist()
@@ -310,7 +308,11 @@ print(toy_valid.astype(int))
 # %%
 group, new = 3, 24
 out = sampler.sample(
-    model, toy_tokens, toy_valid, key, group=group, length=new, **plain
+    model,
+    toy_tokens,
+    toy_valid,
+    key,
+    sampler.Sampling(group=group, length=new, **plain),
 )
 prefill = np.where(toy_valid, 1, 0)
 empty = np.full((len(toy), new), 3)
@@ -368,10 +370,14 @@ few = dict(group=4, length=32, **plain)
 wide, wide_valid = sampler.pad_left(
     prompts[:2], len(padded[0]) + 5, tokenizer.pad_id
 )
-four = sampler.sample(model, padded[:4], valid[:4], key, **few)
-two = sampler.sample(model, wide, wide_valid, key, **few)
+four = sampler.sample(
+    model, padded[:4], valid[:4], key, sampler.Sampling(**few)
+)
+two = sampler.sample(model, wide, wide_valid, key, sampler.Sampling(**few))
 new_key = jax.random.key(1)
-other = sampler.sample(model, padded[:4], valid[:4], new_key, **few)
+other = sampler.sample(
+    model, padded[:4], valid[:4], new_key, sampler.Sampling(**few)
+)
 assert (four.tokens[:8] == two.tokens).all()
 assert (four.tokens != other.tokens).any()
 print(
@@ -463,10 +469,7 @@ first = sampler.sample(
     padded[:1],
     valid[:1],
     key,
-    group=draws,
-    length=1,
-    temperature=2.0,
-    **plain,
+    sampler.Sampling(group=draws, length=1, temperature=2.0, **plain),
 )
 counts = np.bincount(first.tokens[:, 0], minlength=len(probs))
 sigma = np.sqrt(draws * probs * (1 - probs))
@@ -533,7 +536,11 @@ four_rows = dict(group=4, length=length, **plain)
 with jax.default_matmul_precision("float32"):
     for T in (1.0, 0.7):
         batch = sampler.sample(
-            model, padded[:4], valid[:4], key, temperature=T, **four_rows
+            model,
+            padded[:4],
+            valid[:4],
+            key,
+            sampler.Sampling(temperature=T, **four_rows),
         )
         again = training_logprobs(padded[:4], valid[:4], batch, T)
         gap = np.abs(again - batch.logprobs).max()
@@ -601,11 +608,13 @@ def rollout(stages, length=length, stop=True):
         padded[:P],
         valid[:P],
         key,
-        group=G,
-        length=length,
-        stop_ids=stop_ids,
-        pad_id=tokenizer.pad_id,
-        stages=stages,
+        sampler.Sampling(
+            group=G,
+            length=length,
+            stop_ids=stop_ids,
+            pad_id=tokenizer.pad_id,
+            stages=stages,
+        ),
     )
 
 
@@ -816,11 +825,13 @@ for rows in batches:
             padded[:1],
             valid[:1],
             key,
-            group=rows,
-            length=many,
-            stop_ids=(-1,),
-            pad_id=tokenizer.pad_id,
-            stages=1,
+            sampler.Sampling(
+                group=rows,
+                length=many,
+                stop_ids=(-1,),
+                pad_id=tokenizer.pad_id,
+                stages=1,
+            ),
         )
 
     run()
@@ -897,17 +908,19 @@ def rate(puzzles, rows=256, new_tokens=32):
                 padded[:puzzles],
                 valid[:puzzles],
                 key,
-                group=rows // puzzles,
-                length=new_tokens,
-                stop_ids=(-1,),
-                pad_id=tokenizer.pad_id,
+                sampler.Sampling(
+                    group=rows // puzzles,
+                    length=new_tokens,
+                    stop_ids=(-1,),
+                    pad_id=tokenizer.pad_id,
+                ),
             ),
             repeats,
         )
     )
 
 
-threads = devices.lanes(nnx.state(model))
+threads = devices.cpu_threads(nnx.state(model))
 print(
     f"one puzzle {rate(1):,.0f} tokens/s, eight {rate(8):,.0f}, the latter",
     f"in {threads} thread(s)",

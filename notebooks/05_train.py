@@ -26,7 +26,7 @@
 # Runs with more updates, where the clip acts, are at the end.
 #
 # This notebook is also the headless main job: the same file as a script,
-# `python notebooks/05_train.py --out runs/mine --set steps=100`, trains,
+# `python notebooks/05_train.py --out runs/mine --steps 100`, trains,
 # writes `metrics.jsonl`, `curve.png` and checkpoints into the folder, and
 # goes on from the last checkpoint when it is called again.
 #
@@ -47,37 +47,30 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import glob
 import pathlib
-import shutil
 import sys
 
-drive, data = "/content/drive/MyDrive", "/kaggle/input"
-places = [".", "..", "*", drive, f"{drive}/*"]
-places += [data + "/*" * depth for depth in range(1, 5)]
-found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
-if not found:
-    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
-    for file in zips[:1]:
-        shutil.unpack_archive(file)
-    found = glob.glob("aha*/aha_lib")
-sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+here = pathlib.Path(globals().get("__file__", "notebook")).absolute().parent
+drive = pathlib.Path("/content/drive/MyDrive")
+data = pathlib.Path("/kaggle/input")  # how deep below is Kaggle's choice
+places = [here, here.parent, here / "aha", drive, drive / "aha"]
+places += [p for depth in range(1, 5) for p in data.glob("*/" * depth)]
+found = [str(p) for p in places if (p / "aha_lib/install.py").exists()]
+if not found and "__file__" not in globals():  # a notebook, not a script
+    zips = [z for p in places for z in p.glob("aha.zip")]
+    zips += [z for p in places for z in p.glob("aha ([0-9]).zip")]
+    newest = sorted(zips, key=lambda z: z.stat().st_mtime)[-1:]
+    found = [f"{z}/aha" for z in newest]
+sys.path[:0] = found[:1]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit(
-        "aha_lib is not here: bring its whole folder or its "
-        "zip, as notebook 00 says, beside this one."
-    ) from None
+    sys.exit("aha_lib is not here: bring aha.zip, as notebook 00 says.")
 install.complete()  # says what it installs; what will do is left alone
-
-import jax
 
 from aha_lib import devices
 
-devices.start_distributed()  # only where there are several hosts
-kind = devices.available()[0].device_kind
-print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+devices.start()  # joins other hosts, and says which chips there are
 
 # %% tags=["parameters"]
 preset = "tiny"
@@ -88,68 +81,57 @@ folder = f"runs/{preset}"  # an old run is resumed; another needs another
 # ## What is to be run
 # `Settings` hold all that determines a run. In a notebook they come from the
 # cell above; as a script, from the command line: `--out DIR`, `--preset` and
-# `--set name=value` for any of the fields printed below.
+# a flag for each of the fields printed below (`--help` says what each is).
+# There the next cell but one does it all, by the same steps as the notebook
+# below: it prints a line at every evaluation, keeps `curve.png` up to date,
+# and ends the program. What the reader can put right (a folder with another
+# run in it, an unknown model) is told in one line. Ctrl-C and SIGTERM finish
+# and save the step first.
 
 # %%
 import dataclasses
-import os
 from contextlib import closing
 
-from tqdm.auto import tqdm
-
-from aha_lib import devices
+from aha_lib import commands, devices
 from aha_lib.look import show
 from aha_lib.presets import PUZZLES, SETTINGS
-from aha_lib.run import arguments, train
+from aha_lib.run import cli, train
 from aha_lib.tasks import countdown
 from aha_lib.tasks.rollout import held_out_panel
 from aha_lib.tasks.task import Countdown
 
 # %%
 devices.compilation_cache()  # a second run does not compile anew
-as_script = "get_ipython" not in globals()
-if as_script:
-    settings, out = arguments.parse(sys.argv[1:])
-else:
-    settings = dataclasses.replace(SETTINGS[preset], **overrides)
-    out = pathlib.Path(folder)
-    rarely = dataclasses.asdict(settings)
-    often = {
-        name: rarely.pop(name)
-        for name in (
-            "model",
-            "puzzles",
-            "seed",
-            "steps",
-            "prompts",
-            "group",
-            "completion_len",
-            "learning_rate",
-            "updates",
-            "kl",
-        )
-    }
-    display(show.table(["setting", "value"], often.items()))
+if "get_ipython" not in globals():  # a script
+    settings, out = cli.parse(sys.argv[1:])
+    sys.exit(commands.run_to_the_end(settings, out))
+
+settings = dataclasses.replace(SETTINGS[preset], **overrides)
+out = pathlib.Path(folder)
+
+# %%
+shown = ("model", "puzzles", "seed", "steps", "prompts", "group")
+shown += ("completion_len", "learning_rate", "updates", "kl")
+rarely = dataclasses.asdict(settings)
+often = {name: rarely.pop(name) for name in shown}
+show.table(["setting", "value"], often.items())
 
 # %% [markdown]
 # A **group** is the completions of one puzzle, which are compared with each
 # other. The rest of the settings, folded:
 
 # %%
-if not as_script:
-    from IPython.display import HTML
+from IPython.display import HTML
 
-    lines = "".join(
-        f"<tr><td style='text-align:left'>{name}</td>"
-        f"<td style='text-align:left'>{value}</td></tr>"
-        for name, value in rarely.items()
-    )
-    display(
-        HTML(
-            f"<details><summary>{len(rarely)} more settings</summary>"
-            f"<table>{lines}</table></details>"
-        )
-    )
+lines = "".join(
+    f"<tr><td style='text-align:left'>{name}</td>"
+    f"<td style='text-align:left'>{value}</td></tr>"
+    for name, value in rarely.items()
+)
+HTML(
+    f"<details><summary>{len(rarely)} more settings</summary>"
+    f"<table>{lines}</table></details>"
+)
 
 # %% [markdown]
 # Three numbers to reach a target, each used exactly once. The held-out panel
@@ -157,79 +139,10 @@ if not as_script:
 # puzzles.
 
 # %%
-if not as_script:
-    print(PUZZLES[settings.puzzles])
-    panel = held_out_panel(Countdown.from_settings(settings), settings)
-    for puzzle in panel[:3]:
-        print(puzzle, " for example ", countdown.solve(puzzle)[0])
-
-# %% [markdown]
-# ## The job as a script
-# A function, called only when this file is run by Python itself: it goes
-# through the same steps as the notebook below, tells one line at every
-# evaluation, keeps `curve.png` up to date, and ends the program. What the
-# reader can put right (a folder with another run in it, an unknown model)
-# is told in one line. Ctrl-C and SIGTERM finish and save the step first.
-
-
-# %%
-def headless(settings, out) -> None:
-    """Run or resume the run in `out`, draw its curve, leave the program."""
-    try:
-        with closing(train.train(settings, out)) as run:
-            for row in run:
-                if "heldout_accuracy" in row:
-                    tqdm.write(told(row))
-                    draw(out)
-    except KeyboardInterrupt:
-        print(f"To go on: the same command, with --out {out}")
-        sys.exit(130)
-    except FAULTS as error:
-        leave(error)
-    draw(out)  # also of a run that was finished before
-    print(f"The run is in {out}: metrics.jsonl, rollouts.jsonl, curve.png")
-    sys.exit()
-
-
-# %%
-# What the reader can put right. OSError: downloads, disks, folders.
-FAULTS = ValueError, OSError, MemoryError, FloatingPointError
-
-
-def leave(error) -> None:
-    """End the program; of several hosts at once, so that the others end."""
-    print(error, file=sys.stderr, flush=True)
-    if jax.process_count() > 1:
-        os._exit(2)
-    sys.exit(2)
-
-
-# %%
-def told(row: dict) -> str:
-    return (
-        f"step {row['step']:4}  held-out accuracy "
-        f"{row['heldout_accuracy']:.3f} (greedy "
-        f"{row['heldout_greedy']:.3f})  length "
-        f"{row['heldout_length']:.1f}  backtracks "
-        f"{row['heldout_backtracks']:.2f}"
-    )
-
-
-# %%
-def draw(out) -> None:
-    """Write `curve.png`, by way of a second file: never half a picture.
-
-    Of several hosts, which share the folder, the first does.
-    """
-    if jax.process_index() > 0:
-        return
-    rows = train.read_rows(out / "metrics.jsonl")
-    show.curve(rows).savefig(out / "curve.new.png", dpi=150)
-    (out / "curve.new.png").replace(out / "curve.png")
-
-
-if as_script:
-    headless(settings, out)
+print(PUZZLES[settings.puzzles])
+panel = held_out_panel(Countdown.from_settings(settings), settings)
+for puzzle in panel[:3]:
+    print(puzzle, " for example ", countdown.solve(puzzle)[0])
 
 # %% [markdown]
 # ## The run, live
@@ -244,7 +157,7 @@ if as_script:
 before = train.read_rows(out / "metrics.jsonl")
 with closing(train.train(settings, out)) as run:
     rows = show.watch(run, before)
-draw(out)
+commands.draw_curve(out)
 
 # %% [markdown]
 # The same as numbers, at every evaluation:
@@ -634,7 +547,7 @@ show.table(
 # at most the steps since its last checkpoint. From any notebook,
 # `dashboard.watch(folder)` draws it while it goes on, with the newest answers
 # and a button that stops it at the next step. In a terminal,
-# `python -m aha_lib.look.dashboard runs/tiny` says in a line how far it is. The
+# `aha watch runs/tiny` says in a line how far it is. The
 # run above is over, so here the picture stands still.
 
 # %%
@@ -722,7 +635,7 @@ assert texts[0] == texts[1]
 #
 # </details>
 #
-# 2. Pre-train a base that only ever jumps, `python -m aha_lib.run.pretrain --preset
+# 2. Pre-train a base that only ever jumps, `aha pretrain --preset
 #    tiny-jumps --out runs/jump`, and run this notebook with
 #    `{"model": "runs/jump"}`. What do you expect, and what would surprise you?
 #

@@ -37,37 +37,30 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import glob
 import pathlib
-import shutil
 import sys
 
-drive, data = "/content/drive/MyDrive", "/kaggle/input"
-places = [".", "..", "*", drive, f"{drive}/*"]
-places += [data + "/*" * depth for depth in range(1, 5)]
-found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
-if not found:
-    zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
-    for file in zips[:1]:
-        shutil.unpack_archive(file)
-    found = glob.glob("aha*/aha_lib")
-sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+here = pathlib.Path(globals().get("__file__", "notebook")).absolute().parent
+drive = pathlib.Path("/content/drive/MyDrive")
+data = pathlib.Path("/kaggle/input")  # how deep below is Kaggle's choice
+places = [here, here.parent, here / "aha", drive, drive / "aha"]
+places += [p for depth in range(1, 5) for p in data.glob("*/" * depth)]
+found = [str(p) for p in places if (p / "aha_lib/install.py").exists()]
+if not found and "__file__" not in globals():  # a notebook, not a script
+    zips = [z for p in places for z in p.glob("aha.zip")]
+    zips += [z for p in places for z in p.glob("aha ([0-9]).zip")]
+    newest = sorted(zips, key=lambda z: z.stat().st_mtime)[-1:]
+    found = [f"{z}/aha" for z in newest]
+sys.path[:0] = found[:1]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit(
-        "aha_lib is not here: bring its whole folder or its "
-        "zip, as notebook 00 says, beside this one."
-    ) from None
+    sys.exit("aha_lib is not here: bring aha.zip, as notebook 00 says.")
 install.complete()  # says what it installs; what will do is left alone
-
-import jax
 
 from aha_lib import devices
 
-devices.start_distributed()  # only where there are several hosts
-kind = devices.available()[0].device_kind
-print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+devices.start()  # joins other hosts, and says which chips there are
 
 # %% tags=["parameters"]
 preset = "tiny"
@@ -102,7 +95,7 @@ for style in styles:
 # A second base has another corpus: the traces that would search jump instead.
 # In the corpus of a third, those that would check jump too. Everything else is
 # the same: the seed, the drills in arithmetic, the number of documents, the
-# steps. (`python -m aha_lib.run.pretrain --preset tiny-no-search --out FOLDER`, or
+# steps. (`aha pretrain --preset tiny-no-search --out FOLDER`, or
 # `tiny-jumps`, makes such a base in about 40 minutes.) The shares:
 
 # %%
@@ -270,7 +263,7 @@ for text in alone["texts"][-1][:6]:
 # some thousand worked puzzles, as short text. The commands:
 #
 # ```sh
-# python -m aha_lib.run.pretrain --preset gemma3-270m-cpu --set model=WEIGHTS \
+# aha pretrain --preset gemma3-270m-cpu --model WEIGHTS \
 #     --out runs/gemma3-270m-cpu/base
 # python notebooks/05_train.py --preset gemma3-270m-cpu --out runs/gemma
 # ```
@@ -436,7 +429,7 @@ assert np.mean(gains) > 6 * error / np.sqrt(len(gains))
 # %% [markdown]
 # ## The same cold start, without searches
 # The control of the first experiment, now for Gemma: the documents that would
-# search jump instead (`--set search=0 --set jump=0.56`), all else is the same,
+# search jump instead (`--search 0 --jump 0.56`), all else is the same,
 # and then GRPO with the same settings, puzzles and seed.
 
 # %%
@@ -502,7 +495,7 @@ assert lowest - end["heldout_accuracy"] > 3 * error
 #
 # ```sh
 # python notebooks/05_train.py --preset gemma3-270m-short \
-#     --set model=runs/gemma3-270m-cpu/base
+#     --model runs/gemma3-270m-cpu/base
 # ```
 #
 # Seed 0 ran all of its 110 steps, in seven and a half minutes; for seed 1 there
@@ -606,7 +599,7 @@ for run, of_run in far:
 #
 # ```sh
 # python notebooks/05_train.py --preset gemma3-270m-cpu \
-#     --set model=runs/trained --set steps=0 --set completion_len=400
+#     --model runs/trained --steps 0 --completion_len 400
 # ```
 #
 # ### Check
@@ -626,7 +619,7 @@ assert all(same)
 # %% [markdown]
 # ## Twice the rate, and no searches
 # Before these runs there were others on that GPU, at twice the rate, which did
-# not fall (`--set learning_rate=2e-4 --set decay=1`): the control from the cold
+# not fall (`--learning_rate 2e-4 --decay 1`): the control from the cold
 # start without searches, for 100 steps, and four runs with searches, of 12 steps
 # (three seeds, side by side) or 24 (seed 0 once more, by itself).
 
@@ -741,12 +734,12 @@ assert attempts > 20 and different < 0.7
 # takes minutes, so there are five, of 32 answers, and a panel of 32:
 #
 # ```sh
-# python notebooks/05_train.py --preset gemma3-270m --set model=WEIGHTS \
-#     --set dtype=float32 --set puzzles=tiny --set prompts=4 --set group=8 \
-#     --set completion_len=96 --set prompt_len=144 --set kl=0 --set lora=16 \
-#     --set learning_rate=2e-4 --set micro_batch=4 --set steps=5 \
-#     --set preflight=False --set eval_every=5 --set eval_puzzles=32 \
-#     --set pass_k=1 --set checkpoint_every=5 --out runs/zero
+# python notebooks/05_train.py --preset gemma3-270m --model WEIGHTS \
+#     --dtype float32 --puzzles tiny --prompts 4 --group 8 \
+#     --completion_len 96 --prompt_len 144 --kl 0 --lora 16 \
+#     --learning_rate 2e-4 --micro_batch 4 --steps 5 \
+#     --preflight False --eval_every 5 --eval_puzzles 32 \
+#     --pass_k 1 --checkpoint_every 5 --out runs/zero
 # ```
 
 # %%

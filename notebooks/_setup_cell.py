@@ -2,7 +2,8 @@
 
 The repository's address is `Repository` under [project.urls] in pyproject.toml. While it is not
 there, notebooks have no badges and their setup cell looks for the folder or its zip; with it, it
-clones. What comes after that is `aha_lib/install.py`.
+clones. All that can wait until the package is found is in `aha_lib/install.py`, which unpacks the
+zip and installs what is lacking, and in `devices.start`.
 Afterwards bring the .ipynb files up to date (jupytext --update --to ipynb) and execute them.
 Knows nothing of what the notebooks teach.
 """
@@ -15,44 +16,37 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SETUP = """\
 # Setup, the same in every notebook: find aha_lib and what it needs.
-import glob
 import pathlib
-import shutil
 import sys
 
-drive, data = "/content/drive/MyDrive", "/kaggle/input"
-places = [".", "..", "*", drive, f"{drive}/*"]
-places += [data + "/*" * depth for depth in range(1, 5)]
-found = [p for place in places for p in glob.glob(f"{place}/aha_lib")]
-if not found:
+here = pathlib.Path(globals().get("__file__", "notebook")).absolute().parent
+drive = pathlib.Path("/content/drive/MyDrive")
+data = pathlib.Path("/kaggle/input")  # how deep below is Kaggle's choice
+places = [here, here.parent, here / "aha", drive, drive / "aha"]
+places += [p for depth in range(1, 5) for p in data.glob("*/" * depth)]
+found = [str(p) for p in places if (p / "aha_lib/install.py").exists()]
+if not found and "__file__" not in globals():  # a notebook, not a script
     {elsewhere}
-sys.path[:0] = [str(pathlib.Path(p).parent.resolve()) for p in found[:1]]
+sys.path[:0] = found[:1]
 try:
     from aha_lib import install
 except ImportError:
-    raise SystemExit(
-        "aha_lib is not here: bring its whole folder or its "
-        "zip, as notebook 00 says, beside this one."
-    ) from None
+    sys.exit("aha_lib is not here: bring aha.zip, as notebook 00 says.")
 install.complete()  # says what it installs; what will do is left alone
-
-import jax
 
 from aha_lib import devices
 
-devices.start_distributed()  # only where there are several hosts
-kind = devices.available()[0].device_kind
-print(f"JAX {jax.__version__} on {jax.device_count()} x {kind}")
+devices.start()  # joins other hosts, and says which chips there are
 """
 UNPACK = """\
-zips = [z for place in places for z in glob.glob(f"{place}/aha*.zip")]
-    for file in zips[:1]:
-        shutil.unpack_archive(file)
-    found = glob.glob("aha*/aha_lib")"""
+zips = [z for p in places for z in p.glob("aha.zip")]
+    zips += [z for p in places for z in p.glob("aha ([0-9]).zip")]
+    newest = sorted(zips, key=lambda z: z.stat().st_mtime)[-1:]
+    found = [f"{z}/aha" for z in newest]"""
 CLONE = """\
 address = "{address}"
     os.system(f"git clone -q --depth=1 {{address}} aha")
-    found = glob.glob("aha/aha_lib")"""
+    found = [str(here / "aha")]"""
 COLAB = "https://colab.research.google.com/assets/colab-badge.svg"
 KAGGLE = "https://kaggle.com/static/images/open-in-kaggle.svg"
 
@@ -68,9 +62,7 @@ def setup_cell(address: str) -> str:
     if not address:
         return SETUP.replace("{elsewhere}", UNPACK)
     cell = SETUP.replace("{elsewhere}", CLONE.format(address=address))
-    return cell.replace("import glob\n", "import glob\nimport os\n").replace(
-        "import shutil\n", ""
-    )
+    return cell.replace("import pathlib\n", "import os\nimport pathlib\n")
 
 
 def badges(address: str, name: str) -> str:

@@ -14,20 +14,24 @@ PACKAGE = ROOT / "aha_lib"
 # A module imports only from modules that stand before it: from its own room, and from rooms above.
 ORDER = """
 install presets devices
-model.tokenizer model.tokenizer_json model.files model.layouts
+model.finite model.tokenizer model.tokenizer_json model.files model.layouts
 model.block model.gemma model.lora model.vocabulary model.weights model.export
 rl.sampler rl.objectives rl.packing rl.grpo
-tasks.countdown tasks.traces tasks.task tasks.last_first tasks.rollout tasks.corpus
+tasks.countdown tasks.traces tasks.task tasks.last_first tasks.word_problems tasks.gym
+tasks.rollout tasks.corpus
 loop
-run.session run.checkpoints run.arguments run.train run.pretrain
+run.session run.folder run.checkpoints run.tracker run.cli run.train run.pretrain
 look.record look.show look.dashboard look.steering
-tpu.chips tpu.plan
+tpu.chips tpu.programs tpu.plan
+commands
 """.split()
 NO_JAX = {  # and what they may import
     "tasks.countdown": set(),
     "tasks.traces": {"tasks.countdown"},
     "tasks.task": {"presets", "tasks.countdown", "tasks.traces"},
     "tasks.last_first": {"tasks.task"},
+    "tasks.word_problems": {"tasks.task"},
+    "tasks.gym": {"tasks.task"},
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
@@ -68,7 +72,8 @@ def test_package_is_the_list():
 
 @pytest.mark.parametrize("name", ROOMS)
 def test_rooms_import_nothing(name):
-    assert not imports(SOURCES[name])
+    allowed = {"sys"} if name == "__init__" else set()  # which looks at Python's version
+    assert imports(SOURCES[name]) <= allowed
 
 
 @pytest.mark.parametrize("name", MODULES)

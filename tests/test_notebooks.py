@@ -19,6 +19,8 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 # Values for names of a notebook's cell tagged "parameters", to make its run here a short one:
 # {"05_train": {"overrides": {"steps": 2}}} runs a cell `overrides = {'steps': 2}` right after it.
 SHORTER = {"05_train": {"overrides": {"steps": 2}}}
+SMALL = dict(steps=2, prompts=2, group=2, eval_puzzles=4, pass_k=1, completion_len=2)
+SHORTEST = {"02_countdown_env": {}, "05_train": {"overrides": SMALL}}  # run by every `pytest`
 
 DIRTY = re.compile(
     r"Traceback \(most recent call last\)"
@@ -52,6 +54,14 @@ def test_pair_agrees(path, tmp_path):
 
 
 @each_notebook
+def test_names_its_kernel(path):
+    """Without one Kaggle's own `kaggle kernels push` refuses a notebook: no kernel name found."""
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    assert nbformat.read(path.with_suffix(".ipynb"), as_version=4).metadata.kernelspec == kernel
+    assert jupytext.read(path).metadata["kernelspec"] == kernel
+
+
+@each_notebook
 def test_setup_and_parameters(path):
     text = path.read_text()
     assert setup.rewrite(text, path.stem, setup.address()) == text, "run notebooks/_setup_cell.py"
@@ -75,16 +85,26 @@ def test_committed_outputs(path):
             assert not DIRTY.search(text), f"{DIRTY.search(text)[0]} after {cell.source}"
 
 
+@pytest.mark.slow
 @each_notebook
 def test_runs(path, tmp_path):
+    execute(path, SHORTER.get(path.stem, {}), tmp_path)
+
+
+@pytest.mark.parametrize("stem", SHORTEST)
+def test_runs_in_short(stem, tmp_path):
+    execute(ROOT / "notebooks" / f"{stem}.py", SHORTEST[stem], tmp_path)
+
+
+def execute(path, shorter: dict, folder: Path) -> None:
+    """Run a notebook in a fresh kernel, in `folder`, with other values of its parameters."""
     notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
     at = tagged(notebook, "parameters")
-    shorter = SHORTER.get(path.stem, {})
     stored = [n for n in ast.walk(ast.parse(notebook.cells[at].source)) if isinstance(n, ast.Name)]
     assert set(shorter) <= {name.id for name in stored}, "no such name in the parameters cell"
     lines = [f"{name} = {value!r}" for name, value in shorter.items()]
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
-    where = {"metadata": {"path": str(tmp_path)}}
+    where = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]

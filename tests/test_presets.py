@@ -1,6 +1,8 @@
 """Presets: shapes against the models built from them, settings against nonsense."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -86,13 +88,64 @@ def test_nonsense_is_named_in_one_sentence(name, value):
     assert told.startswith(f"{name} is ") and told.endswith(".") and "\n" not in told
 
 
-def test_every_number_and_every_word_is_looked_at():
-    """A new field of the settings has to say what it may be."""
-    free = {"model", "adapters", "preset"}  # where weights and settings come from
-    checked = {*presets._LEAST, *presets._CHOICES}
-    fields = [*dataclasses.fields(Settings), *dataclasses.fields(Pretraining)]
-    kinds = {field.name: field.type for field in fields}
-    assert {name for name, kind in kinds.items() if kind is not bool} == checked | free
+@pytest.mark.parametrize(
+    ("of", "name", "value", "allowed"),
+    [
+        (Settings, "steps", "5", "a whole number from 0 to 1000000000"),
+        (Settings, "steps", 5.0, "a whole number from 0 to 1000000000"),
+        (Settings, "steps", True, "a whole number from 0 to 1000000000"),
+        (Settings, "remat", "false", "True or False"),
+        (Settings, "remat", 0, "True or False"),
+        (Settings, "kl", "0", "a number from 0 up"),
+        (Settings, "kl", None, "a number from 0 up"),
+        pytest.param(Settings, "clip_low", 10**400, "a number from 0 to 1", id="400 digits"),
+        (Settings, "model", 3, "a text"),
+        (Settings, "puzzles", ["tiny"], "one of tiny, tinyzero"),
+        (Settings, "lora", 1_000_000_000, "a whole number from 0 to 4096"),
+        (Settings, "warmup", 10**20, "a whole number from 0 to 1000000000"),
+        (Pretraining, "rows", 10**9, "a whole number from 1 to 65536"),
+    ],
+)
+def test_types_and_sizes_are_checked(of, name, value, allowed):
+    with pytest.raises(ValueError) as error:
+        of(**{name: value})
+    assert str(error.value) == f"{name} is {value!r}: it has to be {allowed}."
+
+
+def test_numbers_of_numpy_and_whole_ones_are_welcome():
+    given = dict(steps=np.int64(3), kl=0, learning_rate=np.float32(0.5), remat=np.bool_(False))
+    settings = Settings(**given)
+    assert settings == Settings(steps=3, kl=0.0, learning_rate=0.5, remat=False)
+    assert json.loads(json.dumps(dataclasses.asdict(settings))) == dataclasses.asdict(settings)
+    assert {type(getattr(settings, name)) for name in given} == {int, float, bool}
+
+
+def test_adapters_need_a_model():
+    with pytest.raises(ValueError, match="^lora is 8: adapters need a model to stand on"):
+        Pretraining(lora=8)
+    assert Pretraining(lora=8, model="gemma3-270m").lora == 8
+
+
+def test_every_number_and_every_word_says_what_it_may_be():
+    """At the field itself, in the text that the command line's help shows too."""
+    free = {"model", "adapters", "preset", "task"}  # names of files, presets and classes
+    for one in [*dataclasses.fields(Settings), *dataclasses.fields(Pretraining)]:
+        allowed, shown = one.metadata["allowed"], one.metadata["help"]
+        assert (allowed is None) == (one.type is bool or one.name in free), one.name
+        assert allowed is None or (one.default in allowed and shown.endswith(f"; {allowed}"))
+        assert len(shown) > len(one.name) and "\n" not in shown
+
+
+def test_the_page_of_settings(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+    import settings_page
+
+    text = settings_page.page()
+    assert settings_page.PAGE.read_text() == text, "run python tests/benchmarks/settings_page.py"
+    for one in [*dataclasses.fields(Settings), *dataclasses.fields(Pretraining)]:
+        assert f"| `{one.name}` | " in text
+    for name in [*presets.SETTINGS, *presets.PRETRAINING]:
+        assert f"| `{name}` | " in text
 
 
 def test_controls_differ_in_habits_alone():

@@ -1,15 +1,15 @@
 """A run watched by its folder, wherever it goes on; its end asked for; its model put to the test.
 
-For notebooks, and for a terminal: `python -m aha_lib.look.dashboard runs/tiny`. Knows nothing of
-how
-a run is trained; reads the files that it leaves, and leaves it the file `stop`.
+For notebooks, and for a terminal: `aha watch runs/tiny`. Knows nothing of how a run is trained;
+reads the files that it leaves, and leaves it the file `stop`.
 """
 
-import argparse
 import io
 import re
 import threading
 import time
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -18,36 +18,62 @@ from IPython.display import HTML
 
 from aha_lib.look import record, show
 from aha_lib.presets import Settings
-from aha_lib.run import session
+from aha_lib.run import cli, folder, session
 from aha_lib.tasks import countdown
-from aha_lib.tasks.rollout import Policy, rollout
+from aha_lib.tasks import task as tasks
+from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
 from aha_lib.tasks.task import Countdown
 
 
 def state(out: Path, dollars: float = 0.0) -> tuple[str, bool]:
     """How far the run in a folder is, in a line, and whether it is over: finished or stopped.
 
-    `dollars` is the machine's price an hour.
+    `dollars` is the machine's price an hour. Changes nothing. Raises ValueError, with the file and
+    the line, where the run's files are damaged.
     """
+    held = folder.is_held(out)  # first: what a dead run's files say stays so
+    stopped = folder.why_stopped(out)
+    if stopped:
+        return stopped, True
+    if not (out / "settings.json").exists():
+        begins = "A run begins here" if held else f"No run in {out} yet"
+        return f"{begins}: there is nothing to see before its first step.", False
     run = record.read(out)
     rows, steps = run.rows, run.settings.steps
-    if (out / "stopped.txt").exists():
-        return (out / "stopped.txt").read_text().strip(), True
-    line = f"step {len(rows) - 1} of {steps}, {session.outlook(rows, steps, dollars)}"
-    for row in run.measured[-1:]:
-        line += f"; held-out accuracy {row['heldout_accuracy']:.3f}"
-    return line, len(rows) > steps
+    last = rows[-1]["step"] if rows else -1
+    measured = run.measured
+    accuracy = f"; held-out accuracy {measured[-1]['heldout_accuracy']:.3f}" if measured else ""
+    if last >= steps:
+        saving = ", saving" if held else ""
+        return f"finished: step {last} of {steps}{saving}{accuracy}", not saving
+    if held is False:
+        return (
+            f"stopped without a word (killed?) at step {last} of {steps}: the same command goes "
+            f"on from its last checkpoint{accuracy}",
+            True,
+        )
+    left = session.estimate_time_left(rows, steps, dollars)
+    return f"step {last} of {steps}, {left}{accuracy}", False
 
 
 def newest(out: Path, count: int = 3) -> str:
-    """HTML of the last evaluation's first completions beside those of the base, sums coloured."""
+    """HTML of the last evaluation's first completions beside those of the base.
+
+    Countdown's sums are coloured; those of another task have their rewards.
+    """
     run = record.read(out)
-    ends = run.kept[:1] + run.kept[-1:]
-    views = [
-        show.side_by_side(puzzle, {f"step {row['step']}": row["sampled"][i] for row in ends})
-        for i, puzzle in enumerate(run.panel[: count * bool(ends)])
-    ]
-    return "<br>".join(view.data for view in views)
+    if not run.kept:
+        return ""
+    try:
+        task = tasks.load(run.settings)
+    except ValueError as error:  # one that was made in another notebook
+        return escape(f"The completions cannot be shown: {error}")
+    ends = [run.kept[0], run.kept[-1]]
+    views = []
+    for i, puzzle in enumerate(held_out_panel(task, run.settings)[:count]):
+        completions = {f"step {row['step']}": row["sampled"][i] for row in ends}
+        views.append(show.answers(task, puzzle, completions).data)
+    return "<br>".join(views)
 
 
 def figures(out: Path) -> tuple[bytes, str]:
@@ -66,27 +92,54 @@ def watch(
     From a thread: the cell is done at once, so that the button answers. The run saves the step
     that it is at, and stops; the same command goes on from there.
     """
-    out, picture, completions = Path(out), widgets.Image(format="png"), widgets.HTML()
-    line, button = widgets.Label(), widgets.Button(description="Stop", icon="stop")
+    seen = _Watched(Path(out), dollars)
+    threading.Thread(target=seen.follow, args=(seconds, share), daemon=True).start()
+    return seen.box
 
-    def ask(_) -> None:
-        (out / "stop").touch()
-        button.description = "Stopping …"
 
-    def follow() -> None:
-        over, due = False, 0.0
-        while not over:
-            line.value, over = state(out, dollars)
-            began = time.monotonic()
-            if over or began >= due:
-                picture.value, completions.value = figures(out)
-                due = began + (time.monotonic() - began) / share
-            time.sleep(0 if over else seconds)
-        button.disabled = True
+class _Watched:
+    """The widgets of `watch`."""
 
-    button.on_click(ask)
-    threading.Thread(target=follow, daemon=True).start()
-    return widgets.VBox([widgets.HBox([button, line]), picture, completions])
+    def __init__(self, out: Path, dollars: float):
+        self.out = out
+        self.dollars = dollars
+        self.over = False
+        self.button = widgets.Button(description="Stop", icon="stop")
+        self.line = widgets.Label()
+        self.picture = widgets.Image(format="png")
+        self.completions = widgets.HTML()
+        self.button.on_click(self.ask_to_stop)
+
+    @property
+    def box(self) -> widgets.Widget:
+        return widgets.VBox(
+            [widgets.HBox([self.button, self.line]), self.picture, self.completions]
+        )
+
+    def ask_to_stop(self, _) -> None:
+        try:
+            (self.out / "stop").touch()
+        except OSError as error:  # the folder is not there yet, or may not be written
+            self.line.value = f"The run cannot be asked to stop: {error.strerror}."
+        else:
+            self.button.description = "Stopping …"
+
+    def follow(self, seconds: float, share: float) -> None:
+        """Renew the line every so many seconds, and the figures when they are due."""
+        due = 0.0
+        while not self.over:
+            try:
+                self.line.value, self.over = state(self.out, self.dollars)
+                began = time.monotonic()
+                is_time = self.over or began >= due
+                if is_time and (self.out / "metrics.jsonl").exists():
+                    self.picture.value, self.completions.value = figures(self.out)
+                    took = time.monotonic() - began
+                    due = began + took / share
+            except Exception as error:  # nobody sees how a thread ends: say it, and look again
+                self.line.value = f"{type(error).__name__}: {error}"
+            time.sleep(0 if self.over else seconds)
+        self.button.disabled = True
 
 
 def answer(model, tokenizer, settings: Settings, text: str) -> HTML:
@@ -94,26 +147,38 @@ def answer(model, tokenizer, settings: Settings, text: str) -> HTML:
 
     ValueError for a text that is no puzzle, or too long a one.
     """
-    *numbers, target = map(int, re.findall(r"\d+", text) or [0])
-    if len(numbers) < 2:
-        raise ValueError("A puzzle is some numbers and a target: 20 16 4 = 40")
-    puzzle = countdown.Puzzle(tuple(numbers), target)
+    puzzle = read_puzzle(text)
     policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
     out = rollout(policy, [puzzle], jax.random.key(0), group=1, temperature=0.0)
     return show.side_by_side(puzzle, {"answer": out.texts[0]})
 
 
-def main() -> None:
+def read_puzzle(text: str) -> countdown.Puzzle:
+    """The puzzle `20 16 4 = 40`; ValueError for a text that is none."""
+    found = [int(digits) for digits in re.findall(r"\d+", text)]
+    if len(found) < 3:
+        raise ValueError("A puzzle is some numbers and a target: 20 16 4 = 40")
+    *numbers, target = found
+    return countdown.Puzzle(tuple(numbers), target)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Print how far a run is, or ask it to stop."""
-    parser = argparse.ArgumentParser(description="How far is a run?")
+    parser = cli.Parser(prog="aha watch", description="How far is a run?")
     parser.add_argument("out", type=Path, help="the run's folder")
     parser.add_argument("--stop", action="store_true", help="after the step, which is saved")
-    args = parser.parse_args()
-    if not (args.out / "settings.json").exists():
+    args = parser.parse_args(argv)
+    if not (args.out / "settings.json").exists() and not folder.is_held(args.out):
         parser.exit(2, f"{args.out} holds no run.\n")
-    if args.stop:
+    try:
+        line, over = state(args.out)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+    if args.stop and over:
+        line = f"There is nothing to stop. {line}"
+    elif args.stop:
         (args.out / "stop").touch()
-    print(state(args.out)[0])
+    print(line)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """What is kept of a run when its checkpoints go: settings, rows, held-out completions, adapters.
 
 The records that come with the package lie in `data/run` and `data/gemma3-270m`; notebooks 06 and 07
-read them. `python -m aha_lib.look.record runs/tiny FOLDER` keeps one more. Knows nothing of how a
+read them. `aha record runs/tiny FOLDER` keeps one more. Knows nothing of how a
 run is trained, nor of what its completions say.
 """
 
-import argparse
 import gzip
 import json
 import os
 import platform
 import re
 import shutil
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ import jax
 
 from aha_lib.model import lora
 from aha_lib.presets import Settings
-from aha_lib.run import train
-from aha_lib.run.checkpoints import read_rows
+from aha_lib.run import cli, train
+from aha_lib.run import folder as run_folder
 from aha_lib.tasks import task as tasks
 from aha_lib.tasks.rollout import held_out_panel
 
@@ -49,33 +49,55 @@ class Record:
 
 
 def read(folder: str | Path) -> Record:
-    """The run in a folder, going on, finished or kept; FileNotFoundError if there is none."""
+    """The run in a folder, going on, finished or kept, up to its last row. Changes nothing.
+
+    FileNotFoundError if there is none; ValueError, with the file and the line, if it is damaged.
+    """
     folder = Path(folder)
+    settings = run_folder.read_settings(folder)
+    rows = run_folder.read_rows(folder / "metrics.jsonl")
     packed = folder / "rollouts.jsonl.gz"
     if packed.exists():
-        kept = [json.loads(line) for line in gzip.decompress(packed.read_bytes()).splitlines()]
+        kept, damaged = run_folder.parse_lines(_unpack(packed))
+        if damaged:
+            raise ValueError(f"{packed}, line {damaged[0]}: damaged.")
     else:
-        kept = read_rows(folder / "rollouts.jsonl")
-    settings = Settings(**json.loads((folder / "settings.json").read_text()))
-    return Record(folder.name, settings, read_rows(folder / "metrics.jsonl"), kept)
+        kept = run_folder.read_rows(folder / "rollouts.jsonl")
+    # A run that goes on writes the texts of an evaluation before its row.
+    last = rows[-1]["step"] if rows else -1
+    return Record(folder.name, settings, rows, [texts for texts in kept if texts["step"] <= last])
+
+
+def _unpack(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged, perhaps cut off ({error}).") from None
 
 
 def keep(run: str | Path, folder: str | Path) -> None:
-    """Write the record of the run in `run` to `folder`, and the machine that this is.
+    """Write the record of the run in `run`, which may be going on, to `folder`.
 
-    Of a run on adapters also these, at its newest checkpoint. Raises FileNotFoundError if there
-    is no run.
+    With the machine that this is; of a run on adapters also with these, at its newest checkpoint.
+    Raises FileNotFoundError if there is no run; ValueError if `folder` is the run's own, or that
+    of another run, or the run is damaged.
     """
     run, folder = Path(run), Path(folder)
-    settings = read(run).settings
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("settings.json", "metrics.jsonl"):
-        shutil.copy(run / name, folder / name)
+    found = read(run)
     texts = (run / "rollouts.jsonl").read_bytes()
-    (folder / "rollouts.jsonl.gz").write_bytes(gzip.compress(texts, mtime=0))
+    if folder.resolve() == run.resolve():
+        raise ValueError(f"{run} is the run's own folder: choose another one for its record.")
+    if (folder / "lock").exists() or (folder / "checkpoints").exists():
+        raise ValueError(f"{folder} holds a run: choose another folder for the record.")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run / "settings.json", folder / "settings.json")
+    metrics = "".join(json.dumps(row) + "\n" for row in found.rows)
+    (folder / "metrics.jsonl").write_text(metrics)
+    kept = texts.splitlines(keepends=True)[: len(found.kept)]
+    (folder / "rollouts.jsonl.gz").write_bytes(gzip.compress(b"".join(kept), mtime=0))
     (folder / "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
-    if settings.lora:
-        model, *_ = train.trained(run, merged=False)
+    if found.settings.lora:
+        model, *_ = train.trained(run)
         lora.save(model, folder / "adapters.safetensors")
 
 
@@ -93,7 +115,7 @@ def machine() -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m aha_lib.look.record", description=__doc__)
+    parser = cli.Parser(prog="aha record", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, as notebook 05 leaves it")
     parser.add_argument("folder", type=Path, help="where its record goes")
     args = parser.parse_args(argv)
@@ -101,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep(args.run, args.folder)
     except FileNotFoundError as error:
         parser.exit(2, f"{args.run} holds no whole run: {error}\n")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")
 
 
 if __name__ == "__main__":

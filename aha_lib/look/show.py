@@ -4,8 +4,10 @@ Functions of rows of metrics, of counts and of completions; they give a Matplotl
 Markdown. Knows nothing of JAX, models, tokens or files; for notebooks alone.
 """
 
+import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
 from aha_lib.tasks import countdown, traces
+from aha_lib.tasks.task import Task
 
 # Which puzzles the explorer lists: of the traces at the first and at the second checkpoint chosen.
 FILTERS = {
@@ -25,7 +28,11 @@ FILTERS = {
     "found then abandoned": lambda before, after: after.found_then_abandoned,
     "a false sum": lambda before, after: after.slips > 0,
 }
-GREEN, RED, BLUE, ORANGE, GREY = "#2a9d5c", "#d1495b", "#2f6db3", "#e08e2b", "#8a8f98"
+GREEN = "#2a9d5c"
+RED = "#d1495b"
+BLUE = "#2f6db3"
+ORANGE = "#e08e2b"
+GREY = "#8a8f98"
 COLOURS = {
     "jump": GREY,
     "check": ORANGE,
@@ -36,28 +43,53 @@ COLOURS = {
     "gave up": GREY,
     "cut off": "#4a4e69",
 }
-# Of each panel: title, then (name in a row, label, colour) of its lines, the main one first.
-PANELS = (
-    (
-        "Accuracy on held-out puzzles",
-        ("heldout_accuracy", "sampled", BLUE),
-        ("heldout_greedy", "greedy", ORANGE),
-    ),
-    ("Tokens in a response", ("heldout_length", "held-out", BLUE), ("length", "training", GREY)),
-    (
-        "Backtracks in a response",
-        ("heldout_backtracks", "held-out", BLUE),
-        ("backtracks", "training", GREY),
-    ),
-    ("Entropy of the next token, nats", ("entropy", "training", GREY)),
-    ("Mean reward", ("reward", "training", GREY)),
-    ("Groups without signal", ("zero_variance_groups", "training", GREY)),
-    ("KL divergence from the base, nats", ("kl", "training", GREY)),
-    ("Clipped tokens, share", ("clip_fraction", "training", GREY)),
-    (
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a panel: what it is called in a row of metrics, and how it is drawn."""
+
+    name: str
+    label: str
+    colour: str
+    thin: bool = False  # for what has a value at every step, and jumps about
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of the axes of `curve`; its main line, the first, is compared with the base."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+
+def _training(name: str) -> Line:
+    return Line(name, "training", GREY, thin=True)
+
+
+def _with_held_out(title: str, name: str) -> Panel:
+    """What is measured in training and, under another name, on the held-out puzzles."""
+    return Panel(title, (Line(f"heldout_{name}", "held-out", BLUE), _training(name)))
+
+
+ACCURACY = Panel(
+    "Accuracy on held-out puzzles",
+    (Line("heldout_accuracy", "sampled", BLUE), Line("heldout_greedy", "greedy", ORANGE)),
+)
+LENGTH = _with_held_out("Tokens in a response", "length")
+BACKTRACKS = _with_held_out("Backtracks in a response", "backtracks")
+LATER_PANELS = (
+    Panel("Entropy of the next token, nats", (_training("entropy"),)),
+    Panel("Mean reward", (_training("reward"),)),
+    Panel("Groups without signal", (_training("zero_variance_groups"),)),
+    Panel("KL divergence from the base, nats", (_training("kl"),)),
+    Panel("Clipped tokens, share", (_training("clip_fraction"),)),
+    Panel(
         "Tokens per second",
-        ("sample_tokens_per_second", "sampling", BLUE),
-        ("update_tokens_per_second", "update", ORANGE),
+        (
+            Line("sample_tokens_per_second", "sampling", BLUE),
+            Line("update_tokens_per_second", "update", ORANGE),
+        ),
     ),
 )
 
@@ -65,59 +97,95 @@ PANELS = (
 def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
     """Accuracy, response length and backtracks over the steps of one run, or of several seeds.
 
+    Another task than Countdown has its own measures, if any, in the place of backtracks.
+
     Args:
       runs: rows of metrics as `train.train` yields them. Of several runs each has a thin line and
         their mean a thick one; the dotted line is what the base does (step 0, held-out puzzles).
       panels: 4 adds the entropy, 9 reward, groups without signal, KL, clipping and speed, in
         rows of three.
     """
-    wide = 3 if panels > 4 else panels
-    high = -(-panels // wide)
-    figure, axes = plt.subplots(
-        high, wide, figsize=(3.7 * wide, 3.1 * high), squeeze=False, layout="constrained"
-    )
-    for axis, (title, *lines) in zip(axes.flat, PANELS, strict=False):
-        for name, label, colour in reversed(lines):
-            drawn = [_line(rows, name) for rows in runs]
-            if not any(len(steps) for steps, _ in drawn):
-                continue
-            many, dense = len(runs) > 1, colour == GREY
-            for steps, values in drawn:
-                axis.plot(
-                    steps,
-                    values,
-                    color=colour,
-                    lw=0.8 if many or dense else 2,
-                    alpha=0.4 if many else 0.7 if dense else 1,
-                    marker=None if many or dense else "o",
-                    ms=4,
-                    label=None if many else label,
-                )
-            if many:
-                shared = sorted(set.intersection(*(set(steps) for steps, _ in drawn)))
-                mean = np.mean(
-                    [[dict(zip(*line, strict=True))[step] for step in shared] for line in drawn],
-                    axis=0,
-                )
-                axis.plot(
-                    shared,
-                    mean,
-                    color=colour,
-                    lw=1.2 if dense else 2.4,
-                    label=f"{label}, mean of {len(runs)} seeds",
-                )
-            base = [values[0] for steps, values in drawn if len(steps) and steps[0] == 0]
-            if name == lines[0][0] and base:
-                axis.axhline(np.mean(base), color="black", lw=1, ls=":", label="base, step 0")
-        axis.set_title(title, loc="left", fontsize=11)
-        axis.set_xlabel("GRPO step")
-        axis.set_ylim(0, 1.03 if title.startswith("Accuracy") else None)
-        axis.grid(axis="y", alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))
+    columns = 3 if panels > 4 else panels
+    lines = math.ceil(panels / columns)
+    size = (3.7 * columns, 3.1 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    chosen = [ACCURACY, LENGTH, *_own_panels(runs), *LATER_PANELS][:panels]
+    for axis, panel in zip(axes.flat, chosen, strict=False):
+        _draw_panel(axis, panel, runs)
+    for axis in axes.flat[len(chosen) :]:
+        axis.set_axis_off()
     plt.close(figure)  # shown by whoever asked for it, not once more at the end of the cell
     return figure
+
+
+def _own_panels(runs: Sequence[Sequence[dict]]) -> list[Panel]:
+    """A panel for each of the task's own measures; before any is measured, Countdown's."""
+    names = set()
+    for rows in runs:
+        for row in rows:
+            names |= row.keys()
+    if "heldout_accuracy" not in names:
+        return [BACKTRACKS]
+    every_task_s = {line.name for panel in (ACCURACY, LENGTH) for line in panel.lines}
+    own = sorted(name for name in names - every_task_s if name.startswith("heldout_"))
+    found = []
+    for name in own:
+        measure = name.removeprefix("heldout_")
+        title = measure.replace("_", " ").capitalize()
+        is_known = measure == "backtracks"
+        found.append(BACKTRACKS if is_known else _with_held_out(title, measure))
+    return found
+
+
+def _draw_panel(axis, panel: Panel, runs: Sequence[Sequence[dict]]) -> None:
+    for line in reversed(panel.lines):  # the main one last, and so on top
+        drawn = [_steps_and_values(rows, line.name) for rows in runs]
+        if not any(steps for steps, _ in drawn):
+            continue
+        if len(runs) > 1:
+            _draw_seeds(axis, line, drawn)
+        else:
+            _draw_one(axis, line, *drawn[0])
+    _draw_base(axis, [_steps_and_values(rows, panel.lines[0].name) for rows in runs])
+    axis.set_title(panel.title, loc="left", fontsize=11)
+    axis.set_xlabel("GRPO step")
+    axis.set_ylim(0, 1.03 if panel is ACCURACY else None)
+    axis.grid(axis="y", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))
+
+
+def _draw_one(axis, line: Line, steps: list, values: list) -> None:
+    """The line of a single run, with a dot at each evaluation."""
+    if line.thin:
+        axis.plot(steps, values, color=line.colour, lw=0.8, alpha=0.7, label=line.label)
+    else:
+        axis.plot(steps, values, color=line.colour, lw=2, marker="o", ms=4, label=line.label)
+
+
+def _draw_seeds(axis, line: Line, drawn: Sequence[tuple[list, list]]) -> None:
+    """A faint line for each run, and their mean over the steps that all of them have."""
+    for steps, values in drawn:
+        axis.plot(steps, values, color=line.colour, lw=0.8, alpha=0.4)
+    value_at = [dict(zip(steps, values, strict=True)) for steps, values in drawn]
+    shared = sorted(set.intersection(*map(set, value_at)))
+    mean = [np.mean([values[step] for values in value_at]) for step in shared]
+    label = f"{line.label}, mean of {len(drawn)} seeds"
+    axis.plot(shared, mean, color=line.colour, lw=1.2 if line.thin else 2.4, label=label)
+
+
+def _draw_base(axis, drawn: Sequence[tuple[list, list]]) -> None:
+    """A dotted level where the runs began, if they were measured at step 0."""
+    base = [values[0] for steps, values in drawn if steps and steps[0] == 0]
+    if base:
+        axis.axhline(np.mean(base), color="black", lw=1, ls=":", label="base, step 0")
+
+
+def _steps_and_values(rows: Sequence[dict], name: str) -> tuple[list, list]:
+    """The steps whose rows have a value of that name, and these values."""
+    has = [row for row in rows if name in row]
+    return [row["step"] for row in has], [row[name] for row in has]
 
 
 def cycle(stations: Sequence[tuple[str, str, str]], back: str) -> Figure:
@@ -156,7 +224,8 @@ def watch(run: Iterable[dict], before: Iterable[dict] = (), *, seconds: float = 
     `before` are the rows that the run's folder already had: a resumed run overwrites some.
     """
     rows = {row["step"]: row for row in before}
-    handle, drawn = display(Markdown("Compiling …"), display_id=True), 0.0
+    handle = display(Markdown("Compiling …"), display_id=True)
+    drawn = 0.0
     for row in run:
         rows[row["step"]] = row
         if time.monotonic() - drawn > seconds:
@@ -169,8 +238,15 @@ def watch(run: Iterable[dict], before: Iterable[dict] = (), *, seconds: float = 
 def table(header: Sequence[str], rows: Iterable[Sequence]) -> Markdown:
     """A Markdown table; floats are written with three significant digits."""
     lines = [header, ["---"] * len(header), *rows]
-    cells = [[f"{x + 0.0:.3g}" if isinstance(x, float) else str(x) for x in line] for line in lines]
-    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))
+    return Markdown("\n".join(_table_line(line) for line in lines))
+
+
+def _table_line(values: Sequence) -> str:
+    cells = []
+    for value in values:
+        # Adding 0 turns -0.0 into 0.0.
+        cells.append(f"{value + 0.0:.3g}" if isinstance(value, float) else str(value))
+    return f"| {' | '.join(cells)} |"
 
 
 def shares(counts: dict[str, int], order: Sequence[str]) -> list[float]:
@@ -180,7 +256,7 @@ def shares(counts: dict[str, int], order: Sequence[str]) -> list[float]:
 
 def areas(rows: Sequence[dict], key: str, order: Sequence[str]) -> Figure:
     """Stacked shares of the counts in `row[key]` ("styles" or "outcomes") over the steps."""
-    steps, counts = _line(rows, key)
+    steps, counts = _steps_and_values(rows, key)
     figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
     axis.stackplot(
         steps,
@@ -197,50 +273,83 @@ def areas(rows: Sequence[dict], key: str, order: Sequence[str]) -> Figure:
 
 def marked(completion: str, puzzle: countdown.Puzzle) -> str:
     """HTML of a completion: each claim green if true, red if false, its value told on hover."""
-    trace, judged = traces.parse(completion, puzzle), countdown.reward(completion, puzzle)
-    parts, at = [], 0
+    trace = traces.parse(completion, puzzle)
+    parts = []
+    at = 0  # up to where the text is in the parts
     for claim in trace.claims:
         parts.append(escape(trace.text[at : claim.start]))
-        said = f"{claim.expression} is {claim.value}"
-        colour = GREY if claim.true is None else GREEN if claim.true else RED
-        parts.append(_span(trace.text[claim.start : claim.end], colour, said))
+        parts.append(_claim_span(trace.text[claim.start : claim.end], claim))
         at = claim.end
     parts.append(escape(trace.text[at:]))
-    rest = completion[len(trace.text) :]
-    parts.append(_span(rest, GREEN if trace.right else RED, f"the answer {judged.reason}", "bold"))
+    answer = completion[len(trace.text) :]
+    judged = countdown.reward(completion, puzzle)
+    colour = GREEN if trace.right else RED
+    parts.append(_span(answer, colour, f"the answer {judged.reason}", "bold"))
     return "".join(parts)
+
+
+def _claim_span(text: str, claim: traces.Claim) -> str:
+    if claim.true is None:
+        colour = GREY
+    else:
+        colour = GREEN if claim.true else RED
+    return _span(text, colour, f"{claim.expression} is {claim.value}")
 
 
 def side_by_side(puzzle: countdown.Puzzle, completions: dict[str, str]) -> HTML:
     """A puzzle and completions of it by heading, marked, and judged below."""
-    style = f"vertical-align:top;text-align:left;padding:4px 12px;width:{95 // len(completions)}%"
-    cells = ""
+    columns = []
     for heading, text in completions.items():
-        trace = traces.parse(text, puzzle)
-        truths = [claim.true for claim in trace.claims if claim.true is not None]
-        fate = traces.outcome(trace) if trace.answer else "no answer"
-        verdict = (
-            f"{fate}; it {countdown.reward(text, puzzle).reason}; "
-            f"{sum(truths)} of {len(truths)} sums true"
-        )
+        columns.append((heading, marked(text, puzzle), _verdict(text, puzzle)))
+    return _columns(_as_text(puzzle), columns)
+
+
+def answers(task: Task, puzzle, completions: dict[str, str]) -> HTML:
+    """A puzzle of any task and completions of it by heading, each with its reward.
+
+    Countdown's are marked, as `side_by_side` does.
+    """
+    if isinstance(puzzle, countdown.Puzzle):
+        return side_by_side(puzzle, completions)
+    columns = []
+    for heading, text in completions.items():
+        columns.append((heading, escape(text), f"reward {task.reward(text, puzzle):.3g}"))
+    return _columns(task.prompt(puzzle), columns)
+
+
+def _verdict(text: str, puzzle: countdown.Puzzle) -> str:
+    """How an attempt ended, what its answer is worth, and how many of its sums are true."""
+    trace = traces.parse(text, puzzle)
+    truths = [claim.true for claim in trace.claims if claim.true is not None]
+    fate = traces.outcome(trace) if trace.answer else "no answer"
+    reason = countdown.reward(text, puzzle).reason
+    return f"{fate}; it {reason}; {sum(truths)} of {len(truths)} sums true"
+
+
+def _columns(title: str, columns: Sequence[tuple[str, str, str]]) -> HTML:
+    """A table of one row: of each column a heading, HTML, and a small line of text below."""
+    style = f"vertical-align:top;text-align:left;padding:4px 12px;width:{95 // len(columns)}%"
+    cells = ""
+    for heading, body, verdict in columns:
         cells += (
-            f'<td style="{style}"><b>{escape(heading)}</b><br>{marked(text, puzzle)}<br>'
+            f'<td style="{style}"><b>{escape(heading)}</b><br>{body}<br>'
             f"<small>{escape(verdict)}</small></td>"
         )
     return HTML(
         '<table style="width:100%;table-layout:fixed;font-family:monospace">'
-        f'<caption style="text-align:left"><b>{_task(puzzle)}</b></caption><tr>{cells}</tr></table>'
+        f'<caption style="text-align:left"><b>{escape(title)}</b></caption>'
+        f"<tr>{cells}</tr></table>"
     )
 
 
 def select(panel, before: Sequence[str], after: Sequence[str], name: str) -> list[int]:
     """Indices of the panel's puzzles whose two completions pass the filter of that name."""
-    rows = enumerate(zip(panel, before, after, strict=True))
-    return [
-        i
-        for i, (puzzle, *texts) in rows
-        if FILTERS[name](*(traces.parse(text, puzzle) for text in texts))
-    ]
+    passes = FILTERS[name]
+    found = []
+    for i, (puzzle, earlier, later) in enumerate(zip(panel, before, after, strict=True)):
+        if passes(traces.parse(earlier, puzzle), traces.parse(later, puzzle)):
+            found.append(i)
+    return found
 
 
 def page(title: str, views: Iterable[HTML]) -> str:
@@ -258,46 +367,68 @@ def explorer(panel: Sequence[countdown.Puzzle], history: Sequence[dict]) -> widg
     `history` has a row for each checkpoint: "step", and a list of texts, one for each puzzle of
     the panel, under "sampled" and "greedy". The button writes the list to `traces.html`.
     """
-    rows = {row["step"]: row for row in history}
-    kind = widgets.Dropdown(options=["sampled", "greedy"], description="drawn")
-    first = widgets.Dropdown(options=[*rows], value=min(rows), description="step")
-    second = widgets.Dropdown(options=[*rows], value=max(rows), description="and step")
-    chosen = widgets.Dropdown(options=[*FILTERS], description="show")
-    puzzle = widgets.Dropdown(description="puzzle")
-    export, view, note = widgets.Button(description="Export HTML"), widgets.HTML(), widgets.Label()
+    return _Explorer(panel, history).box
 
-    def texts() -> list[Sequence[str]]:
-        return [rows[step.value][kind.value] for step in (first, second)]
 
-    def pair(i: int) -> HTML:
-        columns = zip((first, second), texts(), strict=True)
+class _Explorer:
+    """The controls of `explorer` and what they show."""
+
+    def __init__(self, panel: Sequence[countdown.Puzzle], history: Sequence[dict]):
+        self.panel = panel
+        self.rows = {row["step"]: row for row in history}
+        steps = [*self.rows]
+        self.kind = widgets.Dropdown(options=["sampled", "greedy"], description="drawn")
+        self.first = widgets.Dropdown(options=steps, value=min(steps), description="step")
+        self.second = widgets.Dropdown(options=steps, value=max(steps), description="and step")
+        self.chosen = widgets.Dropdown(options=[*FILTERS], description="show")
+        self.puzzle = widgets.Dropdown(description="puzzle")
+        self.export = widgets.Button(description="Export HTML")
+        self.note = widgets.Label()
+        self.view = widgets.HTML()
+        for control in (self.kind, self.first, self.second, self.chosen):
+            control.observe(self.list_puzzles, "value")
+        self.puzzle.observe(self.draw, "value")
+        self.export.on_click(self.write)
+        self.list_puzzles()
+
+    @property
+    def box(self) -> widgets.Widget:
+        lines = (  # a line has room for three
+            widgets.HBox([self.kind, self.first, self.second]),
+            widgets.HBox([self.chosen, self.puzzle]),
+            widgets.HBox([self.export, self.note]),
+        )
+        return widgets.VBox([*lines, self.view])
+
+    def texts(self) -> list[Sequence[str]]:
+        """The completions of the two steps, each a list in the panel's order."""
+        return [self.rows[step.value][self.kind.value] for step in (self.first, self.second)]
+
+    def pair(self, i: int) -> HTML:
+        """Puzzle number `i` and its two completions."""
+        earlier, later = self.texts()
         # The blank keeps two columns when both steps are the same.
-        heads = [(f"step {step.value}" + " " * n, t[i]) for n, (step, t) in enumerate(columns)]
-        return side_by_side(panel[i], dict(heads))
+        headings = (f"step {self.first.value}", f"step {self.second.value} ")
+        return side_by_side(self.panel[i], dict(zip(headings, (earlier[i], later[i]), strict=True)))
 
-    def relist(_=None) -> None:
-        found = select(panel, *texts(), chosen.value)
-        names = [_task(panel[i]) for i in found]
-        note.value = f"{len(found)} of {len(panel)} puzzles"
-        puzzle.options = list(zip(names, found, strict=True))
-        puzzle.index = 0 if found else None
-        redraw()
+    def list_puzzles(self, _=None) -> None:
+        """Offer the puzzles that pass the filter, and show the first one."""
+        found = select(self.panel, *self.texts(), self.chosen.value)
+        self.note.value = f"{len(found)} of {len(self.panel)} puzzles"
+        self.puzzle.options = [(_as_text(self.panel[i]), i) for i in found]
+        self.puzzle.index = 0 if found else None
+        self.draw()
 
-    def redraw(_=None) -> None:
-        view.value = "" if puzzle.value is None else pair(puzzle.value).data
+    def draw(self, _=None) -> None:
+        i = self.puzzle.value
+        self.view.value = "" if i is None else self.pair(i).data
 
-    def write(_) -> None:
-        title = f"{chosen.value}: steps {first.value} and {second.value}, {kind.value}"
-        Path("traces.html").write_text(page(title, [pair(i) for _, i in puzzle.options]))
-        note.value = f"{len(puzzle.options)} puzzles written to traces.html"
-
-    for control in (kind, first, second, chosen):
-        control.observe(relist, "value")
-    puzzle.observe(redraw, "value")
-    export.on_click(write)
-    relist()
-    lines = [kind, first, second], [chosen, puzzle], [export, note]  # a line has room for three
-    return widgets.VBox([*map(widgets.HBox, lines), view])
+    def write(self, _) -> None:
+        steps = f"steps {self.first.value} and {self.second.value}"
+        title = f"{self.chosen.value}: {steps}, {self.kind.value}"
+        views = [self.pair(i) for _, i in self.puzzle.options]
+        Path("traces.html").write_text(page(title, views))
+        self.note.value = f"{len(views)} puzzles written to traces.html"
 
 
 def tree(trace: traces.Trace) -> Figure:
@@ -306,32 +437,47 @@ def tree(trace: traces.Trace) -> Figure:
     An attempt that starts with the same claim as an earlier one branches off from there. Red: the
     claim is false. Green: the attempt reaches the target. Grey: nothing in it is new.
     """
-    wide = max((len(attempt.claims) for attempt in trace.attempts), default=0)
-    size = 2.2 * (wide + 2), 0.42 * max(len(trace.attempts), 1) + 0.5
+    columns = max((len(attempt.claims) for attempt in trace.attempts), default=0)
+    rows = max(len(trace.attempts), 1)
+    size = (2.2 * (columns + 2), 0.42 * rows + 0.5)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
+    _box(axis, 0, 0, _as_text(trace.puzzle), "black")
     boxes = {(): (0, 0)}  # the texts of the claims up to a box, where it is
-    _box(axis, 0, 0, _task(trace.puzzle), "black")
     for row, attempt in enumerate(trace.attempts):
-        path, new = (), False
-        for column, claim in enumerate(attempt.claims, 1):
-            x, y = boxes[path]
-            path += (claim.text.strip(),)
-            if path not in boxes:
-                boxes[path], new = (column, -row), True
-                axis.plot([x, column], [y, -row], color=GREY, lw=1, zorder=0)
-                good = GREEN if attempt.reached else "black"
-                _box(axis, column, -row, path[-1], RED if claim.true is False else good)
-        if not new:
-            _box(axis, wide / 2 + 0.5, -row, "again " + " , ".join(path), GREY)
+        path, is_new = _draw_claims(axis, attempt, -row, boxes)
+        if not is_new:
+            _box(axis, columns / 2 + 0.5, -row, "again " + " , ".join(path), GREY)
         off = "reaches it" if attempt.reached else f"off by {attempt.distance}"
-        axis.text(wide + 0.6, -row, f"{attempt.verdict or '–'}: {off}", va="center", fontsize=8)
-    axis.set(xlim=(-0.5, wide + 1.4), ylim=(-max(len(trace.attempts), 1) + 0.4, 0.6))
+        axis.text(columns + 0.6, -row, f"{attempt.verdict or '–'}: {off}", va="center", fontsize=8)
+    axis.set(xlim=(-0.5, columns + 1.4), ylim=(-rows + 0.4, 0.6))
     axis.axis("off")
     plt.close(figure)
     return figure
 
 
-def _task(puzzle: countdown.Puzzle) -> str:
+def _draw_claims(
+    axis, attempt: traces.Attempt, y: int, boxes: dict[tuple, tuple[int, int]]
+) -> tuple[tuple[str, ...], bool]:
+    """Draw an attempt's claims that no earlier one began with, and add them to the boxes.
+
+    Gives the texts of all its claims, and whether any was drawn.
+    """
+    path = ()
+    is_new = False
+    for column, claim in enumerate(attempt.claims, 1):
+        before = boxes[path]
+        path += (claim.text.strip(),)
+        if path in boxes:
+            continue
+        boxes[path] = (column, y)
+        is_new = True
+        axis.plot([before[0], column], [before[1], y], color=GREY, lw=1, zorder=0)
+        colour = GREEN if attempt.reached else "black"
+        _box(axis, column, y, path[-1], RED if claim.true is False else colour)
+    return path, is_new
+
+
+def _as_text(puzzle: countdown.Puzzle) -> str:
     return f"{' '.join(map(str, puzzle.numbers))} → {puzzle.target}"
 
 
@@ -343,8 +489,3 @@ def _box(axis, x: int | float, y: int, text: str, colour: str) -> None:
 def _span(text: str, colour: str, title: str, weight: str = "normal") -> str:
     style = f"color:{colour};font-weight:{weight}"
     return f'<span style="{style}" title="{escape(title)}">{escape(text)}</span>'
-
-
-def _line(rows: Sequence[dict], name: str) -> tuple[list, list]:
-    has = [row for row in rows if name in row]
-    return [row["step"] for row in has], [row[name] for row in has]

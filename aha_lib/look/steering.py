@@ -43,9 +43,9 @@ def add(model: Gemma) -> None:
     """
     if nnx.state(model, nnx.LoRAParam):
         raise ValueError("The model has adapters, or a direction, already: merge them first.")
-    c = model.config
-    model.layers.direction = nnx.LoRAParam(jnp.zeros(c.width), axes=(None,))
-    model.layers.strength = nnx.Param(jnp.zeros(c.layers), axes=(None,))
+    config = model.config
+    model.layers.direction = nnx.LoRAParam(jnp.zeros(config.width), axes=(None,))
+    model.layers.strength = nnx.Param(jnp.zeros(config.layers), axes=(None,))
 
 
 def steer(model: Gemma, direction: Float[ArrayLike, " D"], layer: int, strength: float) -> None:
@@ -64,18 +64,31 @@ def decisions(out: Rollout, tokenizer: Tokenizer) -> Decisions:
 
     What neither an attempt nor an answer follows is left out.
     """
+    last_of_prompt = out.prompts.shape[1] - 1
     found = []
     for row, (text, puzzle) in enumerate(zip(out.texts, out.puzzles, strict=True)):
         trace = traces.parse(text, puzzle)
-        starts = [attempt.claims[0].start for attempt in trace.attempts]
-        ends = starts if trace.answer is None else [*starts, len(trace.text)]
-        open_at = [True, *(attempt.verdict == "no" for attempt in trace.attempts)]
-        for noes, (end, is_open) in enumerate(zip(ends, open_at, strict=False)):
-            if not is_open:
-                break
-            tokens = _tokens_before(out.completions.tokens[row], end, tokenizer)
-            found.append((row, out.prompts.shape[1] - 1 + tokens, noes, noes < len(starts)))
-    return Decisions(*map(np.array, zip(*found, strict=True)))
+        for noes, character in enumerate(_crossroads(trace)):
+            tokens = _tokens_before(out.completions.tokens[row], character, tokenizer)
+            is_attempt = noes < len(trace.attempts)
+            found.append((row, last_of_prompt + tokens, noes, is_attempt))
+    # The shape is given for the case that nothing was found.
+    row, token, noes, tries = np.array(found, int).reshape(-1, 4).T
+    return Decisions(row, token, noes, tries.astype(bool))
+
+
+def _crossroads(trace: traces.Trace) -> list[int]:
+    """Where in the text, in characters, the next attempt or the answer begins: at the start, and
+    after each attempt called wrong, up to the first that is not."""
+    begins = [attempt.claims[0].start for attempt in trace.attempts]
+    if trace.answer is not None:
+        begins.append(len(trace.text))
+    found = []
+    for number, character in enumerate(begins):
+        if number > 0 and trace.attempts[number - 1].verdict != "no":
+            break
+        found.append(character)
+    return found
 
 
 def _tokens_before(ids, end: int, tokenizer: Tokenizer) -> int:
@@ -88,17 +101,18 @@ def _tokens_before(ids, end: int, tokenizer: Tokenizer) -> int:
 
 @functools.partial(jax.jit, static_argnames="graph")
 def _residuals(graph, params, *rows):
-    return nnx.merge(graph, params).residuals(*grpo.whole_rows(*rows))
+    return nnx.merge(graph, params).residuals(*grpo.join_rows(*rows))
 
 
 def activations(model: Gemma, out: Rollout, at: Decisions) -> Float[np.ndarray, "L N D"]:
     """The residual stream after every layer at the tokens of some decisions."""
     graph, params = nnx.split(model)
-    parts = out.prompts, out.valid, out.completions.tokens, out.completions.mask
+    read = (out.prompts, out.valid, out.completions.tokens, out.completions.mask)
+    count = len(out.prompts)
     found = np.zeros((model.config.layers, len(at.row), model.config.width), np.float32)
-    for start in range(0, len(out.prompts), ROWS):
-        rows = np.arange(start, start + ROWS) % len(out.prompts)  # the last go round: one shape
-        stream = _residuals(graph, params, *(part[rows] for part in parts))
+    for start in range(0, count, ROWS):
+        rows = np.arange(start, start + ROWS) % count  # the last go round: one shape
+        stream = _residuals(graph, params, *(array[rows] for array in read))
         here = np.flatnonzero((at.row >= start) & (at.row < start + ROWS))
         found[:, here] = stream[:, at.row[here] - start, at.token[here]]
     return found
@@ -107,8 +121,24 @@ def activations(model: Gemma, out: Rollout, at: Decisions) -> Float[np.ndarray, 
 def difference(
     activations: Float[np.ndarray, "L N D"], tries: Bool[np.ndarray, " N"]
 ) -> Float[np.ndarray, "L D"]:
-    """Of each layer the mean activation before an attempt, less that before an answer."""
-    return activations[:, tries].mean(1) - activations[:, ~tries].mean(1)
+    """Of each layer the mean activation before an attempt, less that before an answer.
+
+    Raises ValueError where one of the two is missing.
+    """
+    attempt, answer = _means(activations, tries)
+    return attempt - answer
+
+
+def _means(
+    activations: Float[np.ndarray, "L N D"], tries: Bool[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, "L D"], Float[np.ndarray, "L D"]]:
+    """The mean activation before an attempt and before an answer."""
+    if tries.all() or not tries.any():
+        raise ValueError(
+            f"Of {len(tries)} decisions {tries.sum()} are attempts: a direction needs some "
+            "attempts and some answers. Draw more completions."
+        )
+    return activations[:, tries].mean(1), activations[:, ~tries].mean(1)
 
 
 def probe(
@@ -118,16 +148,15 @@ def probe(
 
     `ridge` times the mean variance is added to every variance.
     """
-    means = np.where(
-        tries[:, None],
-        activations[:, tries].mean(1, keepdims=True),
-        activations[:, ~tries].mean(1, keepdims=True),
-    )
-    within = activations - means
+    attempt, answer = _means(activations, tries)
+    own_mean = np.where(tries[:, None], attempt[:, None], answer[:, None])
+    within = activations - own_mean
     covariance = np.einsum("lnd,lne->lde", within, within) / len(tries)
-    scale = np.trace(covariance, axis1=1, axis2=2)[:, None, None] / covariance.shape[1]
-    covariance += ridge * scale * np.eye(covariance.shape[1])
-    return np.linalg.solve(covariance, difference(activations, tries)[..., None])[..., 0]
+    width = covariance.shape[1]
+    mean_variance = np.trace(covariance, axis1=1, axis2=2) / width
+    covariance += ridge * mean_variance[:, None, None] * np.eye(width)
+    apart = attempt - answer
+    return np.linalg.solve(covariance, apart[..., None])[..., 0]
 
 
 def separation(scores: Float[np.ndarray, " N"], tries: Bool[np.ndarray, " N"]) -> float:
@@ -137,12 +166,16 @@ def separation(scores: Float[np.ndarray, " N"], tries: Bool[np.ndarray, " N"]) -
     return float(np.mean((high > low) + 0.5 * (high == low)))
 
 
-def halves(
+def separation_in_other_half(
     activations: Float[np.ndarray, "L N D"],
     tries: Bool[np.ndarray, " N"],
     first: Bool[np.ndarray, " N"],
     find: Callable,
 ) -> list[float]:
     """Of each layer how a direction that `find` sees in the first half separates the other."""
-    found, rest = find(activations[:, first], tries[first]), activations[:, ~first]
-    return [separation(x @ d, tries[~first]) for x, d in zip(rest, found, strict=True)]
+    directions = find(activations[:, first], tries[first])
+    others = activations[:, ~first]
+    found = []
+    for layer, direction in zip(others, directions, strict=True):
+        found.append(separation(layer @ direction, tries[~first]))
+    return found

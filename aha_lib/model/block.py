@@ -35,9 +35,12 @@ def project(
 ) -> tuple[Float[Array, "B T H h"], Float[Array, "B K T h"], Float[Array, "B K T h"]]:
     """Queries, keys and values of a layer, the queries scaled, both of them rotated."""
     x = rms_norm(x, p["pre_attn_norm"], c.norm_eps)
-    q, k, v = (_linear(p, name, x) for name in "qkv")
+    q = _linear(p, "q", x)
+    k = _linear(p, "k", x)
+    v = _linear(p, "v", x)
     if c.qk_norm:
-        q, k = rms_norm(q, p["q_norm"], c.norm_eps), rms_norm(k, p["k_norm"], c.norm_eps)
+        q = rms_norm(q, p["q_norm"], c.norm_eps)
+        k = rms_norm(k, p["k_norm"], c.norm_eps)
     q = _rotate(q, rope) * (c.query_scalar or c.head_dim) ** -0.5
     return q, _rotate(k, rope).swapaxes(1, 2), v.swapaxes(1, 2)
 
@@ -137,16 +140,14 @@ def _product_forward(x, w, axes):
 
 def _product_backward(axes, kept, g):
     x, w = kept
-    rows, out = x.ndim - axes, w.ndim - axes
+    rows = range(x.ndim - axes)
+    outputs_of_g = range(x.ndim - axes, g.ndim)
+    outputs_of_w = range(axes, w.ndim)
+    no_batch = ((), ())
     dx = jax.lax.dot_general(
-        g,
-        w,
-        ((range(rows, rows + out), range(axes, w.ndim)), ((), ())),
-        preferred_element_type=jnp.float32,
+        g, w, ((outputs_of_g, outputs_of_w), no_batch), preferred_element_type=jnp.float32
     )
-    dw = jax.lax.dot_general(
-        x, g, ((range(rows), range(rows)), ((), ())), preferred_element_type=jnp.float32
-    )
+    dw = jax.lax.dot_general(x, g, ((rows, rows), no_batch), preferred_element_type=jnp.float32)
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 

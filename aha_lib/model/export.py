@@ -15,7 +15,7 @@ from etils import epath
 from flax import nnx
 
 from aha_lib import devices
-from aha_lib.model import layouts, tokenizer_json
+from aha_lib.model import layouts, lora, tokenizer_json
 from aha_lib.model.files import write_safetensors
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
@@ -117,15 +117,8 @@ def _refuse_shards(folder: Path) -> None:
 
 def _parameters(model: Gemma) -> dict[str, np.ndarray]:
     """The parameters by name, on the host; ValueError where some have no place in a checkpoint."""
+    lora.check_plain(model)
     parameters = parameters_by_name(nnx.state(model, nnx.Param))
-    known = {"embed", "final_norm", *layouts.NAMES}
-    if "direction" in parameters:
-        raise ValueError(
-            "The model is steered along a direction, for which other libraries' Gemma has no "
-            "place: save the model that it was added to."
-        )
-    if parameters.keys() - known:
-        raise ValueError("The model has adapters: give lora.merge(model).")
     return {name: devices.to_host(value) for name, value in parameters.items()}
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from aha_lib.devices import constrain, row_major
 from aha_lib.model.block import WEIGHTS, attend, finish, project, rms_norm, rope_tables, softcap
@@ -73,7 +73,8 @@ class Gemma(nnx.Module):
     def __init__(
         self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32
     ):
-        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
         table = jax.random.normal(rngs.params(), (config.vocab, config.width), param_dtype)
         self.embed = nnx.Param(table * config.width**-0.5, axes=("vocab", "embed"))
         self.layers = Layers(config, rngs, param_dtype)
@@ -133,9 +134,12 @@ class Gemma(nnx.Module):
         hidden = constrain(hidden)  # whole on every device: a few positions, not the table, move
         out = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
         out = constrain(out, *[None] * (out.ndim - 1), "vocab")
-        c, out = self.config, softcap(out, self.config.final_softcap)
+        c = self.config
+        out = softcap(out, c.final_softcap)
+        if not c.padding:
+            return out
         tokens = jnp.arange(c.vocab) < c.vocab - c.padding
-        return jnp.where(tokens, out, -1e30) if c.padding else out  # finite: entropies are
+        return jnp.where(tokens, out, -1e30)  # finite: entropies are
 
     def logprobs(
         self,
@@ -171,9 +175,12 @@ class Gemma(nnx.Module):
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """A cache for `rows` sequences of at most `slots` tokens, in the activations' dtype."""
         c = self.config
-        counts = c.global_layers, c.layers - c.global_layers
-        k, local = (jnp.zeros((n, rows, c.kv_heads, slots, c.head_dim), self.dtype) for n in counts)
-        return Cache(k, k, local, local)
+
+        def empty(layers):
+            return jnp.zeros((layers, rows, c.kv_heads, slots, c.head_dim), self.dtype)
+
+        far, near = empty(c.global_layers), empty(c.layers - c.global_layers)
+        return Cache(k=far, v=far, local_k=near, local_v=near)
 
     def extend(
         self,
@@ -190,52 +197,39 @@ class Gemma(nnx.Module):
         not go round a ring's end. The cache is a loop carry that XLA updates in place: never pass
         it through a scan's inputs and outputs, that copies it.
         """
-        c, weights, every = self.config, self._stacked(), self.config.global_every
-        query = slot + jnp.arange(tokens.shape[1])[:, None]  # slots of the new tokens
-
-        def of_kind(k, v, rope, window):
-            """The loop body of the layers whose keys and values are the cache's arrays `k`, `v`."""
-            ring = getattr(cache, k).shape[3]
-            # A cell holds the newest token whose slot, modulo the ring's size, is the cell's.
-            back = query - (query[-1] - (query[-1] - jnp.arange(ring)) % ring)
-            mask = (back >= 0) & (back <= positions[:, :, None]) & (back < window)
-
-            def put(array, new, at):
-                array = jax.lax.dynamic_update_slice(array, new[None], (at, 0, 0, slot % ring, 0))
-                return row_major(array, None, "rows", "kv_heads")
-
-            def layer(i, carry):
-                x, cache = carry
-                at = i // every if k == "k" else i - i // every  # which layer of its kind
-                p = {
-                    name: jax.lax.dynamic_index_in_dim(w, i, keepdims=False)
-                    for name, w in weights.items()
-                }
-                q, *new = project(c, p, x, rope)
-                keys, values = (
-                    put(getattr(cache, name), array, at)
-                    for name, array in zip((k, v), new, strict=True)
-                )
-                x = finish(c, p, x, attend(c, q, keys[at], values[at], mask))
-                return x, cache._replace(**{k: keys, v: values})
-
-            return layer
-
+        c, every = self.config, self.config.global_every
+        weights = self._stacked()
+        slots = slot + jnp.arange(tokens.shape[1])  # of the new tokens
         rope, rope_local = rope_tables(c, positions)
-        near = of_kind("local_k", "local_v", rope_local, c.window)
-        far = of_kind("k", "v", rope, math.inf)
+        far_mask = _visible(slots, positions, ring=cache.k.shape[3], window=math.inf)
+        near_mask = _visible(slots, positions, ring=cache.local_k.shape[3], window=c.window)
+        far = _CachedLayers(c, weights, rope, far_mask, slot)
+        near = _CachedLayers(c, weights, rope_local, near_mask, slot)
+
+        def global_layer(i, carry):
+            x, cache = carry
+            x, k, v = far.apply(i, i // every, x, (cache.k, cache.v))
+            return x, cache._replace(k=k, v=v)
+
+        def local_layer(i, carry):
+            x, cache = carry
+            x, k, v = near.apply(i, i - i // every, x, (cache.local_k, cache.local_v))
+            return x, cache._replace(local_k=k, local_v=v)
 
         def period(n, carry):
             """Some local layers and the global one after them."""
+            first = n * every
             if every > 1:
-                after = lambda i, carry: near(n * every + i, carry)  # noqa: E731
-                carry = jax.lax.fori_loop(0, every - 1, after, carry)
-            return far((n + 1) * every - 1, carry)
+                local = lambda i, carry: local_layer(first + i, carry)  # noqa: E731
+                carry = jax.lax.fori_loop(0, every - 1, local, carry)
+            return global_layer(first + every - 1, carry)
 
-        carry, periods = (self._embed(tokens), cache), c.global_layers
-        carry = jax.lax.fori_loop(0, periods, period, carry) if periods else carry
+        carry = (self._embed(tokens), cache)
+        periods = c.global_layers
+        if periods:
+            carry = jax.lax.fori_loop(0, periods, period, carry)
         if c.layers % every:  # a period cut short
-            carry = jax.lax.fori_loop(periods * every, c.layers, near, carry)
+            carry = jax.lax.fori_loop(periods * every, c.layers, local_layer, carry)
         x, cache = carry
         return rms_norm(x, self.final_norm[...], c.norm_eps), cache
 
@@ -248,6 +242,49 @@ class Gemma(nnx.Module):
         if "direction" in pure:  # see steering
             pure["push"] = pure.pop("strength")[:, None] * pure.pop("direction")
         return {k: v if "norm" in k else v.astype(self.dtype) for k, v in pure.items()}
+
+
+def _visible(slots, positions, *, ring: int, window: int | float) -> Bool[Array, "B T S"]:
+    """Which cells of a ring of slots each new token attends to, itself included.
+
+    `slots` [T] and `positions` [B, T] are those of the new tokens.
+    """
+    query = slots[:, None]
+    newest = query[-1]
+    # A cell holds the newest token whose slot, modulo the ring's size, is the cell's.
+    held = newest - (newest - jnp.arange(ring)) % ring
+    back = query - held  # how many tokens it lies behind
+    return (back >= 0) & (back <= positions[:, :, None]) & (back < window)
+
+
+class _CachedLayers(NamedTuple):
+    """The layers of one kind, global or local, as they read new tokens against a cache."""
+
+    config: ModelConfig
+    weights: dict[str, Array]  # of all layers, stacked
+    rope: Array
+    mask: Bool[Array, "B T S"]
+    slot: Int[Array, ""] | int  # of the first new token
+
+    def apply(self, i, at, x, cache):
+        """Layer `i`, which is number `at` of its kind; `cache` are the keys and values of all.
+
+        Gives the residual stream and both arrays with the new tokens' in them.
+        """
+        p = {
+            name: jax.lax.dynamic_index_in_dim(w, i, keepdims=False)
+            for name, w in self.weights.items()
+        }
+        q, new_keys, new_values = project(self.config, p, x, self.rope)
+        keys = self._put(cache[0], new_keys, at)
+        values = self._put(cache[1], new_values, at)
+        attended = attend(self.config, q, keys[at], values[at], self.mask)
+        return finish(self.config, p, x, attended), keys, values
+
+    def _put(self, array, new, at):
+        cell = self.slot % array.shape[3]
+        array = jax.lax.dynamic_update_slice(array, new[None], (at, 0, 0, cell, 0))
+        return row_major(array, None, "rows", "kv_heads")
 
 
 def abstract(config: ModelConfig, *, dtype=jnp.float32, param_dtype=jnp.float32) -> Gemma:

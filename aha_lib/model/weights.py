@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm.auto import tqdm
 
 from aha_lib import devices
-from aha_lib.model import files, layouts
+from aha_lib.model import files, finite, layouts
 from aha_lib.model.gemma import Gemma, abstract
 from aha_lib.model.tokenizer import TINY_PATH, Tokenizer
 from aha_lib.presets import MODELS, ModelConfig
@@ -82,7 +82,8 @@ def load(
     handle, or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
     activations, `param_dtype` that of parameters. `tokenizer` is the path of a `tokenizer.model`
     that lies elsewhere. A shape that is no preset's needs a `config.json` in the folder. Raises
-    ValueError or FileNotFoundError if it is no whole Gemma, and what `download` raises.
+    ValueError or FileNotFoundError if it is no whole Gemma, or holds NaN or infinity, and what
+    `download` raises.
     """
     source = {"tiny": str(TINY), **HANDLES}.get(str(source), str(source))
     is_handle = re.fullmatch(r"[\w.-]+(/[\w.-]+){3,4}", source) and not Path(source).exists()
@@ -93,6 +94,7 @@ def load(
     words, config = _load_tokenizer([epath.Path(tokenizer)] if tokenizer else beside, config)
     model = abstract(config, dtype=dtype, param_dtype=param_dtype)
     _fill(model, checkpoint, mesh or devices.make_mesh(jax.devices()[:1]))
+    finite.refuse_nonfinite(model, folder)
     return model, words, config
 
 
@@ -260,7 +262,6 @@ def _fill(model: Gemma, checkpoint: Checkpoint, mesh: Mesh) -> None:
         tensors = checkpoint.files.read(wanted)
         for source in sources:
             _put_parts(stacks, tensors[source.name], source, layer.layers, place)
-    _check_finite(path, ends | stacks)
     nnx.update(model, ends | {"layers": stacks})
 
 
@@ -362,14 +363,3 @@ def _check_tied(checkpoint: Checkpoint, embed, place) -> None:
                     f"{name} in {checkpoint.files.path} is not the embedding: this package's "
                     "Gemma has one table for both."
                 )
-
-
-def _check_finite(path, arrays: dict) -> None:
-    """Raises ValueError where a parameter has NaN or infinity: nothing can be computed with it."""
-    finite = jax.jit(partial(jax.tree.map, lambda x: jnp.isfinite(x).all()))(arrays)
-    broken = sorted(name for name, ok in finite.items() if not ok)
-    if broken:
-        raise ValueError(
-            f"{path} has numbers that are not finite, in {', '.join(broken)}: training that wrote "
-            "it went wrong, or the file is damaged."
-        )

@@ -6,6 +6,7 @@ flag in `Settings`; `presets.VARIANTS` puts the flags together. Knows nothing of
 text; takes token ids, rewards and the log-probabilities that the sampler returned.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from aha_lib.devices import in_lanes, lanes, shard_batch, to_host, whole_shares
+from aha_lib.devices import cpu_threads, run_in_threads, shard_batch, to_host, whole_shares
 from aha_lib.presets import Settings
 from aha_lib.rl import objectives, packing
 
@@ -35,6 +36,19 @@ class Batch(NamedTuple):
     advantages: Float[Array, " B"]
     weights: Float[Array, "B T"] | None = None  # of tokens in the mean; None: all are 1
     layout: packing.Layout | None = None
+    total: Float[Array, ""] | float | None = (
+        None  # trained tokens of the batch that this is a part of
+    )
+
+
+class Weights(NamedTuple):
+    """What a gradient reads: the policy's parameters, and the reference's where there is a KL term.
+
+    With adapters there is no reference: the base is the policy with adapters of zeros.
+    """
+
+    params: nnx.State
+    reference: nnx.State | None
 
 
 class TrainState(NamedTuple):
@@ -44,11 +58,62 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def shaped(
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """The fields of `Settings` that the loss reads: its program is compiled anew for others."""
+
+    objective: str
+    clip_low: float
+    clip_high: float
+    tau: float
+    kl: float
+    entropy_bonus: float
+    temperature: float
+    adapters: bool  # they alone are trained
+
+    @classmethod
+    def of(cls, settings: Settings) -> "LossSettings":
+        s = settings
+        return cls(
+            objective=s.objective,
+            clip_low=s.clip_low,
+            clip_high=s.clip_high,
+            tau=s.tau,
+            kl=s.kl,
+            entropy_bonus=s.entropy_bonus,
+            temperature=s.temperature,
+            adapters=s.lora > 0,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The fields of `Settings` that an update's program is compiled for.
+
+    The learning rate is none of them: it is an argument of each update.
+    """
+
+    max_grad_norm: float
+    weight_decay: float
+    adapters: bool
+
+    @classmethod
+    def of(cls, settings: Settings) -> "OptimizerSettings":
+        s = settings
+        return cls(s.max_grad_norm, s.weight_decay, adapters=s.lora > 0)
+
+    def optimizer(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """AdamW after clipping by the global norm."""
+        adam = optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay)
+        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), adam)
+
+
+def shape_rewards(
     rewards: Float[np.ndarray, "P G"], lengths: Int[np.ndarray, "P G"], settings: Settings
 ) -> Float[np.ndarray, "P G"]:
     """Rewards plus the terms for length (in tokens) that the settings ask for; 1.0 means right."""
-    s, right = settings, rewards == 1
+    s = settings
+    right = rewards == 1
     if s.overlong:
         rewards = rewards + overlong_penalty(lengths, s.completion_len, s.overlong)
     if s.length_reward:
@@ -66,7 +131,8 @@ def length_reward(lengths: Int[np.ndarray, "P G"], right: Bool[np.ndarray, "P G"
     """Kimi k1.5's length reward (2501.12599, section 2.3.3): 1/2 for the shortest of the group,
     -1/2 for the longest, linear between; for wrong answers at most 0. 0 if all are of one length.
     """
-    shortest, longest = lengths.min(1, keepdims=True), lengths.max(1, keepdims=True)
+    shortest = lengths.min(1, keepdims=True)
+    longest = lengths.max(1, keepdims=True)
     share = (lengths - shortest) / np.maximum(longest - shortest, 1)
     bonus = np.where(longest > shortest, 0.5 - share, 0.0)
     return np.where(right, bonus, np.minimum(bonus, 0.0))
@@ -109,24 +175,64 @@ def refill(batch: Batch, rewards: Float[np.ndarray, "P G"], more: Batch, more_re
     return joined, np.concatenate([rewards, more_rewards])[pick]
 
 
+@dataclasses.dataclass(frozen=True)
+class LearningRate:
+    """The learning rate of an update, by its number from 0: an `optax.Schedule`.
+
+    Step k (from 1) of a warm-up of n steps has k / n of the peak, so that the first learns too; a
+    cosine to `decay` of the peak follows.
+    """
+
+    peak: float
+    warmup: int  # steps
+    steps: int
+    decay: float
+    updates: int  # of a step
+
+    @classmethod
+    def of(cls, settings: Settings) -> "LearningRate":
+        s = settings
+        return cls(s.learning_rate, max(s.warmup, 1), s.steps, s.decay, s.updates)
+
+    def __call__(self, count):
+        of_step = optax.warmup_cosine_decay_schedule(
+            init_value=self.peak / self.warmup,
+            peak_value=self.peak,
+            warmup_steps=self.warmup - 1,
+            decay_steps=max(self.steps, self.warmup),
+            end_value=self.decay * self.peak,
+        )
+        return of_step(count // self.updates)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rate(schedule: LearningRate, count):
+    """A program of one number: the only one that is compiled anew for other `steps`."""
+    return schedule(count)
+
+
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm. Step k (from 1) of a warm-up of n has k / n of the
-    learning rate, so that the first learns too; a cosine to `decay` of it follows."""
-    s, n = settings, max(settings.warmup, 1)
-    rate = optax.warmup_cosine_decay_schedule(
-        s.learning_rate / n, s.learning_rate, n - 1, max(s.steps, n), s.decay * s.learning_rate
-    )
-    of_update = lambda count: rate(count // s.updates)  # noqa: E731
-    adam = optax.adamw(of_update, b2=0.95, weight_decay=s.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(s.max_grad_norm), adam)
+    """AdamW after clipping by the global norm, with the settings' `LearningRate`."""
+    return OptimizerSettings.of(settings).optimizer(LearningRate.of(settings))
 
 
-def whole_rows(prompts, valid, completions, mask):
+def updates_done(opt_state: optax.OptState) -> Int[Array, ""]:
+    """How many updates an optimizer's state has seen."""
+
+    def is_schedule(x):
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    leaves = jax.tree.leaves(opt_state, is_leaf=is_schedule)
+    return next(leaf.count for leaf in leaves if is_schedule(leaf))
+
+
+def join_rows(prompts, valid, completions, mask):
     """Prompts [B, Tp] and their completions [B, T] as `Gemma.hidden` takes rows: tokens, positions
     and segments, [B, Tp + T]."""
     tokens = jnp.concatenate([prompts, completions], axis=1)
     segments = jnp.concatenate([valid, mask], axis=1).astype(jnp.int32)
-    return tokens, jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0), segments
+    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+    return tokens, positions, segments
 
 
 def completion_logprobs(model, batch: Batch, temperature: float):
@@ -135,19 +241,26 @@ def completion_logprobs(model, batch: Batch, temperature: float):
     The hidden state before each completion token predicts it: the last prompt token predicts the
     first, and no prompt token is ever a target.
     """
-    x, T = batch.layout, batch.mask.shape[1]
-    if x is None:
-        rows = whole_rows(batch.prompts, batch.valid, batch.completions, batch.mask)
-        hidden = model.hidden(*rows)[:, batch.prompts.shape[1] - 1 : -1]
-        return model.logprobs(hidden, batch.completions, temperature=temperature)
+    if batch.layout is not None:
+        return _packed_logprobs(model, batch, temperature)
+    rows = join_rows(batch.prompts, batch.valid, batch.completions, batch.mask)
+    hidden = model.hidden(*rows)[:, batch.prompts.shape[1] - 1 : -1]
+    return model.logprobs(hidden, batch.completions, temperature=temperature)
+
+
+def _packed_logprobs(model, batch: Batch, temperature: float):
+    """As `completion_logprobs`, of completions that lie side by side in the layout's rows."""
+    x = batch.layout
+    T = batch.mask.shape[1]
     hidden = model.hidden(x.tokens, x.positions, x.segments, x.prefixes)
     hidden = jnp.take_along_axis(hidden, x.before[..., None], axis=1)
-    both = model.logprobs(hidden, x.targets, temperature=temperature)
-    spots = jnp.minimum(x.starts[..., None] + jnp.arange(T), T - 1).reshape(len(x.starts), -1)
-    return tuple(jnp.take_along_axis(y, spots, axis=1).reshape(-1, T) for y in both)
+    of_places = model.logprobs(hidden, x.targets, temperature=temperature)
+    # Each completion gets the T places from its first one on; what lies behind its end is masked.
+    places = jnp.minimum(x.starts[..., None] + jnp.arange(T), T - 1).reshape(len(x.starts), -1)
+    return tuple(jnp.take_along_axis(y, places, axis=1).reshape(-1, T) for y in of_places)
 
 
-def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
+def surrogate(logprobs, entropy, base, batch: Batch, settings: LossSettings | Settings):
     """Sum over tokens of the objective, negated, and sums of what is worth watching.
 
     `settings.objective` of the log-probabilities [B, T], minus `settings.kl` times the k3 estimate
@@ -155,21 +268,8 @@ def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
     `settings.entropy_bonus` times the entropy; tokens count as `batch.weights` says. Divide by the
     whole batch's trained tokens for the mean. An unknown objective raises ValueError.
     """
-    s, mask, gain = settings, batch.mask, batch.advantages[:, None]
-    log_ratio = jnp.where(mask, logprobs - batch.logprobs, 0.0)
-    if s.objective == "clip":
-        objective, outside = objectives.clipped(log_ratio, gain, s.clip_low, s.clip_high)
-    elif s.objective == "sequence_clip":
-        shared = objectives.sequence_mean(log_ratio, mask)
-        objective, outside = objectives.clipped(shared, gain, s.clip_low, s.clip_high)
-    elif s.objective == "cispo":
-        objective, outside = objectives.cispo(logprobs, log_ratio, gain, s.clip_low, s.clip_high)
-    elif s.objective == "reinforce":  # RLOO's (2402.14740, eq. 7): no ratio, so no clip
-        objective, outside = gain * logprobs, jnp.zeros_like(mask)
-    elif s.objective == "kimi":
-        objective, outside = objectives.mirror_descent(log_ratio, gain, mask, s.tau)
-    else:
-        raise ValueError(f"No objective is called {s.objective!r}: see presets.Settings.")
+    s, mask = settings, batch.mask
+    objective, outside = _objective(logprobs, batch, settings)
     kl = jnp.zeros_like(logprobs)
     if s.kl:
         gap = jnp.where(mask, jax.lax.stop_gradient(base) - logprobs, 0.0)
@@ -179,7 +279,10 @@ def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
         value = value - s.entropy_bonus * entropy
     if batch.weights is not None:
         value = batch.weights * value
-    total = lambda x: jnp.sum(jnp.where(mask, x, 0.0))  # noqa: E731
+
+    def total(x):
+        return jnp.sum(jnp.where(mask, x, 0.0))
+
     sums = {
         "entropy": total(entropy),
         "kl": total(kl),
@@ -189,48 +292,85 @@ def surrogate(logprobs, entropy, base, batch: Batch, settings: Settings):
     return total(value), sums
 
 
-def loss(model, reference, batch: Batch, settings: Settings):
+def _objective(logprobs, batch: Batch, settings: LossSettings | Settings):
+    """What `settings.objective` gives for each token, and where it is clipped: both [B, T]."""
+    s, mask, gain = settings, batch.mask, batch.advantages[:, None]
+    log_ratio = jnp.where(mask, logprobs - batch.logprobs, 0.0)
+    if s.objective == "clip":
+        return objectives.clipped(log_ratio, gain, s.clip_low, s.clip_high)
+    if s.objective == "sequence_clip":
+        shared = objectives.sequence_mean(log_ratio, mask)
+        return objectives.clipped(shared, gain, s.clip_low, s.clip_high)
+    if s.objective == "cispo":
+        return objectives.cispo(logprobs, log_ratio, gain, s.clip_low, s.clip_high)
+    if s.objective == "reinforce":  # RLOO's (2402.14740, eq. 7): no ratio, so no clip
+        return gain * logprobs, jnp.zeros_like(mask)
+    if s.objective == "kimi":
+        return objectives.mirror_descent(log_ratio, gain, mask, s.tau)
+    raise ValueError(f"No objective is called {s.objective!r}: see presets.Settings.")
+
+
+def loss(model, reference, batch: Batch, settings: LossSettings | Settings):
     """`surrogate` of a model; `reference` is the base model, None if `settings.kl` is 0."""
     logprobs, entropy = completion_logprobs(model, batch, settings.temperature)
-    base = completion_logprobs(reference, batch, settings.temperature)[0] if settings.kl else None
+    base = None
+    if settings.kl:
+        base, _ = completion_logprobs(reference, batch, settings.temperature)
     return surrogate(logprobs, entropy, base, batch, settings)
 
 
-def learned(params: nnx.State, settings: Settings) -> tuple[nnx.State, nnx.State]:
-    """The parameters that are trained, the adapters if there are any, and the others."""
-    if not settings.lora:
+def trainable(params: nnx.State, adapters: bool | int) -> tuple[nnx.State, nnx.State]:
+    """The parameters that are trained and the others.
+
+    With `adapters` (their rank, or whether there are some) these are trained alone, else all are.
+    """
+    if not adapters:
         return params, nnx.State({})
     return nnx.split_state(params, nnx.LoRAParam, ...)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "settings"), donate_argnames="grads")
-def accumulate(graph, params, reference, grads, batch: Batch, tokens, settings: Settings):
-    """Add the gradient of one micro-batch, whose batch trains `tokens` tokens in all.
+def accumulate(graph, weights: Weights, grads, batch: Batch, settings: LossSettings):
+    """Add the gradient of one micro-batch to `grads`, which is donated; also gives its sums.
 
-    With adapters `reference` is None: the base model is this one with adapters of zeros.
+    The loss is the sum over the micro-batch's tokens divided by `batch.total`, by its own number
+    where that is None.
     """
-    params, rest = learned(params, settings)
-    if settings.lora:
+    params, rest = trainable(weights.params, settings.adapters)
+    reference = weights.reference
+    if settings.adapters:
         reference = nnx.merge_state(jax.tree.map(jnp.zeros_like, params), rest)
+    total = jnp.maximum(batch.mask.sum(), 1) if batch.total is None else batch.total
 
     def scaled(params):
         model = nnx.merge(graph, params, rest)
         base = nnx.merge(graph, reference) if settings.kl else None
-        value, sums = loss(model, base, shard_batch(batch), settings)
-        return value / tokens, sums
+        value, sums = loss(model, base, shard_batch(batch._replace(total=None)), settings)
+        return value / total, sums
 
     (value, sums), new = jax.value_and_grad(scaled, has_aux=True)(params)
     return jax.tree.map(jnp.add, grads, new), sums | {"loss": value}
 
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
-def apply(state: TrainState, grads, settings: Settings, loss: float | Float[Array, ""] = 0.0):
-    """One optimizer step, none if loss or gradient is not finite; and the norm before clipping."""
-    params, rest = learned(state.params, settings)
-    updates, opt_state = optimizer(settings).update(grads, state.opt_state, params)
+def apply(
+    state: TrainState,
+    grads,
+    rate: Float[Array, ""] | float,
+    loss: Float[Array, ""] | float,
+    settings: OptimizerSettings,
+):
+    """One optimizer step at a learning rate, none if loss or gradient is not finite.
+
+    Gives the new state and the gradient's norm before clipping.
+    """
+    params, rest = trainable(state.params, settings.adapters)
+    adam = settings.optimizer(lambda count: rate)
+    updates, opt_state = adam.update(grads, state.opt_state, params)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    new, old = (optax.apply_updates(params, updates), opt_state), (params, state.opt_state)
+    new = optax.apply_updates(params, updates), opt_state
+    old = params, state.opt_state
     params, opt_state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
     return TrainState(nnx.merge_state(params, rest), opt_state), norm
 
@@ -253,9 +393,11 @@ def _logprobs(graph, params, batch: Batch, temperature: float):
     return completion_logprobs(nnx.merge(graph, params), shard_batch(batch), temperature)[0]
 
 
-def rescored(graph, params, batch: Batch, settings: Settings) -> Batch:
+def rescore(graph, params, batch: Batch, settings: Settings) -> Batch:
     """The batch with the trainer's log-probabilities, its tokens weighted for the mismatch."""
-    count, rows, parts = len(batch.mask), whole_shares(settings.micro_batch, "rows"), []
+    count = len(batch.mask)
+    rows = whole_shares(settings.micro_batch, "rows")
+    parts = []
     for start in range(0, count, rows):
         index = np.arange(start, start + rows) % count  # the last one goes round: one shape
         micro = jax.tree.map(lambda x: x[index], batch)  # noqa: B023
@@ -275,23 +417,28 @@ def _added(grads, more):
 def gradient(graph, params: nnx.State, reference, batch: Batch, settings: Settings):
     """The gradient of the mean over a batch's trained tokens, and each micro-batch's sums.
 
-    Micro-batches one after the other; in several threads where `devices.lanes` has them.
+    Micro-batches one after the other; in several threads where `devices.cpu_threads` has them.
     """
-    s, tokens = settings, float(max(batch.mask.sum(), 1))
+    s = settings
+    weights = Weights(params, reference)
+    total = float(max(batch.mask.sum(), 1))
     # These learn from rows without an advantage too.
     all_rows = s.kl > 0 or s.entropy_bonus != 0 or s.objective == "kimi"
     micros = list(micro_batches(batch, s.micro_batch, all_rows=all_rows))
-    count = max(1, min(lanes(params), len(micros)))
 
     def add(share):
-        grads, sums = jax.tree.map(jnp.zeros_like, learned(params, s)[0]), []
+        grads = jax.tree.map(jnp.zeros_like, trainable(params, s.lora)[0])
+        sums = []
         for micro in share:
-            grads, new = accumulate(graph, params, reference, grads, micro, tokens, s)
+            micro = micro._replace(total=total)
+            grads, new = accumulate(graph, weights, grads, micro, LossSettings.of(s))
             sums.append(new)
         return grads, sums
 
-    grads, sums = zip(*in_lanes(add, [micros[i::count] for i in range(count)]), strict=True)
-    return functools.reduce(_added, grads), [x for of_lane in sums for x in of_lane]
+    threads = max(1, min(cpu_threads(params), len(micros)))
+    done = run_in_threads(add, [micros[i::threads] for i in range(threads)])
+    grads = functools.reduce(_added, [grads for grads, _ in done])
+    return grads, [each for _, sums in done for each in sums]
 
 
 def train_step(graph, state: TrainState, reference, batch: Batch, settings: Settings):
@@ -301,18 +448,23 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
     those of the old policy. `state` is donated. Metrics: means over the tokens trained, `entropy`,
     `kl`, `clip_fraction`; the last `grad_norm`; `skipped_updates`, those that were not finite.
     """
-    s, sums, skipped = settings, [], 0
+    s = settings
+    sums, skipped = [], 0
     if s.norm != "token":
         batch = batch._replace(weights=objectives.token_weights(batch.mask, s.norm, s.group))
     if s.importance_cap:
-        batch = rescored(graph, state.params, batch, s)
+        batch = rescore(graph, state.params, batch, s)
     for _ in range(s.updates):
         grads, new = gradient(graph, state.params, reference, batch, s)
         value = sum((x["loss"] for x in new), jnp.float32(0))
-        state, grad_norm = apply(state, grads, s, value)
+        # An argument of the update, not a constant in it: runs of other lengths share its program.
+        rate = _rate(LearningRate.of(s), updates_done(state.opt_state))
+        state, grad_norm = apply(state, grads, rate, value, OptimizerSettings.of(s))
         skipped += not np.isfinite(float(grad_norm + value))
         sums += new
     trained = max(sum(float(x["tokens"]) for x in sums), 1)
-    watch = "entropy", "kl", "clip_fraction"
-    means = {k: float(sum(x[k] for x in sums)) / trained for k in watch}
+    means = {
+        name: float(sum(x[name] for x in sums)) / trained
+        for name in ("entropy", "kl", "clip_fraction")
+    }
     return state, means | {"grad_norm": float(grad_norm), "skipped_updates": skipped}

@@ -25,6 +25,14 @@ class Layout(NamedTuple):
     starts: Int[Array, "R M"]  # where among them a completion begins
 
 
+class Room(NamedTuple):
+    """What a row has room for."""
+
+    slots: int  # tokens, of prompts and completions
+    places: int  # tokens of completions
+    sharing: int  # completions
+
+
 def pack(
     prompts: Int[np.ndarray, "B Tp"],
     valid: Bool[np.ndarray, "B Tp"],
@@ -37,62 +45,104 @@ def pack(
     With each, which completions it holds: N = rows · M numbers, -1 where there is none. Rows of the
     batch with the same prompt share it where they lie side by side, as a group's do.
     """
-    given = np.where(valid, prompts, -1)
-    new = np.r_[True, (given[1:] != given[:-1]).any(axis=1)][: len(given)]
-    owners, lengths = np.cumsum(new) - 1, mask.sum(axis=1)
-    heads, places = [row[row >= 0] for row in given[new]], mask.shape[1]
-    slots = prompts.shape[1] + places
-    together = _first_fit(lengths, owners, np.array([*map(len, heads)], int), slots, places)
-    for first in range(0, len(together), rows):
-        layout = Layout(
-            *(np.zeros((rows, n), np.int32) for n in [slots] * 4 + [places] * 2 + [SHARING])
-        )
-        index = np.full((rows, SHARING), -1)
-        for row, members in enumerate(together[first : first + rows]):
+    heads, owners = _distinct_prompts(prompts, valid)
+    lengths = mask.sum(axis=1)
+    room = Room(slots=prompts.shape[1] + mask.shape[1], places=mask.shape[1], sharing=SHARING)
+    head_lengths = np.array([len(head) for head in heads], int)
+    assigned = _first_fit(lengths, owners, head_lengths, room)
+    for first in range(0, len(assigned), rows):
+        layout = _empty_layout(rows, room)
+        index = np.full((rows, room.sharing), -1)
+        for row, members in enumerate(assigned[first : first + rows]):
             index[row, : len(members)] = members
             texts = [completions[i, : lengths[i]] for i in members]
-            _fill(Layout(*(x[row] for x in layout)), heads, owners[members], texts)
+            _fill(Layout(*(array[row] for array in layout)), heads, owners[members], texts)
         yield layout, index.reshape(-1)
 
 
-def _first_fit(lengths, owners, heads, slots: int, places: int) -> list[list[int]]:
-    """Completions that share a row: a prompt's longest first, each where its prompt is already,
-    else in the first row with room for both."""
-    count = len(lengths)
-    free, left, held = np.full(count, slots), np.full(count, places), np.full(count, SHARING)
-    has = np.zeros((count, len(heads)), bool)
-    together = [[] for _ in range(count)]
+def _distinct_prompts(prompts, valid) -> tuple[list[np.ndarray], Int[np.ndarray, " B"]]:
+    """The prompts without their padding, equal neighbours once, and which of them each row has."""
+    unpadded = np.where(valid, prompts, -1)
+    differs = np.ones(len(prompts), bool)  # from the row before; the first row always does
+    differs[1:] = (unpadded[1:] != unpadded[:-1]).any(axis=1)
+    owners = np.cumsum(differs) - 1
+    heads = [row[row >= 0] for row in unpadded[differs]]
+    return heads, owners
+
+
+def _empty_layout(rows: int, room: Room) -> Layout:
+    def zeros(columns):
+        return np.zeros((rows, columns), np.int32)
+
+    return Layout(
+        tokens=zeros(room.slots),
+        positions=zeros(room.slots),
+        segments=zeros(room.slots),
+        prefixes=zeros(room.slots),
+        before=zeros(room.places),
+        targets=zeros(room.places),
+        starts=zeros(room.sharing),
+    )
+
+
+def _first_fit(lengths, owners, head_lengths, room: Room) -> list[list[int]]:
+    """Which completions share a row: lists of their numbers, a list a row.
+
+    A prompt's longest completion comes first. Each goes into the first row where its prompt is
+    already and that has room, else into the first row with room for both.
+    """
+    count = len(lengths)  # of rows too, at most
+    free_slots = np.full(count, room.slots)
+    free_places = np.full(count, room.places)
+    free_numbers = np.full(count, room.sharing)
+    has_prompt = np.zeros((count, len(head_lengths)), bool)
+    assigned = [[] for _ in range(count)]
     for i in np.lexsort((-lengths, owners)):
-        there = has[:, owners[i]]
-        need = lengths[i] + np.where(there, 0, heads[owners[i]])
-        row = int(np.argmax(((need <= free) & (lengths[i] <= left) & (held > 0)) * (1 + there)))
-        free[row] -= need[row]
-        left[row] -= lengths[i]
-        held[row] -= 1
-        has[row, owners[i]] = True
-        together[row].append(int(i))
-    return [sorted(members) for members in together if members]
+        prompt_there = has_prompt[:, owners[i]]
+        need = lengths[i] + np.where(prompt_there, 0, head_lengths[owners[i]])
+        fits = (need <= free_slots) & (lengths[i] <= free_places) & (free_numbers > 0)
+        row = int(np.argmax(fits * (1 + prompt_there)))  # 2 beats 1, and the first of equals wins
+        free_slots[row] -= need[row]
+        free_places[row] -= lengths[i]
+        free_numbers[row] -= 1
+        has_prompt[row, owners[i]] = True
+        assigned[row].append(int(i))
+    return [sorted(members) for members in assigned if members]
 
 
-def _fill(row, heads, owners, texts) -> None:
+def _fill(row: Layout, heads, owners, texts) -> None:
     """Write prompts and completions into the arrays of one row, [L], [C] and [M]."""
-    slot = place = segment = 0
+    slot = 0
+    place = 0
+    segment = 0
     owner = None
-
-    def put(ids, position, prefix):
-        nonlocal slot, segment
-        here, segment = slice(slot, slot + len(ids)), segment + 1
-        row.tokens[here], row.segments[here], row.prefixes[here] = ids, segment, prefix or segment
-        row.positions[here] = position + np.arange(len(ids))
-        slot = here.stop
-
     for number, (other, text) in enumerate(zip(owners, texts, strict=True)):
+        head = heads[other]
         if other != owner:
-            owner, head = other, heads[other]
-            put(head, 0, 0)
-            prompt, last = segment, slot - 1
-        here = slice(place, place + len(text))
-        row.before[here] = np.r_[last, slot + np.arange(len(text) - 1)]
-        row.targets[here], row.starts[number] = text, place
-        put(text, len(head), prompt)
-        place = here.stop
+            owner = other
+            segment += 1
+            prompt = segment
+            here = _write(row, slot, head, first_position=0)
+            row.segments[here] = prompt
+            row.prefixes[here] = prompt
+            slot += len(head)
+            last_of_prompt = slot - 1
+        segment += 1
+        here = _write(row, slot, text, first_position=len(head))
+        row.segments[here] = segment
+        row.prefixes[here] = prompt
+        # The prompt's last token predicts the first of the completion, each of these the next.
+        places = slice(place, place + len(text))
+        row.before[places] = np.r_[last_of_prompt, slot + np.arange(len(text) - 1)]
+        row.targets[places] = text
+        row.starts[number] = place
+        slot += len(text)
+        place += len(text)
+
+
+def _write(row: Layout, slot: int, ids, *, first_position: int) -> slice:
+    """Write token ids into a row from a slot on, and their positions; gives their slots."""
+    here = slice(slot, slot + len(ids))
+    row.tokens[here] = ids
+    row.positions[here] = first_position + np.arange(len(ids))
+    return here

@@ -5,8 +5,11 @@ two stages the host lengthens the KV cache and drops the rows that are finished.
 text, Countdown or rewards; takes token ids.
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+import itertools
+import os
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,10 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from aha_lib.devices import (
+    GENERATOR,
     constrain,
-    in_lanes,
-    lanes,
+    cpu_threads,
     mesh_in_use,
+    run_in_threads,
     shard_batch,
     shardings,
     to_host,
@@ -28,6 +32,26 @@ from aha_lib.devices import (
 from aha_lib.model.gemma import Cache, Gemma
 
 BLOCK = 128  # tokens of which a draw adds up the probabilities at a time: the lanes of a TPU
+FEWEST = 8  # rows of a share are halved between stages, down to this part of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. There is no top-k or top-p.
+
+    They would make the returned log-probabilities those of another distribution than the one that
+    is trained on.
+    """
+
+    group: int  # completions of each prompt
+    length: int  # tokens of a completion at most, the stop token included
+    stop_ids: Collection[int]  # tokens that end a completion
+    pad_id: int  # written after the end
+    temperature: float = 1.0  # 0: the likeliest token; log-probabilities are then those at 1
+    stages: int = 4  # of equal length: finished rows are dropped, and the cache grows, in between
+    # Copy sharded layers whole to every device, once. False where they do not fit: they are then
+    # gathered layer by layer, for every token.
+    gather: bool = True
 
 
 class Completions(NamedTuple):
@@ -36,6 +60,45 @@ class Completions(NamedTuple):
     tokens: Int[np.ndarray, "B T"]  # pad_id after the end
     logprobs: Float[np.ndarray, "B T"]  # nats, of the distribution sampled from; 0 after the end
     mask: Bool[np.ndarray, "B T"]  # True for sampled tokens, the stop token included
+
+
+class Stage(NamedTuple):
+    """Columns of the completions that one call of the decode loop writes: its static arguments."""
+
+    slot: int  # of the cache, which the first of them is written into
+    length: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+
+    @property
+    def slots(self) -> int:
+        """How many the cache has meanwhile."""
+        return self.slot + self.length
+
+
+class DecodeShape(NamedTuple):
+    """What distinguishes the decode programs of one model: one is compiled for each."""
+
+    rows: int
+    slots: int  # of the cache
+    length: int  # tokens at most
+
+
+class _Weights(NamedTuple):
+    """A model as the sampler reads it."""
+
+    graph: nnx.GraphDef
+    params: nnx.State
+    window: int
+
+
+class _Wanted(NamedTuple):
+    """The rows that are to be written, B with those that only fill the devices up."""
+
+    key: Key[Array, ""]
+    first: int  # row i draws as number first + i
+    count: int  # rows from here on only fill up
+    prompt: Int[np.ndarray, " B"]  # which one a row follows
 
 
 class _Rows(NamedTuple):
@@ -53,15 +116,18 @@ def pad_left(
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
     """Token ids as one array, padded on the left, and the mask of what is not padding.
 
-    Raises ValueError where a row is longer than `length`.
+    Raises ValueError where a row is longer than `length`, and where there is none.
     """
-    longest = max(map(len, rows))
+    if not len(rows):
+        raise ValueError("There are no prompts: give one at least.")
+    lengths = np.array([len(row) for row in rows])
+    longest = lengths.max()
     if longest > length:
         raise ValueError(f"A prompt has {longest} tokens: raise prompt_len above {length}.")
     tokens = np.full((len(rows), length), pad_id, np.int32)
     for i, row in enumerate(rows):
         tokens[i, length - len(row) :] = row
-    return tokens, np.arange(length) >= length - np.array([len(row) for row in rows])[:, None]
+    return tokens, np.arange(length) >= length - lengths[:, None]
 
 
 def sample(
@@ -69,125 +135,192 @@ def sample(
     prompts: Int[np.ndarray, "P T"],
     valid: Bool[np.ndarray, "P T"],
     key: Key[Array, ""],
-    *,
-    group: int,
-    length: int,
-    stop_ids: Iterable[int],
-    pad_id: int,
-    temperature: float = 1.0,
-    stages: int = 4,
-    gather: bool = True,
+    sampling: Sampling,
 ) -> Completions:
-    """Sample `group` completions of at most `length` tokens for each left-padded prompt.
+    """Sample `sampling.group` completions of each left-padded prompt.
 
     Row i draws from keys folded from (key, i, position), so a row's tokens depend neither on the
-    other rows nor on how the batch is sharded. `temperature` 0 takes the likeliest token (its
-    log-probabilities are then those at temperature 1). No top-k or top-p: they would make the
-    returned log-probabilities those of another distribution than the one trained on. `gather`
-    copies the sharded layers whole to every device, once; False where they do not fit: they are
-    then gathered layer by layer, for every token. The prompts are dealt out to several threads
-    where `devices.lanes` has them.
+    other rows nor on how the batch is sharded. All of them are threefry's, whatever
+    `jax_default_prng_impl` is: rbg draws other numbers for other batches. The prompts are dealt out
+    to several threads where `devices.cpu_threads` has them. Raises ValueError without prompts.
     """
+    if not len(prompts):
+        raise ValueError("There are no prompts to sample from: give one at least.")
     graph, params = nnx.split(model)
-    params = ready(params, model.dtype, gather=gather)
-    write = functools.partial(
-        _sample,
-        graph,
-        params,
-        key=key,
-        group=group,
-        length=length,
-        stop_ids=tuple(sorted(stop_ids)),
-        pad_id=pad_id,
-        temperature=temperature,
-        stages=stages,
-        window=model.config.window,
-    )
-    shares = np.array_split(np.arange(len(prompts)), min(lanes(params), len(prompts)))
-    parts = in_lanes(lambda i: write(prompts[i], valid[i], first=group * i[0]), shares)
+    params = prepare_weights(params, model.dtype, gather=sampling.gather)
+    weights = _Weights(graph, params, model.config.window)
+    key = _threefry(key)
+
+    def write(share):
+        wanted = _wanted_rows(key, share, sampling.group)
+        return _write(weights, prompts[share], valid[share], wanted, sampling)
+
+    parts = run_in_threads(write, _shares(len(prompts), cpu_threads(params)))
     return Completions(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _sample(
-    graph,
-    params,
-    prompts,
-    valid,
-    *,
-    key,
-    first,
-    group,
-    length,
-    stop_ids,
-    pad_id,
-    temperature,
-    stages,
-    window,
+def decode_shapes(
+    prompts: int, prompt_len: int, sampling: Sampling, *, threads: int = 1
+) -> list[DecodeShape]:
+    """Of all decode programs that `sample` can meet for so many prompts of so many tokens.
+
+    Which of them it does meet depends on how soon completions end. `threads`: those of
+    `devices.cpu_threads`. Call it with the mesh in use, which rounds numbers of rows up.
+    """
+    found = set()
+    for share in _shares(prompts, threads):
+        count = sampling.group * len(share)
+        rows = whole_shares(count, "draws")
+        sizes = [rows]  # none are dropped before the first stage
+        for stage in _stages(prompt_len, sampling):
+            found |= {DecodeShape(size, stage.slots, stage.length) for size in sizes}
+            sizes = _halvings(rows, count // FEWEST)
+    return sorted(found, reverse=True)
+
+
+def compile_decode(
+    model: Gemma, shapes: Sequence[DecodeShape], prompt_len: int, sampling: Sampling
+) -> None:
+    """Compile decode programs now, and not in the middle of a run when rows happen to be so many.
+
+    JAX finds them when `sample` wants them, as if a call had compiled them. The shapes are some
+    that `decode_shapes` gives for these prompts. For one device, without a mesh.
+    """
+    graph, params = nnx.split(model)
+    params = prepare_weights(params, model.dtype, gather=sampling.gather)
+    weights = _Weights(graph, jax.tree.map(_shape_of, params), model.config.window)
+    stages = {stage.slots: stage for stage in _stages(prompt_len, sampling)}
+
+    def compile_each(shapes):
+        for shape in shapes:
+            rows = jax.eval_shape(functools.partial(_blank_rows, weights, prompt_len, shape))
+            stage = stages[shape.slots]
+            _decode.lower(graph, weights.params, rows, float(sampling.temperature), stage).compile()
+
+    threads = min(os.cpu_count() or 1, len(shapes))
+    run_in_threads(compile_each, [shapes[i::threads] for i in range(threads)])
+
+
+def _shape_of(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _blank_rows(weights: _Weights, prompt_len: int, shape: DecodeShape) -> _Rows:
+    """Rows as they are before a decode program of this shape."""
+    prompts = jnp.zeros((1, prompt_len), jnp.int32)
+    wanted = _Wanted(jax.random.key(0, impl=GENERATOR), 0, shape.rows, np.zeros(shape.rows, int))
+    rows = _prefill(weights.graph, weights.params, prompts, prompts == 0, wanted)
+    slots = _cache_slots(shape.slots, weights.window)
+    cache = (_resize(x, wanted.prompt, n) for x, n in zip(rows.cache, slots, strict=True))
+    return rows._replace(cache=Cache(*cache))
+
+
+def _shares(prompts: int, threads: int) -> list[Int[np.ndarray, " N"]]:
+    """The numbers of the prompts that each thread answers."""
+    return np.array_split(np.arange(prompts), min(threads, prompts))
+
+
+def _wanted_rows(key, share, group: int) -> _Wanted:
+    """The rows of a share of the prompts, whose numbers follow one another."""
+    count = group * len(share)
+    index = np.arange(whole_shares(count, "draws"))
+    prompt = np.minimum(index // group, len(share) - 1)  # those that fill up: the last one's
+    return _Wanted(key, group * int(share[0]), count, prompt)
+
+
+def _stages(prompt_len: int, sampling: Sampling) -> list[Stage]:
+    """Stages of lengths as equal as can be; fewer where there are fewer tokens than stages."""
+    s = sampling
+    bounds = sorted({round(s.length * i / s.stages) for i in range(s.stages + 1)})
+    stop_ids = tuple(sorted(s.stop_ids))
+    return [
+        Stage(prompt_len + start, stop - start, stop_ids, s.pad_id)
+        for start, stop in itertools.pairwise(bounds)
+    ]
+
+
+def _write(
+    weights: _Weights,
+    prompts: Int[np.ndarray, "P T"],
+    valid: Bool[np.ndarray, "P T"],
+    wanted: _Wanted,
+    sampling: Sampling,
 ) -> Completions:
-    """Of `sample`'s rows those from number `first` on that these prompts have."""
-    P, count = len(prompts), group * len(prompts)
-    # The last prompts and rows only fill the devices up: what does not divide is not spread.
-    filled = np.arange(whole_shares(P, "draws")) % P
-    index = np.arange(whole_shares(count, "draws"))  # which row of `out` each row written is
-    order = np.minimum(index // group, P - 1)  # and which row of the cache it reads
-    rows = _prefill(graph, params, prompts[filled], valid[filled], key, order, count, first)
-    out = Completions(
-        np.full((len(index), length), pad_id, np.int32),
-        np.zeros((len(index), length), np.float32),
-        np.zeros((len(index), length), bool),
-    )
-    bounds = sorted({round(length * i / stages) for i in range(stages + 1)})
-    for start, stop in zip(bounds, bounds[1:], strict=False):
-        cache = []
-        slots = _slots(prompts.shape[1] + stop, window)
-        for x, n in zip(rows.cache, slots, strict=True):
-            cache.append(_move(x, order, n))
-            x.delete()  # once copied: there are never two whole caches
-        rows = rows._replace(cache=Cache(*cache))
-        rows, *written = _decode(
-            graph,
-            params,
-            rows,
-            temperature,
-            slot=prompts.shape[1] + start,
-            length=stop - start,
-            stop_ids=stop_ids,
-            pad_id=pad_id,
-        )
+    """The wanted rows after these prompts."""
+    graph, params, window = weights
+    # The last prompts only fill the devices up: what does not divide is not spread.
+    filled = np.arange(whole_shares(len(prompts), "draws")) % len(prompts)
+    rows = _prefill(graph, params, prompts[filled], valid[filled], wanted)
+    index = np.arange(len(wanted.prompt))  # which row of `out` each row being written is
+    order = wanted.prompt  # which rows of the cache go on: at first it has one a prompt
+    out = _nothing_written(len(index), sampling)
+    prompt_len = prompts.shape[1]
+    for stage in _stages(prompt_len, sampling):
+        rows = _with_slots(rows, order, _cache_slots(stage.slots, window))
+        rows, *written = _decode(graph, params, rows, float(sampling.temperature), stage)
+        first = stage.slot - prompt_len
         for array, part in zip(out, written, strict=True):
-            array[index, start:stop] = to_host(part)
+            array[index, first : first + stage.length] = to_host(part)
         done = to_host(rows.done)
         if done.all():
             break
-        keep, order = _room(len(index), int((~done).sum()), count // 8), None
+        order = None
+        keep = _rows_to_keep(len(index), int((~done).sum()), wanted.count // FEWEST)
         if keep < len(index):
             order = np.argsort(done, kind="stable")[:keep]
-            rows, index = _Rows(*_pick(rows[:-1], order), rows.cache), index[order]
-    return Completions(*(array[:count] for array in out))
+            index = index[order]
+            rows = _Rows(*_pick_rows(rows[:-1], order), rows.cache)
+    return Completions(*(array[: wanted.count] for array in out))
 
 
-def _room(rows: int, unfinished: int, least: int) -> int:
+def _nothing_written(rows: int, sampling: Sampling) -> Completions:
+    shape = (rows, sampling.length)
+    tokens = np.full(shape, sampling.pad_id, np.int32)
+    return Completions(tokens, np.zeros(shape, np.float32), np.zeros(shape, bool))
+
+
+def _rows_to_keep(rows: int, unfinished: int, least: int) -> int:
     """Rows that go on: halved while the unfinished fit, so that there are few shapes to compile."""
-    half = whole_shares(-(-rows // 2), "draws")
-    if half == rows or half < max(unfinished, least):
-        return rows
-    return _room(half, unfinished, least)
+    return min(size for size in _halvings(rows, least) if size >= unfinished)
 
 
-def ready(params: nnx.State, dtype: jnp.dtype, *, gather: bool = False) -> nnx.State:
-    """Weights as a forward pass reads them: converted once, and gathered if asked (see `sample`).
+def _halvings(rows: int, least: int) -> list[int]:
+    """`rows`, half of them, half of those, … down to `least`, as the devices divide them."""
+    sizes = [rows]
+    while True:
+        half = whole_shares(-(-sizes[-1] // 2), "draws")
+        if half == sizes[-1] or half < least:
+            return sizes
+        sizes.append(half)
 
-    Arrays that are so already are not copied.
+
+def _threefry(key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key of JAX's default generator in a key: all of it, or half of an rbg key's words.
+
+    `jax.random.key(3)`, and what is folded from it, gives one key under both generators.
+    """
+    return jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl=GENERATOR)
+
+
+def prepare_weights(params: nnx.State, dtype: jnp.dtype, *, gather: bool = False) -> nnx.State:
+    """Weights as a forward pass reads them: converted to `dtype`, and gathered if asked, once.
+
+    Norms stay in their dtype, float32. `gather` is `Sampling.gather`. Arrays that are so already
+    are not copied.
     """
     mesh = jax.sharding.get_abstract_mesh()
     where = None if mesh.empty else shardings(params, mesh_in_use(), gathered=gather)
 
     def convert(path, x, where=None):
-        kind = x.dtype if "norm" in jax.tree_util.keystr(path) else dtype  # norms stay in float32
-        as_is = x.dtype == kind and (where is None or x.sharding.is_equivalent_to(where, x.ndim))
-        return x if as_is else _converted(x, kind, where)  # jit would copy what it gives back
+        wanted = x.dtype if "norm" in jax.tree_util.keystr(path) else dtype
+        in_place = where is None or x.sharding.is_equivalent_to(where, x.ndim)
+        if x.dtype == wanted and in_place:
+            return x  # jit would copy what it gives back
+        return _converted(x, wanted, where)
 
-    return jax.tree.map_with_path(convert, params, *[where] * (where is not None))
+    if where is None:
+        return jax.tree.map_with_path(convert, params)
+    return jax.tree.map_with_path(convert, params, where)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "where"))
@@ -197,58 +330,68 @@ def _converted(x, dtype, where):
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _prefill(graph, params, prompts, valid, key, order, count, first) -> _Rows:
-    """The rows to be written, row i after prompt order[i]; their cache still has a row a prompt.
-
-    Rows from `count` on are done. Row i draws as number `first` + i.
-    """
-    model, (P, T) = nnx.merge(graph, params), prompts.shape
+def _prefill(graph, params, prompts, valid, wanted: _Wanted) -> _Rows:
+    """The rows to be written; their cache still has a row a prompt. Those that fill up are done."""
+    model = nnx.merge(graph, params)
+    P, T = prompts.shape
     prompts, valid = shard_batch((jnp.asarray(prompts), jnp.asarray(valid)))
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
     hidden, cache = model.extend(prompts, positions, model.empty_cache(P, T), 0)
-    index = jnp.arange(len(order))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + index)
-    position = positions[order, -1] + 1
-    return _spread(_Rows(hidden[order, -1], position, index >= count, keys, cache))
+    index = jnp.arange(len(wanted.prompt))
+    rows = _Rows(
+        hidden=hidden[wanted.prompt, -1],
+        position=positions[wanted.prompt, -1] + 1,
+        done=index >= wanted.count,
+        key=jax.vmap(jax.random.fold_in, (None, 0))(wanted.key, wanted.first + index),
+        cache=cache,
+    )
+    return _spread(rows)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("graph", "slot", "length", "stop_ids", "pad_id"),
-    donate_argnames="rows",
-)
-def _decode(graph, params, rows, temperature, *, slot, length, stop_ids, pad_id):
-    """Write up to `length` tokens per row into cache slots `slot`, `slot` + 1, …"""
+@functools.partial(jax.jit, static_argnames=("graph", "stage"), donate_argnames="rows")
+def _decode(graph, params, rows: _Rows, temperature, stage: Stage):
+    """Write up to `stage.length` tokens per row; gives the rows and the three arrays written."""
     greedy = temperature == 0
-    model, B = nnx.merge(graph, params), len(rows.done)
+    model = nnx.merge(graph, params)
     last = model.config.vocab - model.config.padding - 1
-    written = (jnp.full((B, length), pad_id), jnp.zeros((B, length)), jnp.zeros((B, length), bool))
+    stop_ids = jnp.array(stage.stop_ids)
+    shape = (len(rows.done), stage.length)
+    nothing = (jnp.full(shape, stage.pad_id), jnp.zeros(shape), jnp.zeros(shape, bool))
 
     def unfinished(carry):
         t, rows, _ = carry
-        return (t < length) & ~rows.done.all()
+        return (t < stage.length) & ~rows.done.all()
 
-    def step(carry):
-        t, rows, (tokens, logprobs, mask) = carry
+    def choose(rows):
+        """The next token of each row and its log-probability."""
         logits = constrain(model.logits(rows.hidden), "draws")
         logs = jax.nn.log_softmax(logits / jnp.where(greedy, 1, temperature))
         token = jnp.where(greedy, logs.argmax(-1), _draw(logs, rows.key, rows.position))
         token = jnp.minimum(token, last)  # rounding of the sums could lead beyond it
-        token = jnp.where(rows.done, pad_id, token).astype(jnp.int32)
+        token = jnp.where(rows.done, stage.pad_id, token).astype(jnp.int32)
         logprob = jnp.take_along_axis(logs, token[:, None], axis=1)[:, 0]
-        put = lambda array, column: jax.lax.dynamic_update_slice(array, column[:, None], (0, t))  # noqa: E731
+        return token, jnp.where(rows.done, 0, logprob)
+
+    def step(carry):
+        t, rows, (tokens, logprobs, mask) = carry
+        token, logprob = choose(rows)
         written = (
-            put(tokens, token),
-            put(logprobs, jnp.where(rows.done, 0, logprob)),
-            put(mask, ~rows.done),
+            _put_column(tokens, token, t),
+            _put_column(logprobs, logprob, t),
+            _put_column(mask, ~rows.done, t),
         )
-        done = rows.done | jnp.isin(token, jnp.array(stop_ids))
-        hidden, cache = model.extend(token[:, None], rows.position[:, None], rows.cache, slot + t)
+        done = rows.done | jnp.isin(token, stop_ids)
+        slot = stage.slot + t
+        hidden, cache = model.extend(token[:, None], rows.position[:, None], rows.cache, slot)
         return t + 1, _Rows(hidden[:, 0], rows.position + 1, done, rows.key, cache), written
 
-    start = (0, _spread(rows), shard_batch(written))
+    start = (0, _spread(rows), shard_batch(nothing))
     _, rows, written = jax.lax.while_loop(unfinished, step, start)
     return rows, *written
+
+
+def _put_column(array, column, t):
+    return jax.lax.dynamic_update_slice(array, column[:, None], (0, t))
 
 
 def _spread(rows: _Rows) -> _Rows:
@@ -275,14 +418,23 @@ def _draw(logs, keys, position):
     return BLOCK * block[:, 0] + jnp.sum(within <= goal - before, axis=-1)
 
 
-def _slots(length: int, window: int) -> tuple[int, int, int, int]:
-    """Slots of the arrays of a `Cache` while rows grow to `length`: see `_move`."""
+def _cache_slots(length: int, window: int) -> tuple[int, int, int, int]:
+    """Slots of the arrays of a `Cache` while rows grow to `length`: local layers keep a window."""
     near = min(length, window or length)
     return length, length, near, near
 
 
+def _with_slots(rows: _Rows, order, slots: tuple[int, int, int, int]) -> _Rows:
+    """Rows whose cache has its rows `order` (None: all) and so many slots in each array."""
+    cache = []
+    for array, count in zip(rows.cache, slots, strict=True):
+        cache.append(_resize(array, order, count))
+        array.delete()  # once copied: there are never two whole caches
+    return rows._replace(cache=Cache(*cache))
+
+
 @functools.partial(jax.jit, static_argnames="slots")
-def _move(x, order, slots):
+def _resize(x, order, slots):
     """An array of a cache with its rows `order` (None: all) and `slots` slots, the new ones empty.
 
     Of more slots the last are kept, as the ring that `Gemma.extend` goes on writing. A layer at a
@@ -290,16 +442,16 @@ def _move(x, order, slots):
     """
     old = x.shape[3]
 
-    def part(x):
+    def resize_layer(x):
         x = x if order is None else x[order]
         if slots < old:
             x = jnp.roll(x[..., old - slots :, :], old % slots, axis=2)
         x = jnp.pad(x, [(0, 0), (0, 0), (0, max(0, slots - old)), (0, 0)])
         return constrain(x, "rows", "kv_heads")
 
-    return constrain(jax.lax.map(part, x), None, "rows", "kv_heads")
+    return constrain(jax.lax.map(resize_layer, x), None, "rows", "kv_heads")
 
 
 @jax.jit
-def _pick(rows, order):
+def _pick_rows(rows, order):
     return shard_batch(tuple(x[order] for x in rows))

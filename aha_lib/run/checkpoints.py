@@ -1,60 +1,48 @@
-"""A run's folder: its settings, its rows, its checkpoints, and how a run goes on from them.
+"""Checkpoints: written while a run goes on, checked when they are read, damaged ones set aside.
 
-Of several hosts, which share the folder, the first writes the files and all write the
-checkpoints. A kill between any two writes loses nothing: what a checkpoint does not cover is
-written again. Knows nothing of models, puzzles or rewards; takes rows and pytrees of arrays.
+All hosts write their part. Only a wrong checksum or a missing or torn part counts as damage; any
+other error of reading ends the run with a sentence. Knows nothing of models, puzzles or rewards;
+takes pytrees of arrays and a run's folder.
 """
 
 import contextlib
-import dataclasses
-import importlib
 import json
 import logging
 import math
 import operator
-import os
 import re
 import shutil
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental.multihost_utils import sync_global_devices
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from tqdm.auto import tqdm
 
-from aha_lib.presets import Pretraining, Settings
+from aha_lib.run import folder
 from aha_lib.run.session import any_host
 
 KEPT = 3  # checkpoints: the last two and the best
+LOOKS = 4  # at a checkpoint that a run may be deleting, before it counts as damaged
+PAUSE = 0.2  # seconds between them
+VANISHED = "it was deleted"
+
+# What reading says of files that are not what was written. TensorStore's codes begin its messages;
+# the kinds of error are those of Orbax's own files, which are JSON.
+TORN = re.compile(r"DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION: Error reading")
+TORN_KINDS = (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError)
+TORN_KINDS = (*TORN_KINDS, NotImplementedError)  # of a sharding whose name is misspelt
+# But not where the operating system could not read (EIO, EACCES); "not found" is a missing part.
+OS_ERROR = re.compile(r"\[OS error (?!2:)|Errno (?!2\])")
 
 
-def claim(out: Path, settings: Settings | Pretraining) -> list[str]:
-    """Make `out` this run's folder, or see that it is; gives the settings that have changed.
-
-    Raises ValueError if it is a file, or holds a run that these settings would not continue.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"{out} is a file, or lies in one: a run needs a folder.") from None
-    path, new = out / "settings.json", dataclasses.asdict(settings)
-    old = json.loads(path.read_text()) if path.exists() else new
-    old = {field.name: field.default for field in dataclasses.fields(settings)} | old
-    changed = [name for name in new if old[name] != new[name]]
-    told = [f"{name}: {old[name]} -> {new[name]}" for name in changed]
-    if not settings.changeable.issuperset(changed):
-        raise ValueError(
-            f"{out} holds a run with other settings ({', '.join(told)}): choose another folder, "
-            "or the same settings to resume it."
-        )
-    write(path, json.dumps(new, indent=2) + "\n")
-    if jax.process_index() == 0:
-        for name in ("stop", "stopped.txt"):  # of the time before
-            (out / name).unlink(missing_ok=True)
-    return told
+# Writing
 
 
 def manager(out: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
@@ -63,7 +51,8 @@ def manager(out: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
     The best has the highest held-out accuracy of those saved with one. `read_only` for a folder
     whose run may be going on elsewhere.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
+    # Orbax tells every file it writes, and of an error, which it raises, hundreds of lines.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     accuracy = operator.itemgetter("heldout_accuracy")
     best = BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
@@ -109,39 +98,185 @@ def save(manager: ocp.CheckpointManager, step: int, tree: dict, row: dict) -> No
     manager.save(step, args=kept, metrics=metrics or None)
 
 
-def restore(
-    manager: ocp.CheckpointManager, shapes: dict, out: Path, upto: int | float = math.inf
-) -> tuple[dict | None, int]:
-    """The newest checkpoint that is whole, as `shapes` says (with shardings), and its step.
+# Reading
 
-    Of those up to a step; None and -1 if there is none. A damaged one is told, and moved to
-    `damaged`.
+
+class Found(NamedTuple):
+    """The newest checkpoint that is whole (None and -1: none is), and why newer ones are not."""
+
+    tree: dict | None
+    step: int
+    damaged: dict[int, str]  # step -> reason
+
+
+class _Vanished(Exception):
+    """A checkpoint was deleted by the run that goes on, while it was being read."""
+
+
+def newest(manager: ocp.CheckpointManager, shapes: dict, upto: int | float = math.inf) -> Found:
+    """The newest whole checkpoint up to a step, as `shapes` says (with shardings).
+
+    Changes nothing. Raises OSError where one cannot be read, which does not mean that it is
+    damaged.
     """
-    shapes = ocp.args.StandardRestore(shapes | {"checksum": jax.ShapeDtypeStruct((), jnp.uint32)})
+    return _newest(manager, shapes, upto, _read)
+
+
+def _newest(manager, shapes: dict, upto: int | float, read: Callable) -> Found:
+    damaged = {}
     for step in sorted((n for n in manager.all_steps() if n <= upto), reverse=True):
-        try:
-            tree = manager.restore(step, args=shapes)
-            bad = int(tree.pop("checksum")) != int(checksum(tree)) and "its checksum is another"
-        except Exception as error:  # Orbax and TensorStore have many kinds
-            if "RESOURCE_EXHAUSTED" in str(error):
-                raise
-            tree, bad = None, type(error).__name__
-        if any_host(bad) == [False]:
-            return tree, step
-        say(out, f"The checkpoint of step {step} is damaged ({bad}): moved to {out / 'damaged'}.")
+        tree, why = read(manager, step, shapes)
+        bad, vanished = any_host(why, why == VANISHED)  # on any host: all have to agree
+        if vanished:
+            raise _Vanished
+        if not bad:
+            return Found(tree, step, damaged)
+        del tree  # the next one needs its memory
+        damaged[step] = why or "another host cannot read its part"
+    return Found(None, -1, damaged)
+
+
+def _read(manager: ocp.CheckpointManager, step: int, shapes: dict) -> tuple[dict | None, str]:
+    """What a checkpoint holds, and why it is damaged ("" if it is not)."""
+    if not (manager.directory / str(step) / "default").is_dir():
+        return None, "its arrays are gone"
+    of_sum = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_replicated(shapes))
+    wanted = ocp.args.StandardRestore(shapes | {"checksum": of_sum})
+    try:
+        tree = manager.restore(step, args=wanted)
+    except (jax.errors.JaxRuntimeError, MemoryError):  # of the devices, not of the files
+        raise
+    except Exception as error:  # Orbax and TensorStore have many kinds
+        if not is_damage(error):
+            raise OSError(
+                f"The checkpoint of step {step} in {manager.directory} cannot be read, which need "
+                f"not mean that it is damaged; nothing was changed. {type(error).__name__}: "
+                f"{str(error)[:500]}"
+            ) from error
+        return None, type(error).__name__
+    if int(tree.pop("checksum")) != int(checksum(tree)):
+        return None, "its checksum is another"
+    return tree, ""
+
+
+def _replicated(shapes: dict) -> jax.sharding.Sharding:
+    """Whole on each of the devices that `shapes` names: a run may go on on other ones."""
+    sharding = jax.tree.leaves(shapes)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of reading tells that files are missing, torn or altered."""
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__
+    words = " ".join(map(str, causes))
+    if OS_ERROR.search(words):
+        return False
+    return any(isinstance(cause, TORN_KINDS) for cause in causes) or bool(TORN.search(words))
+
+
+def restore(
+    manager: ocp.CheckpointManager, shapes: dict, out: Path, first: int = 0
+) -> tuple[dict | None, int]:
+    """For the run that trains in `out`: its newest whole checkpoint, and the step of it.
+
+    Damaged ones that are newer are told, and moved to `damaged`. None and -1 where none was ever
+    written: there are no rows after step `first`, which has the first checkpoint. Raises ValueError
+    where there were checkpoints and none can be used: nothing begins anew over what has been.
+    """
+    tree, step, damaged = newest(manager, shapes)
+    if tree is None:
+        check_nothing_is_lost(out, damaged, first)
+        return None, -1
+    for bad, why in damaged.items():
+        folder.log(
+            out, f"The checkpoint of step {bad} is damaged ({why}): moved to {out / 'damaged'}."
+        )
         if jax.process_index() == 0:
             (out / "damaged").mkdir(exist_ok=True)
-            shutil.rmtree(out / "damaged" / str(step), ignore_errors=True)
-            (out / "checkpoints" / str(step)).rename(out / "damaged" / str(step))
+            shutil.rmtree(out / "damaged" / str(bad), ignore_errors=True)
+            (out / "checkpoints" / str(bad)).rename(out / "damaged" / str(bad))
+    if damaged:
         sync_global_devices("set aside")
         manager.reload()
-    return None, -1
+    return tree, step
+
+
+def check_nothing_is_lost(out: Path, damaged: dict[int, str], first: int = 0) -> None:
+    """ValueError where a run would begin at 0 although it has been further."""
+    last = folder.last_step(out)
+    if damaged:
+        found = ", ".join(f"step {step}: {why}" for step, why in damaged.items())
+        problem = f"No checkpoint in {out / 'checkpoints'} is whole ({found})"
+    elif last > first:
+        problem = f"{out} has rows up to step {last}, and no checkpoint to go on from"
+    else:
+        return
+    raise ValueError(
+        f"{problem}. Nothing was changed. Put a whole checkpoint back, choose another folder, or "
+        f"move metrics.jsonl, rollouts.jsonl and checkpoints out of {out} to begin anew."
+    )
+
+
+def look(out: Path, shapes: dict, upto: int | float = math.inf) -> Found:
+    """For one who looks at a folder, whose run may be going on: as `newest`.
+
+    Changes nothing. What is deleted while it is read is no damage: the next newest is read. A
+    warning where the newest checkpoint is damaged and an older one is opened.
+    """
+    found = None
+    while found is None:
+        with contextlib.suppress(_Vanished), _open_to_look(out) as there:
+            found = _newest(there, shapes, upto, _read_while_it_lasts)
+    if found.damaged and found.tree is not None:
+        bad = ", ".join(map(str, found.damaged))
+        warnings.warn(
+            f"Damaged checkpoints in {out}: of step {bad}. That of step {found.step} is opened.",
+            stacklevel=2,
+        )
+    return found
+
+
+def _open_to_look(out: Path) -> ocp.CheckpointManager:
+    """A manager that changes nothing. Orbax fails where a checkpoint goes while it lists them."""
+    for left in reversed(range(LOOKS)):
+        try:
+            return manager(out, read_only=True)
+        except FileNotFoundError:
+            if not left:
+                raise
+            time.sleep(PAUSE)
+
+
+def _read_while_it_lasts(manager, step: int, shapes: dict) -> tuple[dict | None, str]:
+    """As `_read`; a checkpoint that is on its way out is VANISHED instead of damaged."""
+    for left in reversed(range(LOOKS)):
+        problem = None
+        try:
+            tree, why = _read(manager, step, shapes)
+        except OSError as error:
+            tree, why, problem = None, str(error), error
+        if not why:
+            return tree, why
+        time.sleep(PAUSE)  # it is deleted file by file
+        if not (manager.directory / str(step)).exists():
+            return None, VANISHED
+        if problem and not left:
+            raise problem
+    return None, why
 
 
 def shapes(tree):
     """What `restore` needs to know of a tree of arrays, which may then be let go."""
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
     return jax.tree.map(like, tree)
+
+
+# What is kept, in one number
 
 
 @jax.jit
@@ -155,64 +290,32 @@ def checksum(tree) -> jax.Array:
     return sum(map(words, jax.tree.leaves(tree)))
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file, none if there is no file; a torn last line is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+@jax.jit
+def _weights_checksum(x: jax.Array) -> jax.Array:
+    """That of an array in bfloat16, which is what every place can make of a weight.
 
-
-def cut(path: Path, step: int) -> list[dict]:
-    """The rows of a file up to a step; those after it are taken out of the file."""
-    rows = [row for row in read_rows(path) if row["step"] <= step]
-    write(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
-def append(path: Path, row: dict) -> None:
-    """Add a row to a JSON-lines file, and have it on the disk."""
-    if jax.process_index() == 0:
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file by way of another: a kill in between loses nothing."""
-    if jax.process_index() == 0:
-        fresh = path.with_suffix(".new")
-        fresh.write_text(text)
-        fresh.replace(path)
-
-
-def say(out: Path, line: str) -> None:
-    """A line for the reader, above the progress bar and in the folder's `log.txt`."""
-    if jax.process_index() == 0:
-        tqdm.write(line)
-        with (out / "log.txt").open("a") as file:
-            file.write(line + "\n")
-
-
-def stopped(out: Path, line: str) -> None:
-    """Say that the run has stopped, and leave it in `stopped.txt`."""
-    say(out, line)
-    write(out / "stopped.txt", line + "\n")
-
-
-def tracker(settings: Settings, out: Path) -> Callable[[str, float, int], None] | None:
-    """What takes a name, a value and a step to TensorBoard's or Weights & Biases' own writer.
-
-    None if the settings ask for neither. Raises ValueError where the writer's package is missing.
+    What is next to nothing counts as 0: not every device tells such numbers from it.
     """
-    name, said = settings.tracker, dataclasses.asdict(settings)
-    if name == "none" or jax.process_index() > 0:
-        return None
-    try:
-        if name == "tensorboard":
-            return importlib.import_module("tensorboard.summary").Writer(str(out / name)).add_scalar
-        run = importlib.import_module(name).init(
-            project="aha", dir=out, id=out.resolve().name, resume="allow", config=said
+    return checksum(jnp.where(jnp.abs(x) < 1e-30, 0, x).astype(jnp.bfloat16))
+
+
+def check_base(out: Path, base, name: str) -> int:
+    """The checksum of the weights that a run starts from.
+
+    ValueError if the folder's run began with others: what it has learnt does not fit these. `name`
+    is the model's, for the sentence.
+    """
+    found = sum(int(_weights_checksum(x)) for x in jax.tree.leaves(base)) % 2**32
+    path = out / "base.json"
+    if path.exists() and folder.has_begun(out) and folder.read_json(path)["checksum"] != found:
+        raise ValueError(
+            f"{name} has other weights now than when the run in {out} began: put those back, or "
+            "choose another folder."
         )
-        return lambda key, value, step: run.log({key: value}, step=step)
-    except ImportError:
-        raise ValueError(f"tracker={name} needs its package: pip install {name}") from None
+    return found
+
+
+def keep_base(out: Path, base, name: str) -> None:
+    """Write down which weights the run in a folder starts from. Raises what `check_base` does."""
+    found = check_base(out, base, name)
+    folder.write(out / "base.json", json.dumps({"model": name, "checksum": found}) + "\n")

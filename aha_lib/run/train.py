@@ -4,19 +4,21 @@ A run that was killed goes on from its last checkpoint and gives the rows it wou
 nothing of plots, nor of what a task's puzzles are.
 """
 
+import contextlib
 import dataclasses
-import functools
-import json
+import enum
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 from flax import nnx
-from tqdm.auto import tqdm
+from jax.sharding import Mesh
 
 from aha_lib import devices
 from aha_lib.devices import Stopwatch
@@ -25,12 +27,253 @@ from aha_lib.model import lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import Settings
-from aha_lib.rl import grpo, sampler
-from aha_lib.run import checkpoints, session
-from aha_lib.run.checkpoints import read_rows as read_rows  # for those who look at a run
+from aha_lib.rl import grpo
+from aha_lib.run import checkpoints, folder, session, tracker
+from aha_lib.run.folder import read_rows as read_rows  # for those who look at a run
 from aha_lib.tasks import task as tasks
-from aha_lib.tasks.rollout import Policy, held_out_panel, rollout, score, training_puzzles
+from aha_lib.tasks.rollout import (
+    Policy,
+    compile_ahead,
+    held_out_panel,
+    rollout,
+    score,
+    training_puzzles,
+)
 from aha_lib.tasks.task import Task
+
+LONG = 20  # steps
+GO_ON = "The same command, or cell, goes on from there."
+
+
+class Stop(enum.Enum):
+    """Why a run ends after a step."""
+
+    NOT = "it goes on"
+    FINISHED = "the last step is done"
+    INTERRUPTED = "Ctrl-C"
+    TERMINATED = "SIGTERM"
+    ASKED = "the folder has a file `stop`"
+    LATE = "the session ends"
+
+
+@dataclasses.dataclass
+class Run:
+    """A run between two of its steps."""
+
+    out: Path
+    policy: Policy
+    opt_state: optax.OptState
+    reference: nnx.State | None  # of the KL term, see loop.reference_params
+    mesh: Mesh
+    manager: ocp.CheckpointManager
+    rows: list[dict]
+    track: tracker.Tracker
+    deadline: float  # time.monotonic() at which it has to have stopped
+    next_step: int
+    saved: float = dataclasses.field(default_factory=time.monotonic)  # when it last was
+    slowest: float = 0.0  # seconds of its longest step so far
+
+    @property
+    def settings(self) -> Settings:
+        return self.policy.settings
+
+
+def train(settings: Settings, out: str | Path, task: Task | None = None) -> Iterator[dict]:
+    """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
+
+    What is learnt is `task`, or what `settings.task` names; the folder remembers its name.
+
+    Uses all devices, those of other hosts too (`devices.start_distributed`), which then have to
+    share the folder. Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl`
+    (a row a step), `rollouts.jsonl` (the held-out panel's completions at each evaluation),
+    `log.txt`, `lock`, `base.json` where the base is needed again, and `checkpoints/`, of what is
+    trained: with adapters these alone.
+    A run that was killed goes on from its last checkpoint and gives the rows it would have given.
+    It saves a step and stops early, and says so in `stopped.txt`, when the session ends, when the
+    folder has a file `stop`, at Ctrl-C (KeyboardInterrupt) and at SIGTERM (SystemExit). What else
+    ends it is in `stopped.txt` too.
+
+    Raises ValueError if another process trains in the folder, if it holds a run with other
+    settings, another base or no whole checkpoint, or preflight finds nothing to learn from;
+    MemoryError or OSError if a device's memory or the disk is too small, or a checkpoint cannot be
+    read; FloatingPointError after three steps in a row whose gradients were not finite. Of several
+    hosts each ends where one does, see `session.fail_together`.
+    """
+    task = tasks.load(settings) if task is None else task
+    settings = dataclasses.replace(settings, task=tasks.name_of(task))
+    out, deadline = Path(out), session.deadline(settings.hours)
+    folder.make(out)
+    with session.fail_together(), folder.hold(out):
+        changes = folder.changed_settings(out, settings)
+        folder.remove_marks(out)
+        with (
+            folder.keep_reason(out, settings.steps),
+            checkpoints.disk_errors(out),
+            checkpoints.manager(out) as manager,
+        ):
+            run = resume_or_start(settings, out, task, manager, deadline)
+            for change in changes:
+                folder.log(out, f"Taken over: {change}")
+            yield from go_on(run)
+
+
+def resume_or_start(
+    settings: Settings,
+    out: Path,
+    task: Task,
+    manager: ocp.CheckpointManager,
+    deadline: float,
+) -> Run:
+    """The run in a folder as its last checkpoint left it, or at its beginning.
+
+    The folder's files are changed last, once all has proved to be possible.
+    """
+    s, track = settings, tracker.start(settings, out)
+    mesh = _mesh(s)
+    with devices.use(mesh):
+        policy, opt_state, reference, done = _restore_or_begin(s, out, task, mesh, manager)
+        checkpoints.check_room(out, _kept(policy.model, opt_state, s))
+        if s.preflight and done < 0:
+            folder.log(out, preflight(policy, devices.random_key(s.seed, "preflight")))
+    folder.write_settings(out, s)
+    folder.truncate_after(out / "rollouts.jsonl", done)
+    rows = folder.truncate_after(out / "metrics.jsonl", done)
+    return Run(out, policy, opt_state, reference, mesh, manager, rows, track, deadline, done + 1)
+
+
+def go_on(run: Run) -> Iterator[dict]:
+    """The steps that are left, each measured, kept and saved where that is due."""
+    s = run.settings
+    bar = session.Progress(run.next_step, s.steps)
+    compile_ahead_if_worth(run)
+    with contextlib.closing(bar), session.catch_signals() as seen:
+        for number in range(run.next_step, s.steps + 1):
+            began = time.monotonic()
+            with devices.use(run.mesh):  # and off while the row is looked at
+                row = take_step(run, number)
+                row |= evaluate_if_due(run, number)
+            keep_row(run, row)
+            warn_if_needed(run)
+            run.slowest = max(run.slowest, time.monotonic() - began) if number else 0.0
+            reason = stop_reason(run, number, seen)
+            save_if_due(run, row, reason)
+            tell_stop(run, number, reason)
+            bar.advance(_note(row))
+            yield row
+            if reason is Stop.INTERRUPTED:
+                raise KeyboardInterrupt
+            if reason is Stop.TERMINATED:
+                raise SystemExit(128 + signal.SIGTERM)
+            if reason is not Stop.NOT:
+                return
+
+
+def compile_ahead_if_worth(run: Run) -> None:
+    """Compile a long run's decode programs before it: it will meet most of them, one by one.
+
+    Only of small weights on a CPU, where that takes seconds.
+    """
+    steps_left = run.settings.steps - run.next_step
+    if steps_left >= LONG and devices.cpu_threads(nnx.state(run.policy.model)) > 1:
+        compile_ahead(run.policy)
+
+
+def take_step(run: Run, number: int) -> dict:
+    """Update the model by a step of GRPO; its metrics. Step 0 is none: it measures the base."""
+    if number == 0:
+        return {"step": 0}
+    key = training_key(run.settings)
+    run.opt_state, row = step(run.policy, run.opt_state, run.reference, number, key)
+    return row
+
+
+def evaluate_if_due(run: Run, number: int) -> dict:
+    """The held-out metrics, every `eval_every` steps and at the last; the texts are kept."""
+    s = run.settings
+    if number % s.eval_every and number != s.steps:
+        return {}
+    evaluation_key = devices.random_key(s.seed, "evaluation")
+    metrics, texts = evaluate(run.policy, jax.random.fold_in(evaluation_key, number), number)
+    folder.append(run.out / "rollouts.jsonl", texts)
+    return metrics
+
+
+def keep_row(run: Run, row: dict) -> None:
+    """Add a step's row to the folder's, and to the tracker's."""
+    if row["step"] == 1:
+        # So rows after step 0 tell that there has been a checkpoint, see checkpoints.restore.
+        run.manager.wait_until_finished()
+    folder.append(run.out / "metrics.jsonl", row)
+    run.track(row, row["step"])
+    run.rows.append(row)
+
+
+def warn_if_needed(run: Run) -> None:
+    """Say what goes wrong since this step, and once how long it will take.
+
+    FloatingPointError where updates are skipped again and again.
+    """
+    rows = run.rows
+    number = rows[-1]["step"]
+    session.check_finite(rows)
+    for warning in sorted(session.warnings(rows) - session.warnings(rows[:-1])):
+        folder.log(run.out, f"Step {number}: {warning}")
+    if number == run.next_step + 3:  # the first ones compile
+        left = session.estimate_time_left(rows, run.settings.steps)
+        folder.log(run.out, f"Step {number}: {left}, without evaluations.")
+
+
+def stop_reason(run: Run, number: int, seen: Set[signal.Signals]) -> Stop:
+    """Whether the run ends after this step, and why; the same on every host."""
+    left = run.deadline - time.monotonic()
+    interrupted, terminated, asked, late = session.any_host(
+        signal.SIGINT in seen,
+        signal.SIGTERM in seen or session.preempted(number),
+        (run.out / "stop").exists(),
+        left < 60 + 2 * run.slowest,
+    )
+    if interrupted:
+        return Stop.INTERRUPTED
+    if terminated:
+        return Stop.TERMINATED
+    if number == run.settings.steps:
+        return Stop.FINISHED
+    if late:
+        return Stop.LATE
+    return Stop.ASKED if asked else Stop.NOT
+
+
+def save_if_due(run: Run, row: dict, reason: Stop) -> None:
+    """Write a checkpoint: every `checkpoint_every` steps, after so many minutes, and at the end."""
+    s, number = run.settings, row["step"]
+    minutes = (time.monotonic() - run.saved) / 60
+    (long_ago,) = session.any_host(minutes > s.checkpoint_minutes)
+    if long_ago or reason is not Stop.NOT or number % s.checkpoint_every == 0:
+        checkpoints.save(run.manager, number, _kept(run.policy.model, run.opt_state, s), row)
+        run.saved = time.monotonic()
+
+
+def tell_stop(run: Run, number: int, reason: Stop) -> None:
+    """Once the last step of this time is on the disk: say why there is no next one."""
+    if reason is Stop.NOT:
+        return
+    run.manager.wait_until_finished()
+    if jax.process_index() == 0:
+        (run.out / "stop").unlink(missing_ok=True)
+    if number == run.settings.steps:
+        return
+    why = "Stopped"
+    if reason is Stop.LATE:
+        minutes = max(run.deadline - time.monotonic(), 0) / 60
+        why = f"{minutes:.0f} minutes left"
+    folder.mark_stopped(run.out, f"{why}: step {number} of {run.settings.steps} is saved. {GO_ON}")
+    session.any_host(True)  # the other hosts wait: from here on they see the file
+
+
+def _note(row: dict) -> str:
+    if "heldout_accuracy" not in row:
+        return ""
+    return f"held-out accuracy {row['heldout_accuracy']:.2f}"
 
 
 @devices.memory_errors(ROOM)
@@ -81,114 +324,20 @@ def begin(settings: Settings, mesh, task: Task):
     model, tokenizer, _ = weights.load(
         s.model, mesh=mesh, dtype=dtype, param_dtype=dtype if s.lora else param_dtype
     )
-    longest = tokenizer.encode(task.prompt(task.longest()))
-    sampler.pad_left([longest], s.prompt_len, tokenizer.pad_id)
+    longest = len(tokenizer.encode(task.prompt(task.longest())))
+    if longest > s.prompt_len:
+        raise ValueError(
+            f"prompt_len is {s.prompt_len}, and the longest prompt has {longest} tokens: set "
+            f"prompt_len={longest}."
+        )
     if s.lora:
-        lora.add(model, s.lora, rngs=nnx.Rngs(s.seed))
+        lora.add(model, s.lora, rngs=nnx.Rngs(devices.random_key(s.seed, "adapters")))
     model.remat = s.remat
     reference = reference_params(model, s)
     graph, params = nnx.split(model)
-    state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.learned(params, s)[0]))
+    state = grpo.TrainState(params, grpo.optimizer(s).init(grpo.trainable(params, s.lora)[0]))
     state = jax.device_put(state, devices.shardings(state, mesh))  # Adam's scalars too
     return graph, state, reference, tokenizer
-
-
-def train(settings: Settings, out: str | Path, task: Task | None = None) -> Iterator[dict]:
-    """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
-
-    What is learnt is `task`, or what `settings.task` names; the folder remembers its name.
-
-    Uses all devices, those of other hosts too (`devices.start_distributed`), which then have to
-    share the folder. Step 0 measures the base. The folder gets `settings.json`, `metrics.jsonl`
-    (a row a step), `rollouts.jsonl` (the held-out panel's completions at each evaluation),
-    `log.txt` and `checkpoints/`, of what is trained: with adapters these alone.
-    A run that was killed goes on from its last checkpoint and gives the rows it would have given.
-    It saves a step and stops early, and says so in `stopped.txt`, when the session ends, when the
-    folder has a file `stop`, at Ctrl-C (KeyboardInterrupt) and at SIGTERM (SystemExit).
-
-    Raises ValueError if the folder holds a run with other settings, or preflight finds nothing to
-    learn from; MemoryError or OSError if a device's memory or the disk is too small;
-    FloatingPointError after three steps in a row whose gradients were not finite. Of several hosts
-    each ends where one does, see `session.together`.
-    """
-    task = tasks.load(settings) if task is None else task
-    s = dataclasses.replace(settings, task=tasks.name_of(task))
-    out, ends = Path(out), session.deadline(settings.hours)
-    say, stop = functools.partial(checkpoints.say, out), out / "stop"
-    for change in checkpoints.claim(out, s):
-        say(f"Taken over: {change}")
-    track, mesh = checkpoints.tracker(s, out), devices.make_mesh(tp=s.tp)
-    train_key = training_key(s)
-    eval_key = jax.random.split(jax.random.key(s.seed))[1]
-    with checkpoints.disk_errors(out), checkpoints.manager(out) as manager, session.together():
-        with devices.use(mesh):
-            graph, state, reference, tokenizer, done = _resume(s, out, mesh, manager, task)
-            policy = Policy(nnx.merge(graph, state.params), tokenizer, task, s)
-            opt_state = state.opt_state
-            del state  # the policy's model and the optimizer's state go on from here
-            checkpoints.check_room(out, _kept(policy.model, opt_state, s)[0])
-            if s.preflight and done < 0:
-                say(preflight(policy, train_key))
-        rows = checkpoints.cut(out / "metrics.jsonl", done)
-        checkpoints.cut(out / "rollouts.jsonl", done)
-        bar = tqdm(
-            range(done + 1, s.steps + 1),
-            initial=done + 1,
-            total=s.steps + 1,
-            unit="step",
-            disable=jax.process_index() > 0,
-        )
-        saved, longest = time.monotonic(), 0.0
-        with session.signals() as seen:
-            for number in bar:
-                began, row = time.monotonic(), {"step": number}
-                with devices.use(mesh):  # and off while the row is looked at
-                    if number:
-                        opt_state, row = step(policy, opt_state, reference, number, train_key)
-                    if number % s.eval_every == 0 or number == s.steps:
-                        own_key = jax.random.fold_in(eval_key, number)
-                        measured, texts = evaluate(policy, own_key, number)
-                        row |= measured
-                        bar.set_postfix_str(f"held-out accuracy {row['heldout_accuracy']:.2f}")
-                        checkpoints.append(out / "rollouts.jsonl", texts)
-                checkpoints.append(out / "metrics.jsonl", row)
-                for name, value in row.items():
-                    if track and isinstance(value, int | float):
-                        track(name, value, number)
-                rows.append(row)
-                session.check_finite(rows)
-                for sign in sorted(session.signs(rows) - session.signs(rows[:-1])):
-                    say(f"Step {number}: {sign}")
-                if number == done + 4:  # the first ones compile
-                    say(f"Step {number}: {session.outlook(rows, s.steps)}, without evaluations.")
-                longest = max(longest, time.monotonic() - began) if number else 0.0
-                left = ends - time.monotonic()
-                interrupted, terminated, asked, late, due = session.any_host(
-                    signal.SIGINT in seen,
-                    signal.SIGTERM in seen or session.preempted(number),
-                    stop.exists(),
-                    left < 60 + 2 * longest,
-                    time.monotonic() - saved > 60 * s.checkpoint_minutes,
-                )
-                last = interrupted or terminated or asked or late or number == s.steps
-                if last or due or number % s.checkpoint_every == 0:
-                    checkpoints.save(manager, number, _kept(policy.model, opt_state, s)[0], row)
-                    saved = time.monotonic()
-                if last and number < s.steps:
-                    manager.wait_until_finished()
-                    why = f"{max(left, 0) / 60:.0f} minutes left" if late else "Stopped"
-                    checkpoints.stopped(
-                        out,
-                        f"{why}: step {number} of {s.steps} is saved. The "
-                        "same command, or cell, goes on from there.",
-                    )
-                yield row
-                if interrupted:
-                    raise KeyboardInterrupt
-                if terminated:
-                    raise SystemExit(128 + signal.SIGTERM)
-                if last:
-                    return
 
 
 def preflight(policy: Policy, key) -> str:
@@ -200,49 +349,75 @@ def preflight(policy: Policy, key) -> str:
     return session.verdict(score(policy.task, tried, s.group), clock.laps["sampling"])
 
 
-def _resume(s: Settings, out: Path, mesh, manager, task: Task, upto: int | float = math.inf):
-    """As `begin`, with the state of the newest checkpoint, and its step; -1 if there is none."""
+def _mesh(settings: Settings) -> Mesh:
+    """All devices; ValueError where `tp` does not divide them."""
+    count = jax.device_count()
+    if count % settings.tp:
+        raise ValueError(
+            f"tp is {settings.tp}, and {count} devices cannot be split by it: set tp=1."
+        )
+    return devices.make_mesh(tp=settings.tp)
+
+
+def _restore_or_begin(
+    s: Settings, out: Path, task: Task, mesh: Mesh, manager: ocp.CheckpointManager
+) -> tuple[Policy, optax.OptState, nnx.State | None, int]:
+    """What a step needs, as the newest checkpoint has it, and its step; -1 if there is none."""
     graph, state, reference, tokenizer = begin(s, mesh, task)
-    if manager.latest_step() is None:
-        return graph, state, reference, tokenizer, -1
-    params, rest = grpo.learned(state.params, s)
+    params, rest = grpo.trainable(state.params, s.lora)
+    if s.lora or s.kl:  # else the base is not needed again
+        checkpoints.keep_base(out, rest if s.lora else params, s.model)
     shapes = checkpoints.shapes(_tree(params, state.opt_state))
-    del state, params  # what is restored takes their place in memory
-    tree, done = checkpoints.restore(manager, shapes, out, upto)
-    if tree is None:
-        return *begin(s, mesh, task), done
-    state = grpo.TrainState(nnx.merge_state(tree["params"], rest), tree["opt_state"])
-    return graph, state, reference, tokenizer, done
+    del params
+    if manager.latest_step() is not None:
+        del state  # what is restored takes its place in memory
+        tree, done = checkpoints.restore(manager, shapes, out)
+        state = grpo.TrainState(nnx.merge_state(tree["params"], rest), tree["opt_state"])
+    else:
+        checkpoints.check_nothing_is_lost(out, {})
+        done = -1
+    policy = Policy(nnx.merge(graph, state.params), tokenizer, task, s)
+    return policy, state.opt_state, reference, done
 
 
 def trained(
     out: str | Path,
     step: int | float = math.inf,
     *,
-    merged: bool = True,
+    merged: bool = False,
     task: Task | None = None,
 ) -> tuple[Gemma, Tokenizer, Settings]:
     """The model of a run's newest checkpoint, up to a step, with its tokenizer and settings.
 
-    Adapters are merged, unless `merged` is False. FileNotFoundError if there is no checkpoint.
+    On the devices that are there, whatever the run had. Changes nothing: the run may be going on.
+    Adapters are kept apart, as they were trained; `merged` adds them to the weights, in float32
+    (see `lora.merge`). FileNotFoundError if there is no run, or no checkpoint; ValueError if none
+    is whole, or the base is another now.
     """
-    said = json.loads((Path(out) / "settings.json").read_text())
-    s = dataclasses.replace(Settings(**said), kl=0.0)  # without a reference
+    out = Path(out)
+    s = dataclasses.replace(folder.read_settings(out), kl=0.0)  # without a reference
     task = tasks.load(s) if task is None else task
-    mesh = devices.make_mesh(tp=s.tp)
-    with devices.use(mesh), checkpoints.manager(Path(out), read_only=True) as manager:
-        graph, state, _, tokenizer, done = _resume(s, Path(out), mesh, manager, task, step)
-    if done < 0:
+    mesh = devices.make_mesh(tp=s.tp if jax.device_count() % s.tp == 0 else 1)
+    with devices.use(mesh):
+        graph, state, _, tokenizer = begin(s, mesh, task)
+        params, rest = grpo.trainable(state.params, s.lora)
+        if s.lora:
+            checkpoints.check_base(out, rest, s.model)
+        shapes = checkpoints.shapes(_tree(params, state.opt_state))
+        del state, params  # what is restored takes their place in memory
+        found = checkpoints.look(out, shapes, step)
+    if found.damaged and found.tree is None:
+        raise ValueError(f"{out} has no whole checkpoint up to step {step}: {found.damaged}.")
+    if found.tree is None:
         raise FileNotFoundError(f"{out} has no checkpoint up to step {step}.")
-    model = nnx.merge(graph, state.params)
+    model = nnx.merge(graph, nnx.merge_state(found.tree["params"], rest))
     return lora.merge(model) if s.lora and merged else model, tokenizer, s
 
 
-def _kept(model: Gemma, opt_state, settings: Settings) -> tuple[dict, nnx.State]:
-    """What a checkpoint holds, and the parameters it can do without: the base under adapters."""
-    params, rest = grpo.learned(nnx.state(model), settings)
-    return _tree(params, opt_state), rest
+def _kept(model: Gemma, opt_state: optax.OptState, settings: Settings) -> dict:
+    """What a checkpoint holds: with adapters not the base under them."""
+    return _tree(grpo.trainable(nnx.state(model), settings.lora)[0], opt_state)
 
 
-def _tree(params: nnx.State, opt_state) -> dict:
+def _tree(params: nnx.State, opt_state: optax.OptState) -> dict:
     return {"params": params, "opt_state": opt_state}

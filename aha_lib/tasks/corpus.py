@@ -8,9 +8,11 @@ training; gives packed rows of token ids.
 
 import functools
 import hashlib
+import itertools
 import random
 import re
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,15 +22,18 @@ from aha_lib.tasks import countdown
 
 BOUND = 100  # every value in the traces is an integer from 0 to this
 DRILL = 6  # facts in a drill
+MAX_LEFT_OUT = 1_000  # documents in a row that are longer than a row: then none will ever fit
 
 
 def operations(a: int, b: int) -> list[tuple[str, int]]:
     """Every legal operation on two numbers as (text, value): `20 - 16 = 4`, larger first."""
-    a, b = max(a, b), min(a, b)
+    if a < b:
+        a, b = b, a
     values = {"+": a + b, "-": a - b, "*": a * b}
     if b and a % b == 0:
         values["/"] = a // b
-    return [(f"{a} {op} {b} = {v}", v) for op, v in values.items() if v <= BOUND]
+    within = {sign: value for sign, value in values.items() if value <= BOUND}
+    return [(f"{a} {sign} {b} = {value}", value) for sign, value in within.items()]
 
 
 def is_held_out_fact(fact: str) -> bool:
@@ -45,24 +50,34 @@ def document(settings: Pretraining, index: int) -> list[tuple[str, bool]]:
     A drill is a list of facts of which only the results are learnt, a trace is a prompt (not
     learnt) and a worked solution.
     """
-    s, rng = settings, random.Random(f"{settings.seed} {index}")
-    style = rng.choices(list(s.shares), s.shares.values())[0]
+    rng = random.Random(f"{settings.seed} {index}")
+    shares = settings.shares
+    (style,) = rng.choices(list(shares), shares.values())
     while True:
         prompt = []
         if style == "drill":
-            kinds = rng.choices(_drills(), [4, 4, 1, 1], k=DRILL)
-            facts = [rng.choice(kind).rsplit(" ", 1) for kind in kinds]
-            pieces = [p for left, value in facts for p in ((f", {left}", False), (value, True))]
-            pieces[0] = (facts[0][0], False)
+            pieces = _drill(rng)
         else:
-            puzzle = countdown.generate(s.seed, rng.getrandbits(48), **PUZZLES["tiny"])
-            prompt = [(countdown.prompt(puzzle, s.template), False)]
+            puzzle = countdown.generate(settings.seed, rng.getrandbits(48), **PUZZLES["tiny"])
+            prompt = [(countdown.prompt(puzzle, settings.template), False)]
             pieces = [(trace(puzzle, style, rng), True)]
-        if not any(map(is_held_out_fact, _facts(" ".join(text for text, _ in pieces)))):
+        shown = _facts(" ".join(text for text, _ in pieces))
+        if not any(is_held_out_fact(fact) for fact in shown):
             break
-    if s.template == "short":
-        pieces = [(compact(text), learn) for text, learn in pieces]
+    if settings.template == "short":
+        pieces = [(compact(text), is_learnt) for text, is_learnt in pieces]
     return prompt + pieces
+
+
+def _drill(rng: random.Random) -> list[tuple[str, bool]]:
+    """A list of random facts in pieces: each is asked, then answered; the answers are learnt."""
+    pieces = []
+    # Sums and differences are many and have to be derived, products and quotients are few.
+    for facts in rng.choices(_facts_by_sign(), [4, 4, 1, 1], k=DRILL):
+        question, result = rng.choice(facts).rsplit(" ", 1)
+        separator = ", " if pieces else ""
+        pieces += [(separator + question, False), (result, True)]
+    return pieces
 
 
 def trace(puzzle: countdown.Puzzle, style: str, rng: random.Random) -> str:
@@ -71,31 +86,42 @@ def trace(puzzle: countdown.Puzzle, style: str, rng: random.Random) -> str:
     It goes through the first operations in a fixed order from a random one on, round and round,
     and for each tries the second operation that comes closest to the target.
     """
-    a, b, c = sorted(puzzle.numbers, reverse=True)
-    firsts = [
-        (fact, value, rest)
-        for x, y, rest in ((a, b, c), (a, c, b), (b, c, a))
-        for fact, value in operations(x, y)
-    ]
-    firsts = list(dict.fromkeys(firsts))
-    start = rng.randrange(len(firsts))
-    firsts = firsts[start:] + firsts[:start]
     lines = []
-    for first, value, rest in firsts:
+    for first, value, rest in _first_operations(puzzle.numbers, rng):
         seconds = operations(value, rest)
         rng.shuffle(seconds)
         if style != "jump":  # a jump does not look at the target, the others try the closest
             seconds.sort(key=lambda second: abs(second[1] - puzzle.target))
         second, result = seconds[0]
-        lines += [first, ",", second, "yes" if result == puzzle.target else "no"]
-        if style != "search" or result == puzzle.target:
+        hit = result == puzzle.target
+        lines += [first, ",", second, "yes" if hit else "no"]
+        if style != "search" or hit:
             break
-    # The last operation of the answer, with the first in the place of its value.
-    left, op, right = second.split(" = ")[0].split()
-    nested = f"( {first.split(' = ')[0]} )"
-    left, right = (nested, right) if left == str(value) else (left, nested)
-    answer = f"<answer> {left} {op} {right} </answer>"
+    answer = f"<answer> {_nested(first, value, second)} </answer>"
     return answer if style == "jump" else " ".join([*lines, answer])
+
+
+def _first_operations(numbers: tuple[int, ...], rng: random.Random) -> list[tuple[str, int, int]]:
+    """All first operations on two of three numbers: text, value, and the number that is left.
+
+    Their order is fixed, but begins at a random one and goes round.
+    """
+    a, b, c = sorted(numbers, reverse=True)
+    found = []
+    for x, y, rest in ((a, b, c), (a, c, b), (b, c, a)):
+        found += [(fact, value, rest) for fact, value in operations(x, y)]
+    found = list(dict.fromkeys(found))  # of equal numbers the same operation comes twice
+    start = rng.randrange(len(found))
+    return found[start:] + found[:start]
+
+
+def _nested(first: str, value: int, second: str) -> str:
+    """The second operation, with the first in brackets where its value stands."""
+    inner = f"( {first.split(' = ')[0]} )"
+    left, sign, right = second.split(" = ")[0].split()
+    if left == str(value):
+        return f"{inner} {sign} {right}"
+    return f"{left} {sign} {inner}"
 
 
 def compact(words: str) -> str:
@@ -109,20 +135,25 @@ def compact(words: str) -> str:
 
 
 @functools.cache
-def _drills() -> list[list[str]]:
-    """All facts that the traces' arithmetic has, a list for each operation."""
-    facts = [fact for a in range(BOUND + 1) for b in range(a + 1) for fact, _ in operations(a, b)]
-    return [[fact for fact in facts if op in fact] for op in "+-*/"]
+def _facts_by_sign() -> list[list[str]]:
+    """All facts that the traces' arithmetic has, a list for each of + - * /."""
+    by_sign = {sign: [] for sign in "+-*/"}
+    for a in range(BOUND + 1):
+        for b in range(a + 1):
+            for fact, _ in operations(a, b):
+                sign = fact.split()[1]
+                by_sign[sign].append(fact)
+    return list(by_sign.values())
 
 
 def _facts(text: str) -> list[str]:
     """All `a op b = c` of a text, in order."""
     words = text.split()
-    return [
-        " ".join(words[i - 3 : i + 2])
-        for i, word in enumerate(words)
-        if word == "=" and i >= 3 and words[i - 2] in "+-*/"
-    ]
+    found = []
+    for i, word in enumerate(words):
+        if word == "=" and i >= 3 and words[i - 2] in "+-*/":
+            found.append(" ".join(words[i - 3 : i + 2]))
+    return found
 
 
 def rows(
@@ -132,43 +163,66 @@ def rows(
 
     Returns arrays [count, row_len]: `tokens`, `positions` in the document, `segments` (1, 2, … for
     the documents of a row, 0 for padding) and `weights` (1 where a token is to be predicted).
-    Documents longer than a row are left out.
+    Documents longer than a row are left out. Raises ValueError where 1,000 in a row are.
     """
-    length = settings.row_len
-    out = {k: np.zeros((count, length), np.int32) for k in ("tokens", "positions", "segments")}
-    out["weights"] = np.zeros((count, length), np.float32)
-    index = start
+    shape = count, settings.row_len
+    out = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
+    out["weights"] = np.zeros(shape, np.float32)
+    documents = _documents_that_fit(settings, start, tokenizer)
+    ids, is_learnt, index = next(documents)
     for row in range(count):
         filled, segment = 0, 0
-        while True:
-            pieces = [
-                (tokenizer.encode(text, bos=False), learn)
-                for text, learn in document(settings, index)
-            ]
-            pieces = [([tokenizer.bos_id], False), *pieces, ([tokenizer.eos_id], True)]
-            ids = [token for tokens, _ in pieces for token in tokens]
-            if filled + len(ids) > length and len(ids) <= length:
-                break  # it opens the next row
-            index += 1
-            if len(ids) > length:
-                continue
+        while filled + len(ids) <= settings.row_len:
             segment += 1
             here = slice(filled, filled + len(ids))
-            out["tokens"][row, here], out["segments"][row, here] = ids, segment
+            out["tokens"][row, here] = ids
             out["positions"][row, here] = np.arange(len(ids))
-            out["weights"][row, here] = [learn for tokens, learn in pieces for _ in tokens]
+            out["segments"][row, here] = segment
+            out["weights"][row, here] = is_learnt
             filled = here.stop
+            ids, is_learnt, index = next(documents)
+        # The document that did not fit any more opens the next row.
     return out, index
+
+
+def _documents_that_fit(
+    settings: Pretraining, start: int, tokenizer: Tokenizer
+) -> Iterator[tuple[list[int], list[bool], int]]:
+    """The documents from `start` on that are no longer than a row: ids, which to learn, index."""
+    left_out: list[int] = []  # lengths of the last documents, if they were all too long
+    for index in itertools.count(start):
+        ids, is_learnt = [tokenizer.bos_id], [False]
+        for text, piece_is_learnt in document(settings, index):
+            tokens = tokenizer.encode(text, bos=False)
+            ids += tokens
+            is_learnt += [piece_is_learnt] * len(tokens)
+        ids.append(tokenizer.eos_id)
+        is_learnt.append(True)
+        if len(ids) <= settings.row_len:
+            left_out.clear()
+            yield ids, is_learnt, index
+            continue
+        left_out.append(len(ids))
+        if len(left_out) == MAX_LEFT_OUT:
+            raise ValueError(
+                f"row_len is {settings.row_len} tokens, but {MAX_LEFT_OUT} documents in a row are "
+                f"longer, the shortest of {min(left_out)}: raise row_len; {max(left_out)} holds "
+                "them all."
+            )
 
 
 def pieces_used(settings: Pretraining, tokenizer: Tokenizer, count: int = 2_000) -> list[int]:
     """Ids of the tokens that the corpus's first documents use, ascending."""
-    documents = (document(settings, index) for index in range(count))
-    return sorted({i for pieces in documents for text, _ in pieces for i in tokenizer.encode(text)})
+    used = set()
+    for index in range(count):
+        for text, _ in document(settings, index):
+            used.update(tokenizer.encode(text))
+    return sorted(used)
 
 
 def fingerprint(settings: Pretraining, count: int = 500) -> str:
     """SHA-256 of the corpus's first documents: a base belongs to the code that made its corpus."""
-    documents = (document(settings, i) for i in range(count))
-    text = "\n".join(" ".join(text for text, _ in pieces) for pieces in documents)
-    return hashlib.sha256(text.encode()).hexdigest()
+    documents = []
+    for index in range(count):
+        documents.append(" ".join(text for text, _ in document(settings, index)))
+    return hashlib.sha256("\n".join(documents).encode()).hexdigest()

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
+from math import gcd
 
 MAX_NUMBERS = 5  # the solver is exhaustive: one more number costs about fifty times as much
 MAX_DRAWS = 1_000  # after so many draws without a puzzle, `generate` calls the range impossible
 MAX_COMPLETION = 1_000_000  # characters, from the end, that are searched for an answer
 MAX_ANSWER = 300  # characters of an answer; a longer one is not read
+
+Ratio = tuple[int, int]  # numerator and denominator (above 0), in lowest terms
 
 EXACT = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
@@ -94,10 +97,11 @@ def generate(
     for _ in range(MAX_DRAWS):
         count = counts[int(rng.random() * len(counts))]
         drawn = tuple(low + int(rng.random() * (high - low + 1)) for _ in range(count))
-        if is_held_out(drawn) == bool(held_out):
-            targets = _targets(tuple(sorted(drawn)), bound, target_low, target_high)
-            if targets:
-                return Puzzle(drawn, targets[int(rng.random() * len(targets))])
+        if is_held_out(drawn) != bool(held_out):
+            continue
+        targets = _targets(tuple(sorted(drawn)), bound, target_low, target_high)
+        if targets:
+            return Puzzle(drawn, targets[int(rng.random() * len(targets))])
     raise ValueError(
         f"No {'held-out' if held_out else 'training'} puzzle in {MAX_DRAWS} draws of {numbers} "
         f"numbers from {low}..{high} with targets {target_low}..{target_high} and bound {bound}: "
@@ -189,38 +193,139 @@ def reward(
 @lru_cache(maxsize=1 << 14)
 def _targets(numbers: tuple[int, ...], bound: int | None, low: int, high: int) -> tuple[int, ...]:
     """The integers of low..high that the sorted `numbers` reach, ascending."""
-    reached = _expressions(numbers, bound)
-    return tuple(target for target in range(low, high + 1) if target in reached)
+    combine = _integer_results if bound is None else _bounded_results
+    found = set()
+    for left, right in _partitions(numbers):
+        for a, b in product(_reachable(left, bound), _reachable(right, bound)):
+            found.update(combine(a, b))
+    most = high if bound is None else min(high, bound)
+    return tuple(sorted(value for value in found if low <= value <= most))
+
+
+@lru_cache(maxsize=1 << 14)
+def _reachable(numbers: tuple[int, ...], bound: int | None) -> frozenset:
+    """Every value made from all the sorted `numbers`; without the expressions, hence fast.
+
+    With a bound the values are integers, otherwise pairs of numerator and denominator in lowest
+    terms, which Python adds and multiplies several times faster than `Fraction`s.
+    """
+    if len(numbers) == 1:
+        (number,) = numbers
+        if bound is None:
+            return frozenset({(number, 1)})
+        return frozenset({number} if number <= bound else ())
+    found = set()
+    for left, right in _partitions(numbers):
+        for a, b in product(_reachable(left, bound), _reachable(right, bound)):
+            if bound is None:
+                found.update(_rational_results(a, b))
+            else:
+                found.update(value for value in _bounded_results(a, b) if value <= bound)
+    return frozenset(found)
+
+
+def _partitions(numbers: tuple[int, ...]) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The ways to part the multiset in two, neither empty; the first number stays on the left."""
+    first, *rest = numbers
+    found = set()
+    for mask in range(2 ** len(rest) - 1):
+        left, right = [first], []
+        for i, number in enumerate(rest):
+            side = left if mask >> i & 1 else right
+            side.append(number)
+        found.add((tuple(left), tuple(right)))
+    return found
+
+
+def _bounded_results(a: int, b: int) -> list[int]:
+    """What the tiny model's operations make of two integers: larger first, no remainder."""
+    larger, smaller = max(a, b), min(a, b)
+    results = [larger + smaller, larger - smaller, larger * smaller]
+    if smaller and larger % smaller == 0:
+        results.append(larger // smaller)
+    return results
+
+
+def _rational_results(a: Ratio, b: Ratio) -> list[Ratio]:
+    """What all operations make of two rational numbers, in either order."""
+    (p, q), (r, s) = a, b
+    results = [
+        _lowest_terms(p * s + r * q, q * s),
+        _lowest_terms(p * s - r * q, q * s),
+        _lowest_terms(r * q - p * s, q * s),
+        _lowest_terms(p * r, q * s),
+    ]
+    if r:
+        results.append(_lowest_terms(p * s, q * r))
+    if p:
+        results.append(_lowest_terms(r * q, s * p))
+    return results
+
+
+def _integer_results(a: Ratio, b: Ratio) -> list[int]:
+    """The integers among `_rational_results`, without reducing the others: most are none."""
+    (p, q), (r, s) = a, b
+    results = []
+    # Fractions in lowest terms add up to an integer only if their denominators agree.
+    if q == s:
+        if (p + r) % q == 0:
+            results.append((p + r) // q)
+        if (p - r) % q == 0:
+            results += [(p - r) // q, (r - p) // q]
+    if p * r % (q * s) == 0:
+        results.append(p * r // (q * s))
+    if r and p * s % (q * r) == 0:
+        results.append(p * s // (q * r))
+    if p and r * q % (s * p) == 0:
+        results.append(r * q // (s * p))
+    return results
+
+
+def _lowest_terms(numerator: int, denominator: int) -> Ratio:
+    divisor = gcd(numerator, denominator)
+    if denominator < 0:
+        divisor = -divisor
+    return numerator // divisor, denominator // divisor
 
 
 def _expressions(numbers: tuple[int, ...], bound: int | None) -> dict[int | Fraction, set[str]]:
     """Every value made from all the sorted `numbers`, with its expressions in outer brackets."""
     if len(numbers) == 1:
-        return {numbers[0]: {str(numbers[0])}} if bound is None or numbers[0] <= bound else {}
+        (number,) = numbers
+        return {number: {str(number)}} if bound is None or number <= bound else {}
     found = defaultdict(set)
-    sides = set()  # the multiset parted in two: bit i of the mask sends number i to the left
-    for mask in range(1, 2 ** len(numbers) - 1):
-        side = [[n for i, n in enumerate(numbers) if mask >> i & 1 == bit] for bit in (1, 0)]
-        sides.add((tuple(side[0]), tuple(side[1])))
-    for left, right in sides:
-        pairs = product(_expressions(left, bound).items(), _expressions(right, bound).items())
-        for (a, xs), (b, ys) in pairs:
-            for sign, value in _operations(a, b, bound):
-                # Equal operands of + and * come in both orders: keep one of the two.
-                both = a != b or sign in "-/"
-                found[value] |= {f"( {x} {sign} {y} )" for x in xs for y in ys if both or x >= y}
+    for parts in _partitions(numbers):
+        one, other = (_expressions(part, bound) for part in parts)
+        for left, right in ((one, other), (other, one)):
+            for (a, xs), (b, ys) in product(left.items(), right.items()):
+                for sign, value in _operations(a, b, bound):
+                    found[value] |= _joined(xs, sign, ys, equal=a == b)
     return found
+
+
+def _joined(lefts: set[str], sign: str, rights: set[str], *, equal: bool) -> set[str]:
+    """`( left sign right )` for all pairs, whose values are `equal` or not."""
+    pairs = product(lefts, rights)
+    if equal and sign in "+*":
+        # Equal operands come in both orders: keep one of the two.
+        pairs = [(left, right) for left, right in pairs if left >= right]
+    return {f"( {left} {sign} {right} )" for left, right in pairs}
 
 
 def _operations(
     a: int | Fraction, b: int | Fraction, bound: int | None
 ) -> list[tuple[str, int | Fraction]]:
     """Sign and value of each operation `a sign b`; + and * only with the larger operand first."""
-    results = [("+", a + b), ("*", a * b)] if a >= b else []
+    results = []
+    if a >= b:
+        results += [("+", a + b), ("*", a * b)]
     if a >= b or bound is None:
         results.append(("-", a - b))
-        if b and (bound is None or a % b == 0):
-            results.append(("/", a // b if a % b == 0 else Fraction(a, b)))
+        divides = b != 0 and a % b == 0
+        if divides:
+            results.append(("/", a // b))
+        elif b and bound is None:
+            results.append(("/", Fraction(a, b)))
     return [(sign, value) for sign, value in results if bound is None or value <= bound]
 
 
@@ -239,13 +344,10 @@ def to_postfix(text: str) -> tuple[list[int | str], int | None]:
     Raises:
       ValueError: not well-formed; the message says why.
     """
-    text = text.replace("×", "*").replace("÷", "/").replace("−", "-")
-    if junk := re.search(r"[^0-9+\-*/()=\s]|(?<![0-9])0[0-9]", text, re.ASCII):
-        raise ValueError(f"{junk[0]!r} is not allowed")
-    text, equals, tail = text.partition("=")
-    if equals and not tail.strip().isdigit():
-        raise ValueError("after = an integer is expected")
-    postfix, waiting, operand_next = [], [], True
+    text, tail = _without_tail(text)
+    postfix: list[int | str] = []
+    waiting: list[str] = []  # signs and brackets whose right side is not complete
+    operand_next = True
     for token in re.findall(r"[0-9]+|\S", text):
         if operand_next != (token == "(" or token.isdigit()):
             raise ValueError(f"{token} is out of place")
@@ -268,7 +370,24 @@ def to_postfix(text: str) -> tuple[list[int | str], int | None]:
                 raise ValueError(") without (")
     if operand_next or "(" in waiting:
         raise ValueError("it is not complete")
-    return postfix + waiting[::-1], int(tail) if equals else None
+    return postfix + waiting[::-1], tail
+
+
+def _without_tail(text: str) -> tuple[str, int | None]:
+    """An answer's expression, its signs in ASCII, and the integer after `=`, if any.
+
+    Raises:
+      ValueError: it has other characters, or something else after `=`.
+    """
+    text = text.replace("×", "*").replace("÷", "/").replace("−", "-")
+    if junk := re.search(r"[^0-9+\-*/()=\s]|(?<![0-9])0[0-9]", text, re.ASCII):
+        raise ValueError(f"{junk[0]!r} is not allowed")
+    expression, equals, tail = text.partition("=")
+    if not equals:
+        return expression, None
+    if not tail.strip().isdigit():
+        raise ValueError("after = an integer is expected")
+    return expression, int(tail)
 
 
 def _evaluate(postfix: list[int | str]) -> Fraction:

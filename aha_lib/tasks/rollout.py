@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from aha_lib.devices import cpu_threads
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import Settings
@@ -54,6 +56,51 @@ def held_out_panel(task: Task, settings: Settings) -> list:
     return [task.puzzle(PANEL_SEED, index, held_out=True) for index in indices]
 
 
+def sampler_calls(settings: Settings) -> list[tuple[int, int]]:
+    """How many prompts, and completions of each, the calls of the sampler in a run have."""
+    s = settings
+    calls = {(s.prompts, s.group)}
+    for group in (1, s.pass_k):  # of the held-out panel
+        at_a_time = _prompts_at_a_time(s, group)
+        first_ones, last_one = min(s.eval_puzzles, at_a_time), s.eval_puzzles % at_a_time
+        calls |= {(prompts, group) for prompts in (first_ones, last_one) if prompts}
+    return sorted(calls)
+
+
+def decode_shapes(settings: Settings, *, threads: int = 1) -> list[sampler.DecodeShape]:
+    """Of all decode programs that a run can meet, see `sampler.decode_shapes`."""
+    found = set()
+    for prompts, group in sampler_calls(settings):
+        sampling = sampler.Sampling(group, settings.completion_len, stop_ids=(), pad_id=0)
+        found |= {*sampler.decode_shapes(prompts, settings.prompt_len, sampling, threads=threads)}
+    return sorted(found, reverse=True)
+
+
+def compile_ahead(policy: Policy) -> None:
+    """Compile all decode programs that a run can meet; see `sampler.compile_decode`."""
+    s = policy.settings
+    shapes = decode_shapes(s, threads=cpu_threads(nnx.state(policy.model)))
+    sampling = _sampling(policy, s.group, s.temperature)
+    sampler.compile_decode(policy.model, shapes, s.prompt_len, sampling)
+
+
+def _prompts_at_a_time(settings: Settings, group: int) -> int:
+    """As many rows as in a training step, or one prompt's where these are more."""
+    return max(1, settings.prompts * settings.group // group)
+
+
+def _sampling(policy: Policy, group: int, temperature: float) -> sampler.Sampling:
+    tokenizer, s = policy.tokenizer, policy.settings
+    return sampler.Sampling(
+        group=group,
+        length=s.completion_len,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        temperature=temperature,
+        gather=s.gather,
+    )
+
+
 def rollout(
     policy: Policy, puzzles: Sequence, key: Key[Array, ""], *, group: int, temperature: float
 ) -> Rollout:
@@ -61,7 +108,7 @@ def rollout(
     tokenizer, s = policy.tokenizer, policy.settings
     ids = [tokenizer.encode(policy.task.prompt(puzzle)) for puzzle in puzzles]
     prompts, valid = sampler.pad_left(ids, s.prompt_len, tokenizer.pad_id)
-    at_a_time = max(1, s.prompts * s.group // group)
+    at_a_time = _prompts_at_a_time(s, group)
     parts = []
     for first in range(0, len(puzzles), at_a_time):
         rows = slice(first, first + at_a_time)
@@ -71,12 +118,7 @@ def rollout(
                 prompts[rows],
                 valid[rows],
                 jax.random.fold_in(key, first),
-                group=group,
-                length=s.completion_len,
-                stop_ids=tokenizer.stop_ids,
-                pad_id=tokenizer.pad_id,
-                temperature=temperature,
-                gather=s.gather,
+                _sampling(policy, group, temperature),
             )
         )
     completions = sampler.Completions(*map(np.concatenate, zip(*parts, strict=True)))

@@ -107,15 +107,19 @@ def load(settings: Settings) -> Task:
     """The task that `settings.task` names.
 
     "countdown"; `FILE.py:NAME`, a class in a file of your own; `MODULE:NAME`, a class in an
-    installed module, such as `aha_lib.tasks.last_first:LastFirst`. Raises ValueError with a
-    sentence where there is no such task.
+    installed module, such as `aha_lib.tasks.last_first:LastFirst`; `gym:NAME`, a data set of
+    reasoning-gym. Raises ValueError with a sentence where there is no such task.
     """
     name = settings.task
     if name == Countdown.name:
         return Countdown.from_settings(settings)
     where, _, attribute = name.rpartition(":")
     if not where or not attribute:
-        raise ValueError(f"task is {name!r}: it has to be countdown, FILE.py:NAME or MODULE:NAME.")
+        raise ValueError(
+            f"task is {name!r}: it has to be countdown, FILE.py:NAME, MODULE:NAME or gym:NAME."
+        )
+    if where == "gym":
+        return importlib.import_module("aha_lib.tasks.gym").Gym(attribute)
     found = getattr(_module(where), attribute, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"{where} has no class {attribute} that is a Task (aha_lib.tasks.task).")

@@ -20,8 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
-from types import SimpleNamespace
+from itertools import chain, pairwise
 
 from aha_lib.tasks.countdown import EXACT, Puzzle, reward, to_postfix
 
@@ -44,7 +43,12 @@ _SIGNS = {
     " ": r"\*\*+|[$`]|\\[][()]",
 }
 _SIGN = re.compile("|".join(f"({words})" for words in _SIGNS.values()), re.ASCII | re.IGNORECASE)
-_COMMA = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3}){1,2}(?![\d,])", re.ASCII)
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3}){1,2}(?![\d,])", re.ASCII)
+# A list of steps without blanks, `20*5=100,100-18=82`: after the comma the result is used, or a
+# number stands that no thousands separator has before it.
+_BARE_STEPS = re.compile(r"=(\d+),(?:\1|\d{1,2}|\d{4,})[-+*/]", re.ASCII)
+# In such a list, digits and comma between a result and a step, which may be cut off.
+_RESULT_THEN_STEP = re.compile(r"(?<==)\d{1,3},[1-9]\d{2}(?=[-+*/=]|\Z)", re.ASCII)
 _TERM = r"(?:\( *){0,8}(?<![\w.])(?:0|[1-9]\d{0,8})(?![\w%^!]|\.\d)(?: *\)){0,8}"
 _SIDE = rf"{_TERM}(?: *[-+*/] *{_TERM}){{0,{MAX_TERMS - 1}}}"
 _VALUE = r"-?\d{1,18}(?:\.\d{1,9})?(?! *[-+*/] *[\d(]|[\w%^!])"
@@ -138,51 +142,103 @@ class Behaviours:
     backward: int  # claims that start from the target
 
 
+@dataclass
+class _Draft:
+    """An attempt while its claims are gathered."""
+
+    claims: list[Claim]
+    unused: list[tuple[Number, Postfix]]  # results that nothing is made of yet, and their makings
+    whole: Postfix  # the one expression that the claims make so far
+    marks: list[float | None]  # of it, see `_marks`
+    shown: Number | None  # its value on the page
+    verdict: str | None
+
+    def add(self, claim: Claim, whole: Postfix, shown: Number | None) -> None:
+        """Take up a claim that stands for `whole`."""
+        marks = _marks(whole)
+        is_step_of_it = marks[-1] in self.marks[:-1]
+        if not is_step_of_it:
+            self.whole = whole
+            self.marks = marks
+            self.shown = shown
+        self.claims.append(claim)
+        self.verdict = claim.verdict or self.verdict
+
+
 def parse(completion: str, puzzle: Puzzle) -> Trace:
     """Take a completion apart, whatever the string. The module's docstring has the rules."""
-    judged, target, numbers = reward(completion, puzzle), puzzle.target, puzzle.numbers
-    opened = completion.rfind("<answer>", 0, max(0, completion.rfind("</answer>")))
-    text = completion[: opened if opened >= 0 else None][:MAX_TEXT]
-    claims, drafts, made = [], [], {}  # made: every result so far, and what it was made of
-    for claim, postfix in _claims(text, target):
-        if claim.stated is None and not _leaves(postfix) <= Counter(numbers):
+    judged = reward(completion, puzzle)
+    text = _before_the_answer(completion)
+    claims, drafts = _gather(text, puzzle)
+    attempts = _attempts(drafts, puzzle)
+    right = judged.value == 1.0
+    reached = any(attempt.reached for attempt in attempts)
+    return Trace(
+        text=text,
+        puzzle=puzzle,
+        answer=judged.expression or None,
+        right=right,
+        claims=tuple(claims),
+        attempts=tuple(attempts),
+        backtracks=max(0, len(attempts) - 1),
+        slips=sum(claim.true is False for claim in claims),
+        found_then_abandoned=reached and not right,
+    )
+
+
+def _before_the_answer(completion: str) -> str:
+    """What stands before the last complete answer; all of it where there is none."""
+    closed = max(0, completion.rfind("</answer>"))
+    opened = completion.rfind("<answer>", 0, closed)
+    text = completion if opened < 0 else completion[:opened]
+    return text[:MAX_TEXT]
+
+
+def _gather(text: str, puzzle: Puzzle) -> tuple[list[Claim], list[_Draft]]:
+    """All claims of a text, in order, and those that are no backward work as attempts."""
+    claims: list[Claim] = []
+    drafts: list[_Draft] = []
+    made: dict[Number | None, Postfix] = {}  # every result so far, and what it was made of
+    whole: Postfix = []
+    for claim, postfix in _claims(text, puzzle.target):
+        if claim.stated is None and not _leaves(postfix) <= Counter(puzzle.numbers):
             continue  # an expression of other numbers, of which nothing is said
-        strange = [n for n in _leaves(postfix) if n not in numbers and n not in made]
-        turned = claim.stated == target and claim.text.startswith(str(target))
-        if target in strange or (turned and strange):
+        if _is_backward(claim, postfix, puzzle, made):
             claims.append(replace(claim, backward=True))
             continue
         shown = claim.value if claim.stated is None else claim.stated
+        # In a chain `a = b = c` the second claim is the first one, written otherwise.
         rewrites = drafts and claim.start == claims[-1].end and not claims[-1].backward
-        if not rewrites:  # that is, goes on in the same chain
-            made[shown] = whole = _place(postfix, drafts, numbers, made)
-            drafts[-1].live.append((shown, whole))
-        draft, marks = drafts[-1], _marks(whole)
-        if marks[-1] not in draft.marks[:-1]:  # else a step of what is there already
-            draft.whole, draft.marks, draft.shown = whole, marks, shown
-        draft.claims.append(claim)
-        draft.verdict = claim.verdict or draft.verdict
+        if not rewrites:
+            whole = _place(postfix, drafts, puzzle.numbers, made)
+            made[shown] = whole
+            drafts[-1].unused.append((shown, whole))
+        drafts[-1].add(claim, whole, shown)
         claims.append(claim)
+    return claims, drafts
+
+
+def _is_backward(claim: Claim, postfix: Postfix, puzzle: Puzzle, made: dict) -> bool:
+    """Whether a claim uses the target as if it were a number, or begins with it."""
+    strange = [n for n in _leaves(postfix) if n not in puzzle.numbers and n not in made]
+    begins_with_target = claim.text.startswith(str(puzzle.target))
+    turned = claim.stated == puzzle.target and begins_with_target
+    return puzzle.target in strange or bool(turned and strange)
+
+
+def _attempts(drafts: list[_Draft], puzzle: Puzzle) -> list[Attempt]:
+    """The finished attempts; without a last one that only announces the answer."""
     attempts, seen = [], set()
     for draft in drafts:
-        attempts.append(_attempt(draft, puzzle, draft.marks[-1] in seen))
-        seen.add(draft.marks[-1])
-    last = attempts[-1] if attempts else None
-    if last and last.verdict != "no" and all(claim.stated is None for claim in last.claims):
-        attempts.pop()  # announces the answer: nothing was tried
-    right, slips = judged.value == 1.0, sum(claim.true is False for claim in claims)
-    lost = not right and any(attempt.reached for attempt in attempts)
-    return Trace(
-        text,
-        puzzle,
-        judged.expression or None,
-        right,
-        tuple(claims),
-        tuple(attempts),
-        max(0, len(attempts) - 1),
-        slips,
-        lost,
-    )
+        function = draft.marks[-1]
+        attempts.append(_attempt(draft, puzzle, repeated=function in seen))
+        seen.add(function)
+    if attempts:
+        last = attempts[-1]
+        nothing_is_stated = all(claim.stated is None for claim in last.claims)
+        if last.verdict != "no" and nothing_is_stated:
+            attempts.pop()
+    return attempts
 
 
 def behaviours(trace: Trace) -> Behaviours:
@@ -237,54 +293,72 @@ def _words(text: str, target: int) -> str:
     return re.sub(rf"\b{target}\b", "target", text) if str(target) in text else text
 
 
-def _place(postfix: Postfix, drafts: list, numbers: tuple[int, ...], made: dict) -> Postfix:
+def _place(postfix: Postfix, drafts: list[_Draft], numbers: tuple[int, ...], made: dict) -> Postfix:
     """Find or begin the attempt that a claim belongs to; return all that the claim stands for."""
-    given, draft = _leaves(postfix) <= Counter(numbers), drafts[-1] if drafts else None
-    if draft:
-        rest, marks = [*draft.live], _marks(postfix)
-        whole = _fill(postfix, rest)  # in `rest` remain the results that nothing is made of yet
-        fits = _leaves(whole, *(made for _, made in rest)) <= Counter(numbers)
-        if fits and not draft.verdict or not given and len(rest) < len(draft.live):
-            draft.live = rest
+    is_of_given = _leaves(postfix) <= Counter(numbers)
+    if drafts:
+        draft = drafts[-1]
+        still_unused = list(draft.unused)
+        whole = _fill(postfix, still_unused)
+        makings = [making for _, making in still_unused]
+        fits = _leaves(whole, *makings) <= Counter(numbers)
+        uses_result = not is_of_given and len(still_unused) < len(draft.unused)
+        if (fits and not draft.verdict) or uses_result:
+            draft.unused = still_unused
             return whole
-        again = given and (draft.marks[-1] in marks or marks[-1] in draft.marks)
-    if not (draft and again and draft.verdict != "no"):
-        drafts.append(SimpleNamespace(claims=[], marks=[], verdict=None))
-    drafts[-1].live = []
-    return _fill(postfix, [item for item in made.items() if item[0] not in numbers])
+        marks = _marks(postfix)
+        restates = draft.marks[-1] in marks or marks[-1] in draft.marks
+        if is_of_given and restates and draft.verdict != "no":
+            draft.unused = []
+            return _fill_from_all(postfix, made, numbers)
+    drafts.append(_Draft(claims=[], unused=[], whole=[], marks=[], shown=None, verdict=None))
+    return _fill_from_all(postfix, made, numbers)
+
+
+def _fill_from_all(postfix: Postfix, made: dict, numbers: tuple[int, ...]) -> Postfix:
+    """The expression, with every result of the text filled in that is no given number."""
+    return _fill(postfix, [(shown, whole) for shown, whole in made.items() if shown not in numbers])
 
 
 def _fill(postfix: Postfix, results: list[tuple]) -> Postfix:
     """The expression, its numbers replaced by what made them; takes these out of the results."""
     whole = []
     for item in postfix:
-        at = next((i for i, (shown, _) in enumerate(results) if shown == item), None)
-        whole += [item] if at is None else results.pop(at)[1]
+        shown = [result for result, _ in results]
+        if item in shown:
+            _, making = results.pop(shown.index(item))
+            whole += making
+        else:
+            whole.append(item)
     return whole if len(whole) <= MAX_WHOLE else postfix
 
 
 def _leaves(*expressions: Postfix) -> Counter[Number]:
     """How often each number stands in the expressions."""
-    return Counter(item for whole in expressions for item in whole if not isinstance(item, str))
+    items = chain.from_iterable(expressions)
+    return Counter(item for item in items if not isinstance(item, str))
 
 
-def _attempt(draft: SimpleNamespace, puzzle: Puzzle, repeated: bool) -> Attempt:
-    value, slips = _run(draft.whole, _exact)[-1], sum(claim.true is False for claim in draft.claims)
+def _attempt(draft: _Draft, puzzle: Puzzle, *, repeated: bool) -> Attempt:
+    value = _run(draft.whole, _exact)[-1]
     distance = None if value is None else abs(value - puzzle.target)
-    used, given = _leaves(draft.whole), Counter(puzzle.numbers)
-    illegal = (used - given) | (_leaves(*(whole for _, whole in draft.live)) - given)
-    text = _run(draft.whole, lambda sign, a, b: f"({a} {sign} {b})")[-1][1:-1]
+    slips = sum(claim.true is False for claim in draft.claims)
+    given = Counter(puzzle.numbers)
+    used = _leaves(draft.whole)
+    on_branches = _leaves(*(whole for _, whole in draft.unused))
+    illegal = (used - given) | (on_branches - given)
+    in_brackets = _run(draft.whole, lambda sign, a, b: f"({a} {sign} {b})")[-1]
     return Attempt(
-        tuple(draft.claims),
-        text,
-        value,
-        draft.shown,
-        draft.verdict,
-        distance,
-        tuple(used.elements()),
-        tuple(illegal.elements()),
-        repeated,
-        slips,
+        claims=tuple(draft.claims),
+        expression=in_brackets[1:-1],
+        value=value,
+        stated=draft.shown,
+        verdict=draft.verdict,
+        distance=distance,
+        used=tuple(used.elements()),
+        illegal=tuple(illegal.elements()),
+        repeated=repeated,
+        slips=slips,
         reached=used == given and distance == 0 and not slips,
     )
 
@@ -316,46 +390,124 @@ def _marks(postfix: Postfix) -> list[float | None]:
     return [mark if mark is None else round(mark, 9) for mark in marks]
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One side of an equality."""
+
+    text: str
+    postfix: Postfix
+    value: Number | None
+    scale: int  # 1 / scale is what a stated value may be off, by rounding
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A claim, before its verdict is sought."""
+
+    side: _Side  # that has the operation
+    stated: Number | None
+    true: bool | None
+    start: int
+    end: int
+
+
 def _claims(text: str, target: int) -> Iterator[tuple[Claim, Postfix]]:
     """Yield each claim of the text, with its expression."""
-    signs, found = [*_SIGNS], []
-    plain = _SIGN.sub(lambda m: signs[m.lastindex - 1].ljust(len(m[0])), text)
-    plain = _COMMA.sub(lambda m: m[0].replace(",", "").ljust(len(m[0])), plain)
-    for chain in _CHAIN.finditer(plain):
+    sums = _sums(text)
+    next_starts = [following.start for following in sums[1:]] + [len(text)]
+    for found, next_start in zip(sums, next_starts, strict=False):
+        gap = text[found.end : min(next_start, found.end + MAX_GAP)]
+        said = _VERDICT.search(_words(gap, target))
+        claim = Claim(
+            text=text[found.start : found.end],
+            expression=found.side.text,
+            value=found.side.value,
+            stated=found.stated,
+            true=found.true,
+            verdict=said and said.lastgroup,
+            backward=False,
+            start=found.start,
+            end=found.end,
+        )
+        yield claim, found.side.postfix
+
+
+def _sums(text: str) -> list[_Sum]:
+    """All equalities with an operation in them, and expressions of which nothing is stated."""
+    plain = _in_signs(text)
+    found: list[_Sum] = []
+    for match in _CHAIN.finditer(plain):
         try:
-            sides = [_side(side, chain.start()) for side in re.finditer("[^= ][^=]*", chain[0])]
+            sides = [_side(side, match.start()) for side in re.finditer("[^= ][^=]*", match[0])]
         except ValueError:
             continue  # brackets that don't match
-        asked = len(sides) == 1 or plain[chain.end() : chain.end() + 2].strip() == "?"
+        last_is_asked = len(sides) == 1 or plain[match.end() : match.end() + 2].strip() == "?"
         for left, right in pairwise(sides if len(sides) > 1 else sides * 2):
-            running = len(right.postfix) > 1 and right.postfix[0] == left.value != right.value
-            turned = len(left.postfix) == 1 and not running
-            side, other = (right, left) if turned else (left, left if running else right)
-            stated = None if asked and right is sides[-1] else other.value
-            true = None if stated is None else side.value is not None
-            true = true and abs(side.value - stated) * other.scale < 1
-            if len(side.postfix) > 1:
-                end = left.end if running else right.end
-                start = max(left.start, found[-1][-2]) if found else left.start
-                claim = text[left.start : end], side.text, side.value, stated, true
-                found.append((*claim, start, end, side.postfix))
-    starts = [start for *_, start, _, _ in found[1:]] + [len(text)]
-    for (*claim, start, end, postfix), after in zip(found, starts, strict=False):
-        said = _VERDICT.search(_words(text[end : min(after, end + MAX_GAP)], target))
-        yield Claim(*claim, said and said.lastgroup, False, start, end), postfix
+            is_asked = last_is_asked and right is sides[-1]
+            earliest = found[-1].end if found else 0
+            one = _sum(left, right, is_asked=is_asked, earliest=earliest)
+            if len(one.side.postfix) > 1:
+                found.append(one)
+    return found
 
 
-def _side(match: re.Match, start: int) -> SimpleNamespace:
+def _in_signs(text: str) -> str:
+    """The text with signs for words and without commas in numbers, every position as it was."""
+    signs = list(_SIGNS)
+    plain = _SIGN.sub(lambda match: signs[match.lastindex - 1].ljust(len(match[0])), text)
+    return _join_thousands(plain)
+
+
+def _sum(left: _Side, right: _Side, *, is_asked: bool, earliest: int) -> _Sum:
+    """What two neighbours in a chain of equalities say."""
+    # `44 + 19 = 63 + 35 = 98`: the right side begins with the left one's result.
+    running = len(right.postfix) > 1 and right.postfix[0] == left.value != right.value
+    if running:
+        side, other, end = left, left, left.end
+    elif len(left.postfix) == 1:  # `98 = 44 + 54`
+        side, other, end = right, left, right.end
+    else:
+        side, other, end = left, right, right.end
+    stated = None if is_asked else other.value
+    if stated is None:
+        true = None
+    else:
+        true = side.value is not None and abs(side.value - stated) * other.scale < 1
+    return _Sum(side, stated, true, start=max(left.start, earliest), end=end)
+
+
+def _join_thousands(text: str) -> str:
+    """The text with `1,000` as `1000 `, of the same length; a comma between steps stays."""
+    is_list_of_steps = _BARE_STEPS.search(text) is not None
+
+    def joined(match: re.Match) -> str:
+        if is_list_of_steps and _RESULT_THEN_STEP.match(text, match.start()):
+            return match[0]
+        return match[0].replace(",", "").ljust(len(match[0]))
+
+    return _THOUSANDS.sub(joined, text)
+
+
+def _side(match: re.Match, chain_start: int) -> _Side:
     """One side of an equality; raises a ValueError if its brackets don't match."""
-    start, end = start + match.start(), start + len(match[0].rstrip()) + match.start()
+    written = match[0].rstrip()
+    start = chain_start + match.start()
     text = " ".join(match[0].split())
     if text.count("(") != text.count(")"):
         text = text.strip("() ")  # `(44 + 19 = 63)`
     decimals = len(text.partition(".")[2])
-    number = re.fullmatch(r"-?[\d.]+", text) and (Fraction(text) if decimals else int(text))
-    postfix = to_postfix(text)[0] if number is None else [number]
-    value = _run(postfix, _exact)[-1]
-    scale = 10**decimals if decimals else 10**99  # a decimal may be a little off: it is rounded
-    return SimpleNamespace(
-        text=text, postfix=postfix, value=value, scale=scale, start=start, end=end
+    if re.fullmatch(r"-?[\d.]+", text):
+        postfix = [Fraction(text) if decimals else int(text)]
+    else:
+        postfix, _ = to_postfix(text)
+    return _Side(
+        text=text,
+        postfix=postfix,
+        value=_run(postfix, _exact)[-1],
+        # A decimal may be a little off: it is rounded. An integer may not.
+        scale=10**decimals if decimals else 10**99,
+        start=start,
+        end=start + len(written),
     )

@@ -6,7 +6,7 @@ Tables and arithmetic. Knows nothing of what is installed here; asks no device.
 import math
 from dataclasses import dataclass
 
-from aha_lib.presets import Settings
+from aha_lib.presets import ModelConfig, Settings
 
 
 @dataclass(frozen=True)
@@ -38,33 +38,85 @@ CHIPS = {
 }
 
 
-def estimate(config, settings: Settings, chip: Chip) -> dict[str, float]:
+def estimate(config: ModelConfig, settings: Settings, chip: Chip) -> dict[str, float]:
     """Seconds per step of the three phases if the machine reached its peaks.
 
     Each phase takes the longest of its operations, its bytes of HBM and its bytes between cores
-    (scaling book, "roofline"). Forward: 2 N + 4 L H h S operations for a token that attends to S
-    ("transformers"); an update is three of them (forward, and backward twice), one more if layers
-    are recomputed, and one for the reference. A decoded token reads the weights and its rows' KV
-    cache ("inference").
+    (scaling book, "roofline").
     """
-    s, c, cores = settings, config, chip.cores
-    head = c.vocab * c.width
-    layers = 2 * (c.parameters - head)  # bytes in bfloat16
-    rows, length = s.prompts * s.group, s.prompt_len + s.completion_len
+    step = _Step(config, settings, chip)
+    return {"prefill": step.prefill, "decode": step.decode, "update": step.update}
 
-    def forward(tokens, context):
+
+@dataclass(frozen=True)
+class _Step:
+    """A training step of a model on a machine, whose work is spread evenly over the cores."""
+
+    config: ModelConfig
+    settings: Settings
+    chip: Chip
+
+    @property
+    def prefill(self) -> float:
+        """Seconds to read all prompts, each once."""
+        s = self.settings
+        compute = self._forward(s.prompts * s.prompt_len, s.prompt_len)
+        return max(compute, self._layer_bytes / self.chip.ici)
+
+    @property
+    def decode(self) -> float:
+        """Seconds to write all completions to their full length.
+
+        A token of all rows reads the weights and each row's KV cache once (scaling book,
+        "inference").
+        """
+        s, c = self.settings, self.config
+        # The cache grows in four stages; this is the mean of its four lengths.
+        context = s.prompt_len + 5 / 8 * s.completion_len
+        cache_of_row = c.slots(context) * 4 * c.kv_heads * c.head_dim
+        # Of layers that are gathered beforehand each core reads a whole copy and none is sent.
+        layers_read = self._layer_bytes if s.gather else self._layer_bytes / self.chip.cores
+        layers_sent = 0 if s.gather else self._layer_bytes
+        head_read = 2 * self._head_parameters / self.chip.cores
+        read = layers_read + head_read + self._rows / self.chip.cores * cache_of_row
+        token = max(
+            self._forward(self._rows, context),
+            read / self.chip.bandwidth,
+            layers_sent / self.chip.ici,
+        )
+        return s.completion_len * token
+
+    @property
+    def update(self) -> float:
+        """Seconds for all optimizer steps on the batch."""
+        s = self.settings
+        length = s.prompt_len + s.completion_len
+        has_reference = s.kl > 0
+        # Forward, and backward twice its work; again forward where layers are recomputed.
+        passes = 3 + s.remat + has_reference
+        compute = passes * self._forward(self._rows * length, length)
+        # Each micro-batch gathers the layers forward and backward, and scatters the gradient.
+        transfers = (3 + has_reference) * math.ceil(self._rows / s.micro_batch)
+        return max(compute, transfers * self._layer_bytes / self.chip.ici) * s.updates
+
+    @property
+    def _rows(self) -> int:
+        return self.settings.prompts * self.settings.group
+
+    @property
+    def _head_parameters(self) -> int:
+        return self.config.vocab * self.config.width
+
+    @property
+    def _layer_bytes(self) -> int:
+        """Of all layers' parameters in bfloat16."""
+        return 2 * (self.config.parameters - self._head_parameters)
+
+    def _forward(self, tokens: int, context: int | float) -> float:
+        """Seconds of arithmetic of a forward pass over tokens that each attend to `context`.
+
+        2 N + 4 L H h S operations a token (scaling book, "transformers").
+        """
+        c = self.config
         operations = 2 * c.parameters + 4 * c.layers * c.heads * c.head_dim * context
-        return tokens * operations / cores / chip.flops
-
-    context = s.prompt_len + 5 / 8 * s.completion_len  # mean length of the cache in four stages
-    cache = rows / cores * c.slots(context) * 4 * c.kv_heads * c.head_dim
-    read = (layers if s.gather else layers / cores) + 2 * head / cores + cache
-    moved = 0 if s.gather else layers
-    update = (3 + s.remat + (s.kl > 0)) * forward(rows * length, length)
-    gathers = (3 + (s.kl > 0)) * layers * math.ceil(rows / s.micro_batch)  # 2, and the gradient's
-    return {
-        "prefill": max(forward(s.prompts * s.prompt_len, s.prompt_len), layers / chip.ici),
-        "decode": s.completion_len
-        * max(forward(rows, context), read / chip.bandwidth, moved / chip.ici),
-        "update": max(update, gathers / chip.ici) * s.updates,
-    }
+        return tokens * operations / self.chip.cores / self.chip.flops

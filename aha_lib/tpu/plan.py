@@ -1,61 +1,62 @@
 """What fits on which chip, asked of the compiler; and the time and price that its peaks allow.
 
 Compiles the programs of a run for a TPU that need not be there, with XLA's own compiler (libtpu),
-and adds up what a core must hold: `python -m aha_lib.tpu.plan --model gemma2-2b --chip v3-8`. Runs
-none of them, loads no weights and does not know the task.
+and adds up what a core must hold: `aha plan --model gemma2-2b --chip v3-8`. Runs none of them and
+loads no weights. Knows nothing of the task but how long its prompts are.
 """
 
-import argparse
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import math
+import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
-import numpy as np
-from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from aha_lib import devices, install
-from aha_lib.model import lora
-from aha_lib.model.gemma import Cache, Gemma
+from aha_lib.model import weights
+from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import MODELS, SETTINGS, Settings, shape
-from aha_lib.rl import grpo, sampler
-from aha_lib.run import arguments, checkpoints
+from aha_lib.rl import sampler
+from aha_lib.run import cli
+from aha_lib.tasks import task as tasks
 from aha_lib.tpu.chips import CHIPS, Chip, estimate
+from aha_lib.tpu.programs import GiB, Program, programs
 
-GiB = 2**30
+log = logging.getLogger(__name__)
+MODEL_NAMES = tuple({**MODELS, **SETTINGS})
 
-
-# What to change where a program does not fit.
+# What to change where a program does not fit, by its phase.
 ADVICE = {
     "keep": "train adapters",
     "sample": "lower prompts (or gather=False), or train adapters",
     "update": "lower micro_batch, or train adapters",
 }
+# GiB of the units in the compiler's messages.
+UNITS = {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
 
 
 @dataclass(frozen=True)
-class Program:
+class Memory:
     """What one core holds while a program runs, in GiB."""
 
-    name: str
+    name: str  # of the program
     arguments: float
     temporaries: float  # and results that take no argument's place; all if the compiler gave up
     resident: float  # arrays that wait for their turn
     seconds: float  # that the compiler took
 
     @property
-    def kind(self) -> str:
+    def phase(self) -> str:
         return self.name.split(":")[0]
 
     @property
@@ -70,257 +71,238 @@ class Plan:
     model: str
     chip: str
     settings: Settings
-    programs: list[Program]
+    programs: list[Memory]
     times: dict[str, float]  # seconds per step, of `estimate`
 
     @property
     def fits(self) -> bool:
-        return max(p.total for p in self.programs) <= CHIPS[self.chip].hbm
+        return not self.too_large
+
+    @property
+    def too_large(self) -> list[Memory]:
+        """The programs that do not fit."""
+        return [program for program in self.programs if program.total > CHIPS[self.chip].hbm]
 
     def __str__(self) -> str:
-        s, chip = self.settings, CHIPS[self.chip]
-        rows = [
+        lines = [self._title(), *self._table(), *self._advice(), self._time_and_price()]
+        return "\n".join(lines)
+
+    def _title(self) -> str:
+        s = self.settings
+        trained = f"adapters of rank {s.lora}" if s.lora else "all weights"
+        return (
             f"{self.model} on {self.chip}: {s.prompts} prompts x {s.group} completions, "
             f"{s.prompt_len} + {s.completion_len} tokens, micro_batch {s.micro_batch}, "
-            f"kl {s.kl:g}, "
-            + (f"adapters of rank {s.lora}" if s.lora else "all weights")
-            + "; GiB per core"
-        ]
-        rows.append(
+            f"kl {s.kl:g}, {trained}; GiB per core"
+        )
+
+    def _table(self) -> Iterator[str]:
+        yield (
             f"{'program':<18}{'arguments':>10}{'temporary':>10}{'resident':>9}{'total':>7}"
             f"{'free':>7}{'compiled in':>13}"
         )
         for p in self.programs:
-            rows.append(
+            free = CHIPS[self.chip].hbm - p.total
+            yield (
                 f"{p.name:<18}{p.arguments:10.2f}{p.temporaries:10.2f}{p.resident:9.2f}"
-                f"{p.total:7.2f}{chip.hbm - p.total:7.2f}{p.seconds:11.0f} s"
+                f"{p.total:7.2f}{free:7.2f}{p.seconds:11.0f} s"
             )
-        for p in self.programs:
-            if p.total > chip.hbm:
-                rows.append(
-                    f"{p.name} needs {p.total:.1f} GiB of a core's {chip.hbm:g}: {ADVICE[p.kind]}."
-                )
+
+    def _advice(self) -> Iterator[str]:
+        hbm = CHIPS[self.chip].hbm
+        for p in self.too_large:
+            yield f"{p.name} needs {p.total:.1f} GiB of a core's {hbm:g}: {ADVICE[p.phase]}."
+
+    def _time_and_price(self) -> str:
         step = sum(self.times.values())
-        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.times.items())
-        hours = s.steps * step / 3600
-        rows.append(
-            f"at the chip's peaks a step takes {step:.1f} s ({parts}), {s.steps} steps "
-            f"{hours:.1f} h or ${hours * chip.dollars:.0f}"
+        phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.times.items())
+        hours = self.settings.steps * step / 3600
+        dollars = hours * CHIPS[self.chip].dollars
+        return (
+            f"at the chip's peaks a step takes {step:.1f} s ({phases}), {self.settings.steps} "
+            f"steps {hours:.1f} h or ${dollars:.0f}"
         )
-        return "\n".join(rows)
 
 
 def plan(model: str, chip: str, **changes) -> Plan:
     """Compile the programs of `train` for a chip of `CHIPS`; `changes` are those of `Settings`.
 
     The settings are those of the preset `model`, or of gemma2-2b for a model without one. Results
-    are kept by content. Raises ValueError for unknown names, RuntimeError without libtpu.
+    are kept by content. Raises ValueError for unknown names, and for prompts of the task that are
+    too long for `prompt_len` if the tokenizer lies here; RuntimeError without libtpu.
     """
-    settings, todo = _todo(model, chip, changes)
-    times = estimate(shape(model), settings, CHIPS[chip])
-    return Plan(model, chip, settings, [run() for run in todo], times)
+    settings = _settings(model, chip, changes)
+    memory = list(_memory_of_programs(model, chip, settings))
+    return Plan(model, chip, settings, memory, estimate(shape(model), settings, CHIPS[chip]))
 
 
 def largest(name: str, model: str, chip: str, *, start: int | None = None, **changes) -> int:
     """The largest power of two times the cores that setting `name` may have; 0 if none fits.
     The search begins at `start`, by default one a core."""
 
-    def fits(size):
-        todo = _todo(model, chip, changes | {name: size})[1]
-        return all(run().total <= CHIPS[chip].hbm for run in reversed(todo))
+    def fits(size: int) -> bool:
+        settings = _settings(model, chip, changes | {name: size})
+        # From the last: the update is the likeliest not to fit, and saves compiling the others.
+        each = _memory_of_programs(model, chip, settings, backwards=True)
+        return all(memory.total <= CHIPS[chip].hbm for memory in each)
 
-    best, size = 0, start or CHIPS[chip].cores
+    least = CHIPS[chip].cores
+    best, size = 0, start or least
     while fits(size):
-        best, size = size, 2 * size
-    while not best and size > CHIPS[chip].cores:
+        best = size
+        size *= 2
+    # Where even the start did not fit: down again.
+    while not best and size > least:
         size //= 2
         best = size if fits(size) else 0
     return best
 
 
-def _todo(model, chip, changes) -> tuple[Settings, list[Callable[[], Program]]]:
-    """The settings, and for each program what compiles it."""
-    if model not in {*MODELS, *SETTINGS} or chip not in CHIPS:
-        names = f"models {', '.join({**MODELS, **SETTINGS})}; chips {', '.join(CHIPS)}"
-        raise ValueError(f"{model} on {chip} is not in the tables: there are {names}.")
+def _settings(model: str, chip: str, changes: dict) -> Settings:
+    """The settings that are asked about; ValueError for what is in none of the tables."""
+    if model not in MODEL_NAMES or chip not in CHIPS:
+        raise ValueError(
+            f"{model} on {chip} is not in the tables: there are models {', '.join(MODEL_NAMES)}; "
+            f"chips {', '.join(CHIPS)}."
+        )
     base = SETTINGS.get(model) or dataclasses.replace(SETTINGS["gemma2-2b"], model=model)
     settings = dataclasses.replace(base, **changes)
-    how = dict(mesh=_mesh(CHIPS[chip], settings.tp), chip=CHIPS[chip])
-    found = programs(shape(model), settings, how["mesh"])
-    return settings, [functools.partial(_compile, *x, **how) for x in found]
+    _check_prompts(settings)
+    return settings
 
 
-def programs(config, s: Settings, mesh: Mesh) -> list[tuple[str, float, Callable]]:
-    """All that a run executes on the mesh, but for what handles one array at a time.
+def _check_prompts(settings: Settings) -> None:
+    """ValueError where the task's longest prompt has more than `prompt_len` tokens.
 
-    Names, GiB of a core that wait meanwhile, and functions that lower each, with `mesh` in use.
-    Each is as large as any call makes it, to train or to evaluate.
+    Needs the tokenizer: one that would have to be downloaded is left to `train`.
     """
-    dtype, param_dtype = devices.dtypes(s.dtype, mesh.devices.flat[0].platform)
+    task = tasks.load(settings)
+    folder = weights.TINY if settings.model == "tiny" else Path(settings.model)
+    file = folder / "tokenizer.model"
+    if file.exists():
+        tokenizer = Tokenizer.load(file)
+        longest = tokenizer.encode(task.prompt(task.longest()))
+        sampler.pad_left([longest], settings.prompt_len, tokenizer.pad_id)
 
-    def place(tree, gathered=False):
-        where = devices.shardings(tree, mesh, gathered=gathered)
-        return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), tree, where)
 
-    def spread(x):  # as the sampler does
-        names = (None, "rows", "kv_heads") if x.ndim == 5 else ("rows",)
-        return x.update(sharding=NamedSharding(mesh, devices.spec(x.shape, names, mesh)))
+def _memory_of_programs(
+    model: str, chip: str, settings: Settings, *, backwards: bool = False
+) -> Iterator[Memory]:
+    """Of one program of a run after the other; each is compiled when it is its turn."""
+    mesh = _mesh_of_absent_tpu(CHIPS[chip], settings.tp)
+    found = programs(shape(model), settings, mesh)
+    for program in reversed(found) if backwards else found:
+        yield _memory(program, mesh, CHIPS[chip])
 
-    def build():
-        kept = dtype if s.lora else param_dtype
-        model = Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=kept)
-        if s.lora:
-            lora.add(model, s.lora, rngs=nnx.Rngs(0))
-        model.remat = s.remat
-        return model
 
-    graph, params = nnx.split(nnx.eval_shape(build))
-    moments = jax.eval_shape(grpo.optimizer(s).init, grpo.learned(params, s)[0])
-    state = place(grpo.TrainState(params, moments))
-    grads = grpo.learned(state.params, s)[0]
-    kept = state._replace(params=grads)._asdict()  # in checkpoints
-    lean = jax.eval_shape(lambda x: sampler.ready(x, dtype), params)
-    weights, reference = place(lean, s.gather), place(lean) if s.kl and not s.lora else None
-    kl, waiting = _held(reference), _held((state, reference))
-    lent = [
-        x
-        for x, y in zip(*map(jax.tree.leaves, (weights, state.params)), strict=True)
-        if (x.dtype, x.sharding) == (y.dtype, y.sharding)
-    ]
-    aside = waiting - _held(lent)  # while the sampler runs: these are its arguments too
-
+def _memory(program: Program, mesh: Mesh, chip: Chip) -> Memory:
+    """Memory of a program, from the compiler or from what it answered to the same before."""
     with jax.set_mesh(mesh):
-        count, rows = (devices.whole_shares(n, "draws") for n in _sizes(s))
-        half = devices.whole_shares(-(-rows // 2), "draws")
-        micro = devices.whole_shares(s.micro_batch, "rows")
-    key, order = place(jax.eval_shape(jax.random.key, 0)), np.arange(rows) % count
-    prompts = np.zeros((count, s.prompt_len), np.int32)
-    begin = (graph, weights, prompts, prompts > 0, key, order, rows, 0)
-    slots = s.prompt_len + s.completion_len
-    last = s.completion_len - round(s.completion_len * 3 / 4)  # tokens of the last stage of four
-
-    def moved(rows, order, slots):
-        long = sampler._slots(slots, config.window)
-        cache = [
-            jax.eval_shape(functools.partial(sampler._move, slots=n), x, order)
-            for x, n in zip(rows.cache, long, strict=True)
-        ]
-        return jax.tree.map(spread, rows._replace(cache=Cache(*cache)))
-
-    def move(name, old, order, slots):
-        new = moved(old, order, slots).cache
-        both = [max(map(_held, pair)) for pair in zip(old.cache, new, strict=True)]
-        n = int(np.argmax(both))  # the largest array moves, the others wait, at their largest
-        resident = aside + sum(both) - both[n] + _held((weights, old[:-1]))
-        array, long = old.cache[n], new[n].shape[3]
-        return f"sample: {name}", resident, lambda: sampler._move.lower(array, order, long)
-
-    read = jax.tree.map(spread, jax.eval_shape(sampler._prefill, *begin))
-    shorter, longer = (moved(read, order, n) for n in (slots - last, slots))
-    decode = dict(slot=slots - last, length=last, stop_ids=(1,), pad_id=0)
-    blank = np.zeros((micro, s.completion_len), np.float32)
-    seen, ids = np.ones((micro, s.prompt_len), bool), blank.astype(np.int32)
-    batch = grpo.Batch(seen.astype(np.int32), seen, ids, blank == 0, blank, blank[:, 0])
-    weighted = batch._replace(weights=blank if s.importance_cap or s.norm != "token" else None)
-    packed = next(grpo.micro_batches(weighted, micro, all_rows=True))
-    adam = waiting - kl - _held(state.params)
-    rescore = [
-        (
-            "update: rescore",
-            adam + kl,
-            lambda: grpo._logprobs.lower(graph, state.params, batch, s.temperature),
-        )
-    ]
-    return [
-        ("keep: checksum", waiting - _held(kept), lambda: checkpoints.checksum.lower(kept)),
-        ("sample: prefill", aside, lambda: sampler._prefill.lower(*begin)),
-        move("spread", read, order, slots - 3 * last),
-        (
-            "sample: decode",
-            aside,
-            lambda: sampler._decode.lower(graph, weights, longer, s.temperature, **decode),
-        ),
-        move("lengthen", shorter, None, slots),
-        move("halve", shorter, np.arange(half), slots),
-        *(rescore if s.importance_cap else []),
-        (
-            "update: gradient",
-            adam,
-            lambda: grpo.accumulate.lower(graph, state.params, reference, grads, packed, 1.0, s),
-        ),
-        ("update: apply", kl, lambda: grpo.apply.lower(state, grads, s, np.float32(0))),
-    ]
-
-
-def _sizes(s: Settings) -> tuple[int, int]:
-    """The most prompts and the most rows of a call of the sampler, `train.rollout`'s parts."""
-    panel = [(min(s.eval_puzzles, max(1, s.prompts * s.group // n)), n) for n in (1, s.pass_k)]
-    calls = [(s.prompts, s.group), *panel]
-    return max(prompts for prompts, _ in calls), max(math.prod(call) for call in calls)
-
-
-def _compile(name: str, resident: float, lower: Callable, mesh: Mesh, chip: Chip) -> Program:
-    """Memory of a program, from the compiler or from what it said of the same before."""
-    with jax.set_mesh(mesh):
-        lowered = lower()
+        lowered = program.lower()
     versions = [importlib.metadata.version(package) for package in ("jax", "libtpu")]
-    text = " ".join((*versions, chip.topology, lowered.as_text()))
-    file = devices.cache("plan") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-    if not file.exists():
-        start = time.perf_counter()
-        try:
-            m = lowered.compile().memory_analysis()
-            new = m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-            sizes = m.argument_size_in_bytes / GiB, new / GiB
-        except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"\(([\d.]+)G\) exceeds|Used ([\d.]+)G of", str(error))
-            if not used:
-                raise
-            sizes = 0.0, float(used[1] or used[2])
+    content = " ".join((*versions, chip.topology, lowered.as_text()))
+    file = devices.cache("plan") / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
+    answer = _remembered(file)
+    if answer is None:
+        answer = _ask_compiler(lowered)
+        _remember(file, answer)
+    arguments, temporaries, seconds = answer
+    return Memory(program.name, arguments, temporaries, program.resident, seconds)
+
+
+def _ask_compiler(lowered: jax.stages.Lowered) -> list[float]:
+    """GiB of arguments and of temporaries, and the seconds that the compiler took."""
+    start = time.perf_counter()
+    try:
+        m = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _needed(str(error))
+        if needed is None:
+            raise
+        return [0.0, needed, time.perf_counter() - start]
+    # Results that are written over arguments take no memory of their own.
+    results = m.output_size_in_bytes - m.alias_size_in_bytes
+    temporaries = (m.temp_size_in_bytes + results) / GiB
+    return [m.argument_size_in_bytes / GiB, temporaries, time.perf_counter() - start]
+
+
+def _needed(message: str) -> float | None:
+    """GiB that a program needs, as the compiler's refusal tells; None if it tells none."""
+    number = r"([\d.]+)([KMGT])"
+    found = re.search(rf"\({number}\) exceeds|Used {number} of", message)
+    if not found:
+        return None
+    size, unit = (part for part in found.groups() if part)
+    return float(size) * UNITS[unit]
+
+
+def _remembered(file: Path) -> list[float] | None:
+    """What was kept in a file; None if nothing was, or nothing that is whole."""
+    try:
+        arguments, temporaries, seconds = map(float, json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return [arguments, temporaries, seconds]
+
+
+def _remember(file: Path, answer: list[float]) -> None:
+    """Keep an answer; a cache that cannot be written costs time, and ends nothing."""
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps([*sizes, time.perf_counter() - start]))
-    arguments, temporaries, seconds = json.loads(file.read_text())
-    return Program(name, arguments, temporaries, resident, seconds)
+        # Under another name first: a reader sees the whole file or none.
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(answer))
+        part.replace(file)
+    except OSError as error:
+        log.warning(
+            "The compiler's answers are not kept, and it will be asked again next time: "
+            "%s cannot be written (%s).",
+            file.parent,
+            error.strerror,
+        )
 
 
-def _mesh(chip: Chip, tp: int) -> Mesh:
-    """A mesh of a TPU that need not be there."""
+def _mesh_of_absent_tpu(chip: Chip, tp: int) -> Mesh:
+    """A mesh of a TPU that need not be there; RuntimeError without a compiler that fits."""
+    _check_compiler()
+    environment = {
+        "TPU_SKIP_MDS_QUERY": "1",  # no TPU's metadata server is asked
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_MIN_LOG_LEVEL": "3",
+    }
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    one_chip = {"chips_per_host_bounds": (1, 1, 1)} if chip.cores == 1 else {}
+    topology = topologies.get_topology_desc(chip.topology, "tpu", **one_chip)
+    return devices.make_mesh(topology.devices, tp=tp)
+
+
+def _check_compiler() -> None:
+    """RuntimeError where libtpu is missing, or so old that it would crash."""
     if not importlib.util.find_spec("libtpu"):
         raise RuntimeError('The TPU compiler is missing: run pip install "aha_lib[tpu]".')
     wanted = re.search(r"libtpu==(\d+\.\d+\.\d+)", str(importlib.metadata.requires("jax")))
     have = importlib.metadata.version("libtpu")
-    if wanted and install.numbers(have)[:3] < install.numbers(wanted[1]):  # it would crash
+    if wanted and install.numbers(have)[:3] < install.numbers(wanted[1]):
         raise RuntimeError(
             f"The TPU compiler here, libtpu {have}, is older than the {wanted[1]} that goes with "
             f'JAX {jax.__version__}: plan on another machine, after pip install "jax[tpu]".'
         )
-    names = "TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost ALLOW_MULTIPLE_LIBTPU_LOAD=1"
-    for name in (names + " TPU_ACCELERATOR_TYPE=v5litepod-8 TPU_MIN_LOG_LEVEL=3").split():
-        os.environ.setdefault(*name.split("="))
-    host = {"chips_per_host_bounds": (1, 1, 1)} if chip.cores == 1 else {}
-    topology = topologies.get_topology_desc(chip.topology, "tpu", **host)
-    return devices.make_mesh(topology.devices, tp=tp)
-
-
-def _held(tree) -> float:
-    """GiB of one core that the arrays take."""
-    sizes = [
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    ]
-    return sum(sizes) / GiB
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 if the plan fits, 1 if not, 2 for bad input or without libtpu."""
-    parser = argparse.ArgumentParser(prog="python -m aha_lib.tpu.plan", description=plan.__doc__)
-    parser.add_argument("--model", required=True, choices=list({**MODELS, **SETTINGS}))
+    more = "Any setting of a run can be given too, as to `aha train`: --prompts 64, for example."
+    parser = cli.Parser(prog="aha plan", description=plan.__doc__, epilog=more, allow_abbrev=False)
+    parser.add_argument("--model", required=True, choices=MODEL_NAMES)
     parser.add_argument("--chip", required=True, choices=list(CHIPS))
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--largest", choices=["micro_batch", "prompts"])
-    args = parser.parse_args(argv)
+    args, others = parser.parse_known_args(argv)
+    wanted = cli.changes(others, Settings(), "aha plan")
     jax.config.update("jax_platforms", "cpu")  # leaves a TPU that is here alone
     try:
-        wanted = arguments.changes(args.set)
         answer = plan(args.model, args.chip, **wanted)
         print(answer)
         if args.largest:

@@ -23,7 +23,7 @@ from aha_lib.look import steering
 from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS, Settings
 from aha_lib.rl import grpo
-from aha_lib.run import checkpoints, train
+from aha_lib.run import folder, train
 from aha_lib.tasks import countdown, traces
 from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
 from aha_lib.tasks.task import Countdown
@@ -100,7 +100,7 @@ def told(before: np.ndarray, at: steering.Decisions) -> list[dict]:
     for when, here in cases.items():
         for how in (steering.difference, steering.probe):
             tries = at.tries[here]
-            apart = steering.halves(before[:, here], tries, even[here], how)
+            apart = steering.separation_in_other_half(before[:, here], tries, even[here], how)
             rows.append(
                 {
                     "when": when,
@@ -131,7 +131,7 @@ def alone(tokenizer, panel, seed: int) -> dict:
     steering.add(model)
     steering.steer(model, np.zeros(model.config.width), LAST, 1.0)
     policy = Policy(model, tokenizer, Countdown(), s)
-    opt_state = grpo.optimizer(s).init(grpo.learned(nnx.state(model), s)[0])
+    opt_state = grpo.optimizer(s).init(grpo.trainable(nnx.state(model), s.lora)[0])
     curve = []
     for number in tqdm(range(1, s.steps + 1), unit="step"):
         opt_state, row = loop.step(policy, opt_state, None, number, jax.random.key(seed))
@@ -189,7 +189,7 @@ def main() -> None:
 
     def save() -> None:
         lines = ",\n".join(map(json.dumps, rows))  # a line a seed
-        checkpoints.write(RECORD, f"[\n{lines}\n]\n")
+        folder.write(RECORD, f"[\n{lines}\n]\n")
 
     for seed in SEEDS:
         row = next((row for row in rows if row["seed"] == seed), {"seed": seed})

@@ -21,7 +21,7 @@ from aha_lib import devices
 from aha_lib.look import record, steering
 from aha_lib.model import lora, weights
 from aha_lib.presets import SETTINGS
-from aha_lib.run import checkpoints
+from aha_lib.run import folder
 from aha_lib.tasks.rollout import Policy, rollout
 from aha_lib.tasks.task import Countdown
 
@@ -75,7 +75,7 @@ def main() -> None:
         steering.steer(base, found[name][LAST], LAST, strength)
         got = backtracking.measured(base, tokenizer, puzzles, 0, GEMMA)
         row["pushed"].append({"direction": name, "layer": LAST, "strength": strength} | got)
-        checkpoints.write(RECORD, json.dumps(row) + "\n")
+        folder.write(RECORD, json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -97,10 +97,7 @@ class Case:
             self.prompts,
             self.prompts > 0,
             jax.random.key(0),
-            group=GROUP,
-            length=self.length,
-            stop_ids=(-1,),
-            pad_id=0,
+            sampler.Sampling(group=GROUP, length=self.length, stop_ids=(-1,), pad_id=0),
         )
 
     def batch(self, out):
@@ -116,7 +113,7 @@ class Case:
     def mismatch(self) -> tuple[float, float]:
         """Mean and greatest |trainer's - sampler's| log-probability of the sampled tokens, nats."""
         batch = self.batch(self.sample())
-        ours = grpo.rescored(self.graph, self.state.params, batch, self.settings).logprobs
+        ours = grpo.rescore(self.graph, self.state.params, batch, self.settings).logprobs
         gaps = np.abs(ours - batch.logprobs)[batch.mask]
         return float(gaps.mean()), float(gaps.max())
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from aha_lib import devices
 from aha_lib.look import record
 from aha_lib.presets import PRETRAINING, SETTINGS
-from aha_lib.run import checkpoints, pretrain, train
+from aha_lib.run import folder, pretrain, train
 
 RECORD = Path(__file__).with_suffix(".json")
 SEEDS = 0, 1, 2
@@ -47,7 +47,7 @@ def main() -> None:
             )
             rows.append({"base": base, "seed": seed, "steps": chosen.steps} | got)
             lines = ",\n".join(map(json.dumps, rows))  # a line a run
-            checkpoints.write(RECORD, f"[\n{lines}\n]\n")
+            folder.write(RECORD, f"[\n{lines}\n]\n")
     table(rows)
 
 

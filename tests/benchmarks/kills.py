@@ -64,7 +64,7 @@ def go_on(model: Path, out: Path, deadly: int = -1) -> None:
     """Begin or resume the run; die before write number `deadly` of this process."""
     import jax
 
-    from aha_lib.run import checkpoints, train
+    from aha_lib.run import checkpoints, folder, train
     from aha_lib.tasks import countdown
 
     # What is compiled is kept: every process meets the same few programs.
@@ -81,8 +81,8 @@ def go_on(model: Path, out: Path, deadly: int = -1) -> None:
 
         return write
 
-    for name in ("append", "save", "write"):
-        setattr(checkpoints, name, watched(getattr(checkpoints, name)))
+    for module, name in ((folder, "append"), (checkpoints, "save"), (folder, "write")):
+        setattr(module, name, watched(getattr(module, name)))
     # Rewards that a random model earns.
     countdown.reward = lambda text, _, **__: countdown.Reward(sum(map(ord, text)) % 3 / 2, "", "")
     for _ in train.train(settings(model), out):

@@ -65,11 +65,9 @@ def main() -> None:
             prompts,
             valid,
             jax.random.key(0),
-            group=8,
-            length=16,
-            stages=1,
-            stop_ids={config.vocab - 1},
-            pad_id=tokenizer.pad_id,
+            sampler.Sampling(
+                group=8, length=16, stages=1, stop_ids={config.vocab - 1}, pad_id=tokenizer.pad_id
+            ),
         )
         report(what, start, "8 rows x 16 tokens")
     if chosen.kaggle:

@@ -19,9 +19,13 @@ from pathlib import Path
 
 from aha_lib.look import dashboard
 from aha_lib.presets import SETTINGS
-from aha_lib.run import checkpoints, session, train
+from aha_lib.run import checkpoints, folder, session, train
 
-PARTS = {"save": "saving", "append": "logging", "say": "logging"}
+PARTS = {
+    (checkpoints, "save"): "saving",
+    (folder, "append"): "logging",
+    (folder, "log"): "logging",
+}
 
 
 def main() -> None:
@@ -43,9 +47,9 @@ def main() -> None:
 
         return call
 
-    for name, part in PARTS.items():
-        setattr(checkpoints, name, timed(getattr(checkpoints, name), part))
-    for name in ("any_host", "signs"):
+    for (module, name), part in PARTS.items():
+        setattr(module, name, timed(getattr(module, name), part))
+    for name in ("any_host", "warnings"):
         setattr(session, name, timed(getattr(session, name), "logging"))
     train.evaluate = timed(train.evaluate, "evaluations")
     with tempfile.TemporaryDirectory() as folder:

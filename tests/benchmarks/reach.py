@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aha_lib import devices
 from aha_lib.model import weights
 from aha_lib.presets import Settings
 from aha_lib.rl import sampler
 from aha_lib.run import train
-from aha_lib.tasks import traces
+from aha_lib.tasks import countdown, traces
 from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
 from aha_lib.tasks.task import Countdown
 
@@ -142,7 +143,7 @@ def longer(run, panel) -> dict:
     that were cut off. A row draws with its own keys, so that it begins as before."""
     s, tokenizer, graph, _, params = run
     model = nnx.merge(graph, params)
-    key = jax.random.fold_in(jax.random.split(jax.random.key(s.seed))[1], s.steps)
+    key = jax.random.fold_in(devices.random_key(s.seed, "evaluation"), s.steps)
     twice = dataclasses.replace(s, completion_len=2 * s.completion_len)
     once, more = (
         rollout(Policy(model, tokenizer, Countdown(), x), panel, key, group=1, temperature=1.0)

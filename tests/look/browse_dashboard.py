@@ -17,7 +17,7 @@ import nbformat
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from aha_lib.run import checkpoints
+from aha_lib.run.folder import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def start(out: Path, steps: int) -> subprocess.Popen:
 
 
 def steps_done(out: Path) -> int:
-    rows = checkpoints.read_rows(out / "metrics.jsonl")
+    rows = read_rows(out / "metrics.jsonl")
     return rows[-1]["step"] if rows else -1
 
 

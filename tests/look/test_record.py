@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import shutil
 
 import pytest
 from flax import nnx
@@ -11,7 +12,7 @@ from aha_lib.look import record
 from aha_lib.model import lora, weights
 from aha_lib.presets import Settings
 from aha_lib.run import train
-from aha_lib.tasks import countdown
+from aha_lib.tasks import countdown, traces
 
 SMALL = Settings(
     steps=1,
@@ -19,7 +20,7 @@ SMALL = Settings(
     group=2,
     eval_puzzles=4,
     pass_k=1,
-    completion_len=12,
+    completion_len=2,
     micro_batch=4,
     lora=2,
     seed=3,
@@ -49,7 +50,7 @@ def test_a_record_says_what_the_folder_said(run, tmp_path):
 
 def test_a_record_has_the_adapters(run, tmp_path):
     record.keep(run, tmp_path)
-    model, *_ = train.trained(run, merged=False)
+    model, *_ = train.trained(run)
     again = weights.load("tiny")[0]
     lora.load(again, tmp_path / "adapters.safetensors")
     for kept, value in zip(
@@ -77,6 +78,18 @@ def test_the_records_of_the_package(folder):
                 assert row[f"heldout_{name}"] == sum(right) / len(right)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_the_records_have_the_backtracks_that_the_rules_see(folder):
+    """At their last evaluation."""
+    shipped = record.read(folder)
+    row, kept = shipped.measured[-1], shipped.kept[-1]
+    if row["step"] or shipped.settings.pass_k == 1:  # else its texts are a part of the answers
+        pairs = zip(kept["sampled"], shipped.panel, strict=True)
+        backtracks = [traces.parse(*pair).backtracks for pair in pairs]
+        assert row["heldout_backtracks"] == sum(backtracks) / len(backtracks)
+
+
 def test_there_are_records():
     places = {path.parts[-2] for path in RECORDS}
     assert places == {"run", "gemma3-270m", "h100", "h100_2e-4"}
@@ -86,3 +99,47 @@ def test_no_run_is_a_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         record.main([str(tmp_path), str(tmp_path / "kept")])
     assert ended.value.code == 2 and "holds no whole run" in capsys.readouterr().err
+
+
+def test_a_record_does_not_go_into_a_run(run, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    other = tmp_path / "other"
+    (other / "checkpoints").mkdir(parents=True)
+    for place, said in ((run, "is the run's own folder"), (other, "holds a run: choose another")):
+        with pytest.raises(SystemExit) as ended:
+            record.main([str(run), str(place)])
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert [path.name for path in other.iterdir()] == ["checkpoints"]
+
+
+def test_a_run_that_goes_on_is_read_to_its_last_row(run, tmp_path):
+    """An evaluation's texts are there before its row, and lines before they are whole."""
+    live = tmp_path / "mine"
+    shutil.copytree(run, live)
+    with (live / "rollouts.jsonl").open("a") as file:
+        file.write('{"step": 2, "sampled": [], "greedy": []}\n{"step": 3, "sam')
+    with (live / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "rew')
+    assert record.read(live) == record.read(run)
+    before = sorted(live.rglob("*"))
+    record.keep(live, tmp_path / "kept")
+    assert sorted(live.rglob("*")) == before
+    assert record.read(tmp_path / "kept").kept == record.read(run).kept
+
+
+def test_damage_is_named(run, tmp_path, capsys):
+    """The file, and where it has lines the line."""
+    record.keep(run, tmp_path / "kept")
+    harms = {
+        "settings.json": (lambda old: b"", "settings.json is damaged ("),
+        "metrics.jsonl": (lambda old: b"\0\0" + old, "metrics.jsonl, line 1: damaged"),
+        "rollouts.jsonl.gz": (lambda old: old[:60], "rollouts.jsonl.gz is damaged, perhaps cut"),
+    }
+    for name, (harm, said) in harms.items():
+        out = tmp_path / name
+        shutil.copytree(tmp_path / "kept", out)
+        (out / name).write_bytes(harm((out / name).read_bytes()))
+        with pytest.raises(SystemExit) as ended:
+            record.main([str(out), str(tmp_path / "again")])
+        assert ended.value.code == 2 and said in capsys.readouterr().err

@@ -17,6 +17,8 @@ from matplotlib.colors import to_hex
 from aha_lib.look import show
 from aha_lib.tasks import traces
 from aha_lib.tasks.countdown import Puzzle
+from aha_lib.tasks.last_first import LastFirst
+from aha_lib.tasks.task import Countdown
 
 PUZZLE = Puzzle((20, 16, 4), 40)
 JUMP = "<answer> ( 20 - 4 ) + 16 </answer>"
@@ -79,6 +81,20 @@ def test_curve_of_seeds_has_their_mean():
     assert np.allclose([y for _, y in lines["base, step 0"]], 0.3)
 
 
+@pytest.mark.parametrize("own", [{}, {"heldout_turns": 1.5}])
+def test_curve_of_another_task_has_its_own_measures(own):
+    """In the place of Countdown's backtracks; of a task without any, one panel less."""
+    rows = [{"step": 0, "heldout_accuracy": 0.1, "heldout_length": 2.0} | own]
+    rows.append({"step": 1, "turns": 2.0, "length": 2.0, "entropy": 0.5})
+    axes = {axis.get_title("left"): lines_of(axis) for axis in show.curve(rows, panels=4).axes}
+    assert "Backtracks in a response" not in axes
+    assert ("Turns" in axes) == bool(own) and "Entropy of the next token, nats" in axes
+    if own:
+        assert axes["Turns"]["held-out"] == [[0, 1.5]] and axes["Turns"]["training"] == [[1, 2.0]]
+    drawn = [axis for axis in show.curve(rows, panels=9).axes if axis.axison]
+    assert len(drawn) == 8 + bool(own)
+
+
 def test_curve_is_a_picture_without_a_screen(tmp_path):
     show.curve([{"step": 0}], run(0.1, 0.2)).savefig(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -136,6 +152,13 @@ def test_side_by_side():
     assert seen.startswith("20 16 4 → 40step 0<answer> ( 20 - 4 ) + 16 </answer>gave up; ")
     assert "it equals 32, not 40; 0 of 0 sums true" in seen
     assert "step <9>" + SLIP + "slipped; it equals 256, not 40; 1 of 2 sums true" in seen
+
+
+def test_answers_of_any_task():
+    seen = show.answers(LastFirst(), [3, 2, 9], {"step 0": "<b> 3", "step 9": "9"}).data
+    assert plain(seen) == "3 2 9 = 50 :step 0<b> 3reward 0step 99reward 1"
+    coloured = show.answers(Countdown(), PUZZLE, {"step 0": SLIP})
+    assert coloured.data == show.side_by_side(PUZZLE, {"step 0": SLIP}).data
 
 
 def test_select_and_filters():
@@ -206,7 +229,7 @@ def headless(out, *assignments: str, **env: str) -> subprocess.CompletedProcess:
 
 
 def test_main_job_draws_its_curve_and_resumes(tmp_path):
-    small = ("steps=1", "prompts=2", "group=2", "eval_puzzles=4", "pass_k=1", "completion_len=32")
+    small = ("steps=1", "prompts=2", "group=2", "eval_puzzles=4", "pass_k=1", "completion_len=2")
     first = headless(tmp_path / "run", *small)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("held-out accuracy") == 2  # steps 0 and 1
@@ -220,13 +243,17 @@ def test_main_job_draws_its_curve_and_resumes(tmp_path):
     assert other.returncode == 2 and "seed: 0 -> 1" in other.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("wrong", ["stepz=20", "steps=many", "steps=-1"])
+MORE = [pytest.param(wrong, marks=pytest.mark.slow) for wrong in ("steps=many", "steps=-1")]
+
+
+@pytest.mark.parametrize("wrong", ["stepz=20", *MORE])
 def test_main_job_says_in_a_line_what_is_wrong(tmp_path, wrong):
     done = headless(tmp_path / "run", wrong)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert wrong.partition("=")[0] in done.stderr and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_main_job_says_in_a_line_what_the_machine_refuses(tmp_path):
     (tmp_path / "run").touch()
     done = headless(tmp_path / "run")
@@ -234,6 +261,7 @@ def test_main_job_says_in_a_line_what_the_machine_refuses(tmp_path):
     assert "is a file, or lies in one: a run needs a folder." in done.stderr
 
 
+@pytest.mark.slow
 def test_main_job_says_in_a_line_why_a_download_failed(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):

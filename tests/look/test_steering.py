@@ -10,7 +10,7 @@ from flax import nnx
 
 from aha_lib import loop
 from aha_lib.look import steering
-from aha_lib.model import block, lora, weights
+from aha_lib.model import block, export, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.presets import PUZZLES, SETTINGS, ModelConfig
 from aha_lib.rl import grpo, sampler
@@ -81,6 +81,20 @@ def test_a_new_direction_changes_nothing(model):
     assert not nnx.to_pure_dict(nnx.state(lora.off(model)))["layers"].keys() & {"direction"}
 
 
+def test_merging_keeps_a_direction_and_an_export_refuses_it(model, tmp_path):
+    steering.add(model)
+    steering.steer(model, np.ones(24), 1, 2.0)
+    pushed = forward(model)
+    np.testing.assert_allclose(forward(lora.merge(model)), pushed, rtol=1e-5, atol=1e-5)
+    for given in (model, lora.merge(model)):
+        with pytest.raises(ValueError, match=r"steered, .*lora\.off\(model\)"):
+            export.save_hf(given, tmp_path / "out")
+    with pytest.raises(ValueError, match="no adapters"):
+        lora.save(model, tmp_path / "adapters.safetensors")
+    export.save_hf(lora.off(model), tmp_path / "out")
+    assert np.abs(forward(lora.off(model)) - pushed).max() > 0.1, "the push is gone"
+
+
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_push_moves_one_layer_s_stream_by_itself(model, layer):
     stream = nnx.jit(lambda m: m.residuals(TOKENS, POSITIONS, jnp.ones_like(TOKENS)))
@@ -97,6 +111,7 @@ def test_a_push_moves_one_layer_s_stream_by_itself(model, layer):
     )
 
 
+@pytest.mark.slow
 def test_the_sampler_is_pushed_as_the_trainer_is(base):
     """Its log-probabilities are those of a forward pass; without a push they are the base's."""
     model, tokenizer = lora.off(base[0]), base[1]
@@ -120,12 +135,17 @@ def test_the_sampler_is_pushed_as_the_trainer_is(base):
     )
 
 
+@pytest.mark.slow
 def test_another_push_compiles_nothing(base, rollout):
     model = lora.off(base[0])
     steering.add(model)
     prompts, valid = rollout.prompts[::4][:8], rollout.valid[::4][:8]
     draw = lambda: sampler.sample(  # noqa: E731
-        model, prompts, valid, jax.random.key(0), group=1, length=8, stop_ids=[], pad_id=0, stages=1
+        model,
+        prompts,
+        valid,
+        jax.random.key(0),
+        sampler.Sampling(group=1, length=8, stop_ids=[], pad_id=0, stages=1),
     )
     draw()
     before = sampler._decode._cache_size()
@@ -135,13 +155,14 @@ def test_another_push_compiles_nothing(base, rollout):
     assert sampler._decode._cache_size() == before
 
 
+@pytest.mark.slow
 def test_grpo_trains_the_direction_alone(base):
     model = lora.off(base[0])
     steering.add(model)
     steering.steer(model, np.zeros(model.config.width), 1, 1.0)
     s = dataclasses.replace(SMALL, lora=1, learning_rate=0.1)
     graph, params = nnx.split(model)
-    learned, _ = grpo.learned(params, s)
+    learned, _ = grpo.trainable(params, s.lora)
     assert sum(x.size for x in jax.tree.leaves(learned)) == model.config.width
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(params))  # the state is donated
     policy = Policy(model, base[1], TASK, s)
@@ -152,6 +173,7 @@ def test_grpo_trains_the_direction_alone(base):
     assert not any(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_decisions_fall_where_the_text_says(base, rollout):
     tokenizer, at = base[1], steering.decisions(rollout, base[1])
     ids = np.concatenate([rollout.prompts, rollout.completions.tokens], axis=1)
@@ -166,6 +188,25 @@ def test_decisions_fall_where_the_text_says(base, rollout):
         assert after.startswith("<answer>") != tries, after
 
 
+def test_decisions_of_nothing_are_none(base, rollout):
+    """Of completions without an attempt or an answer, and of no completions at all."""
+    silent = dataclasses.replace(rollout, texts=[""] * len(rollout.texts))
+    none = dataclasses.replace(rollout, texts=[], puzzles=[])
+    for out in (silent, none):
+        at = steering.decisions(out, base[1])
+        assert [len(column) for column in at] == [0, 0, 0, 0] and at.tries.dtype == bool
+    assert steering.activations(base[0], silent, at).shape == (4, 0, base[0].config.width)
+
+
+@pytest.mark.parametrize("tries", [[True, True], [False, False], []])
+def test_a_direction_needs_both_kinds(tries):
+    cloud, tries = np.ones((1, len(tries), 4)), np.array(tries, bool)
+    for find in (steering.difference, steering.probe):
+        with pytest.raises(ValueError, match=f"Of {len(tries)} decisions {tries.sum()} are"):
+            find(cloud, tries)
+
+
+@pytest.mark.slow
 def test_activations_are_those_of_one_row_read_alone(base, rollout):
     at = steering.decisions(rollout, base[1])
     found = steering.activations(base[0], rollout, at)

@@ -9,6 +9,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from aha_lib import devices
 from aha_lib.model import export, lora
@@ -139,8 +140,72 @@ def test_bfloat16_base(base):
     nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(base)))
     lora.add(model, 2, rngs=nnx.Rngs(0))
     assert model.layers.q_a.dtype == jnp.float32 and lora.off(model).dtype == jnp.bfloat16
-    assert lora.merge(model).layers.q.dtype == jnp.bfloat16
     assert forward(model).dtype == jnp.float32
+
+
+@pytest.fixture(scope="module")
+def half(base):
+    """A bfloat16 base whose adapters move weights by a little, as those of a few steps do."""
+    model = nnx.eval_shape(
+        lambda: Gemma(CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    )
+    nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(base)))
+    lora.add(model, 2, rngs=nnx.Rngs(0))
+    draw = np.random.default_rng(0).normal
+    for name in WEIGHTS:
+        b = getattr(model.layers, f"{name}_b")
+        b[...] = jnp.asarray(draw(size=b.shape) * 2e-4, jnp.float32)
+    return model
+
+
+def test_merging_loses_nothing_of_a_small_update(half):
+    """A bfloat16 has 8 bits: rounded to it, most of these weights would not move."""
+    merged = lora.merge(half)
+    assert not nnx.state(merged, nnx.LoRAParam)
+    for name, (inputs, _) in WEIGHTS.items():
+        a, b, w = (
+            np.asarray(getattr(half.layers, x)[...], np.float64)
+            for x in (f"{name}_a", f"{name}_b", name)
+        )
+        fan_in = int(np.prod(w.shape[1 : 1 + len(inputs)]))
+        update = (a.reshape(3, fan_in, 2) @ b.reshape(3, 2, -1)).reshape(w.shape)
+        got = np.asarray(getattr(merged.layers, name)[...], np.float64) - w
+        assert np.linalg.norm(got - update) < 1e-3 * np.linalg.norm(update), name
+    exact = nnx.merge(*nnx.split(half))
+    exact.dtype = jnp.dtype("float32")
+    np.testing.assert_allclose(forward(merged), forward(exact), rtol=0, atol=1e-5)
+    assert np.abs(forward(merged) - forward(lora.off(exact))).max() > 1e-3, "the update is seen"
+
+
+def test_how_much_rounding_loses(half):
+    found, halved = lora.rounding(half, jnp.bfloat16), lora.merge(half, jnp.bfloat16)
+    lost, updates, still = [], [], []
+    for name, merged in lora._merged_weights(half).items():
+        base = np.asarray(getattr(half.layers, name)[...], np.float64)
+        rounded = np.asarray(getattr(halved.layers, name)[...], np.float64)
+        lost.append(np.ravel(rounded - merged))
+        updates.append(np.ravel(merged - base))
+        still.append(np.ravel(rounded == base))
+    lost, updates, still = map(np.concatenate, (lost, updates, still))
+    assert found.error == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(updates), rel=1e-3)
+    assert found.unmoved == still.mean() > 0.3
+    assert str(found).startswith("Rounding to bfloat16 loses ") and found.error > 0.2
+    whole = lora.rounding(half, jnp.float32)
+    assert whole.error < 1e-3 and whole.unmoved < 0.01
+    with pytest.raises(ValueError, match="no adapters"):
+        lora.rounding(lora.off(half))
+
+
+def test_rounding_by_hand(base):
+    """Above 1 the next bfloat16 is 1 + 2^-7: an update of a tenth of that is lost as a whole."""
+    for update, error, unmoved in ((2**-7 / 10, 1, 1), (2**-7, 0, 0)):
+        model = lora.off(base)
+        model.layers.q[...] = jnp.ones_like(model.layers.q[...])
+        lora.add(model, 1, rngs=nnx.Rngs(0), targets=("q",))
+        model.layers.q_a[...] = jnp.ones_like(model.layers.q_a[...])
+        model.layers.q_b[...] = jnp.full_like(model.layers.q_b[...], update)
+        found = lora.rounding(model)
+        assert (found.error, found.unmoved) == (pytest.approx(error, abs=1e-4), unmoved)
 
 
 def test_sharded_as_their_weights(base):
@@ -193,6 +258,41 @@ def test_a_file_of_other_adapters_is_a_sentence(base, model, tmp_path):
         lora.load(lora.off(base), path)
     with pytest.raises(OSError):
         lora.load(lora.off(base), tmp_path / "nowhere")
+    assert not nnx.state(other, nnx.LoRAParam), "a model that got no adapters is as it was"
+    path.write_bytes(whole)
+    fresh = lora.off(base)
+    lora.load(fresh, path)
+
+
+@pytest.mark.parametrize("changed", ["q_a", "down_b"])
+def test_a_file_of_which_one_matrix_is_another_s(base, model, tmp_path, changed):
+    """And the model has no empty adapters afterwards: the right file can be loaded."""
+    right, wrong = tmp_path / "right.safetensors", tmp_path / "wrong.safetensors"
+    lora.save(model, right)
+    adapters = load_file(right)
+    save_file(adapters | {changed: adapters[changed][:, :-1].copy()}, wrong)
+    fresh = lora.off(base)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="another model's adapters"):
+            lora.load(fresh, wrong)
+    assert not nnx.state(fresh, nnx.LoRAParam)
+    lora.load(fresh, right)
+    np.testing.assert_allclose(forward(fresh), forward(model), rtol=0, atol=0.1)
+
+
+def test_adapters_larger_than_the_weights_are_refused(base):
+    """24 inputs and 32 outputs are the most that a weight has here; nothing is allocated."""
+    model = lora.off(base)
+    with pytest.raises(ValueError, match="rank 1000000000 .* lora, .* at most 24 for this model"):
+        lora.add(model, 1_000_000_000, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="at most 16 "):
+        lora.add(model, 17, rngs=nnx.Rngs(0), targets=("k",))
+    lora.add(model, 24, rngs=nnx.Rngs(0))
+
+
+def test_a_model_without_adapters_is_not_written_as_some(base, tmp_path):
+    with pytest.raises(ValueError, match="no adapters"):
+        lora.save(base, tmp_path / "adapters.safetensors")
 
 
 @pytest.mark.parametrize("rank, targets", [(0, ("q",)), (2, ("embed",)), (2, ("q", "lm_head"))])

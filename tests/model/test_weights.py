@@ -233,6 +233,7 @@ for folder in (golden / "hf_gemma2", kaggle):
 """
 
 
+@pytest.mark.slow
 def test_shardings_on_eight_devices(tmp_path):
     model, _, _ = weights.load(GOLDEN / "hf_gemma2", tokenizer=WORDS)
     export.save_kaggle(model, tmp_path)
@@ -460,7 +461,7 @@ def orbax_without_metadata(folder):
         (own_head, ValueError, "lm_head.weight in .* is not the embedding"),
         (untied, ValueError, "config.json cannot be used: tie_word_embeddings is False"),
         (two_homes, ValueError, "twice, in model-00001-of-00002.safetensors and in model.safe"),
-        (not_finite, ValueError, "numbers that are not finite, in up:"),
+        (not_finite, ValueError, "up holds NaN or infinity"),
         (list_for_a_config, ValueError, "config.json holds a list, not an object"),
         (no_json, ValueError, "config.json is damaged, it is no JSON"),
         (index_without_a_map, ValueError, "index.json has no weight_map"),
@@ -619,10 +620,14 @@ def test_rows_of_the_embedding_without_a_piece_are_neither_sampled_nor_trained(t
     how = dict(group=16, length=16, stop_ids=words.stop_ids, pad_id=words.pad_id)
     for temperature in (1.0, 0.0):
         out = sampler.sample(
-            model, prompts, valid, jax.random.key(0), temperature=temperature, **how
+            model,
+            prompts,
+            valid,
+            jax.random.key(0),
+            sampler.Sampling(temperature=temperature, **how),
         )
         words.decode(out.tokens[out.mask])
-    out = sampler.sample(model, prompts, valid, jax.random.key(0), **how)
+    out = sampler.sample(model, prompts, valid, jax.random.key(0), sampler.Sampling(**how))
     read = [np.repeat(x, 16, axis=0) for x in (prompts, valid)]
     gain = np.linspace(-1, 1, 32, dtype=np.float32)
     arrays = (*read, out.tokens, out.mask, out.logprobs, gain)

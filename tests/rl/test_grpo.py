@@ -60,11 +60,7 @@ def batch(model):
         prompts,
         valid,
         jax.random.key(3),
-        group=4,
-        length=8,
-        stop_ids={EOS, 3, 17, 20},
-        pad_id=PAD,
-        stages=1,
+        sampler.Sampling(group=4, length=8, stop_ids={EOS, 3, 17, 20}, pad_id=PAD, stages=1),
     )
     old = np.where(out.mask, out.logprobs + rng.normal(0, 0.3, out.mask.shape), 0)
     gain = rng.normal(0, 1, 8)
@@ -138,7 +134,7 @@ def assert_same(ours, theirs, atol=1e-6):
         np.testing.assert_allclose(a, b, atol=atol, rtol=1e-4)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])
 def test_loss_is_what_numpy_says(model, reference, batch, temperature):
     settings = dataclasses.replace(BASE, temperature=temperature, kl=0.3)
     value, sums = grpo.loss(model, reference, on_device(batch), settings)
@@ -190,12 +186,14 @@ def test_on_policy_ratio_is_one_at_the_temperature_of_the_sampler(model, batch):
             batch.prompts[::4],
             batch.valid[::4],
             jax.random.key(9),
-            group=4,
-            length=8,
-            stop_ids={EOS, 3, 17, 20},
-            pad_id=PAD,
-            temperature=temperature,
-            stages=1,
+            sampler.Sampling(
+                group=4,
+                length=8,
+                stop_ids={EOS, 3, 17, 20},
+                pad_id=PAD,
+                temperature=temperature,
+                stages=1,
+            ),
         )
         fresh = on_device(
             grpo.Batch(
@@ -234,6 +232,7 @@ def test_no_prompt_token_is_a_target_and_each_end_is_one(model, batch):
     assert ends & {EOS, 3, 17, 20}, "a stop token is among what is trained"
 
 
+@pytest.mark.slow
 def test_what_stands_after_the_end_is_nothing(monkeypatch, model, batch):
     """Padding may be any token, EOS too (pad id = EOS id)."""
     for pad in (EOS, 23):
@@ -244,7 +243,7 @@ def test_what_stands_after_the_end_is_nothing(monkeypatch, model, batch):
     assert_same(first, gradient(monkeypatch, model, other, BASE)[0])
 
 
-@pytest.mark.parametrize("kl", [0.0, 0.2])
+@pytest.mark.parametrize("kl", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_gradient_is_that_of_the_mean_over_tokens(monkeypatch, model, reference, batch, kl):
     """Micro-batches, buckets, left-out rows and filling rows against one plain gradient."""
     settings = dataclasses.replace(BASE, kl=kl)
@@ -274,11 +273,12 @@ def test_gradient_is_that_of_the_mean_over_tokens(monkeypatch, model, reference,
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def test_lanes_do_not_show(monkeypatch, model, reference, batch):
+@pytest.mark.slow
+def test_threads_do_not_show(monkeypatch, model, reference, batch):
     """Micro-batches in threads side by side: the same gradient and the same metrics."""
     found = []
     for count in (1, 2, 5):
-        monkeypatch.setattr(grpo, "lanes", lambda params, count=count: count)
+        monkeypatch.setattr(grpo, "cpu_threads", lambda params, count=count: count)
         found.append(gradient(monkeypatch, model, batch, BASE, reference))
     for grads, metrics in found[1:]:
         assert_same(grads, found[0][0])
@@ -325,6 +325,7 @@ def test_metrics_are_means_over_the_tokens_trained(monkeypatch, model, reference
         assert metrics[name] == pytest.approx(expected, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_groups_without_signal_do_not_change_the_direction(monkeypatch, model, batch):
     """Their advantage is 0; alone they leave the gradient at 0 and the metrics finite."""
     rewards = np.array([[1.0, 0.1, 0.0, 0.1], [0.1, 0.1, 0.1, 0.1]])
@@ -366,6 +367,26 @@ def test_the_step_raises_what_was_rewarded_and_donates_its_state(model, batch):
     after, _ = grpo.completion_logprobs(nnx.merge(graph, new.params), on_device(fresh), 1.0)
     change = np.where(fresh.mask, np.asarray(after) - fresh.logprobs, 0).sum(1)
     assert change[:4].sum() > 0 > change[4:].sum()
+
+
+def test_other_seeds_and_lengths_of_a_run_compile_nothing(model, batch):
+    """What the loss and the update do not read is no part of their programs."""
+
+    def one_step(settings):
+        graph, params = nnx.split(model)
+        params = jax.tree.map(jnp.copy, params)
+        state = grpo.TrainState(params, grpo.optimizer(settings).init(params))
+        grpo.train_step(graph, state, None, batch, settings)
+
+    one_step(BASE)
+    before = grpo.accumulate._cache_size(), grpo.apply._cache_size()
+    others = dict(seed=5, hours=1.0, steps=77, learning_rate=1e-3, decay=0.5, eval_every=3)
+    for name, value in others.items():
+        one_step(dataclasses.replace(BASE, **{name: value}))
+        assert (grpo.accumulate._cache_size(), grpo.apply._cache_size()) == before, name
+    one_step(dataclasses.replace(BASE, clip_low=0.1, max_grad_norm=0.5))
+    after = grpo.accumulate._cache_size(), grpo.apply._cache_size()
+    assert all(a > b for a, b in zip(after, before, strict=True)), "this test can fail"
 
 
 def test_learning_rate_warms_up_then_falls_to_its_share():

@@ -204,9 +204,9 @@ def test_rewards_for_length_by_hand():
     same = np.full((1, 4), 7)
     assert (grpo.length_reward(same, right) == 0).all()
     rewards = np.array([[0.1, 1.0, 1.0, 0.0]])
-    assert (grpo.shaped(rewards, lengths, Settings()) == rewards).all()
+    assert (grpo.shape_rewards(rewards, lengths, Settings()) == rewards).all()
     s = Settings(completion_len=20, overlong=4, length_reward=2.0)
-    np.testing.assert_allclose(grpo.shaped(rewards, lengths, s), [[0.1, 0.8, -0.1, -2.0]])
+    np.testing.assert_allclose(grpo.shape_rewards(rewards, lengths, s), [[0.1, 0.8, -0.1, -2.0]])
 
 
 def test_refill_takes_groups_with_signal_in_order():
@@ -275,13 +275,13 @@ def test_schedule_counts_steps_whatever_the_updates():
 def test_rescored_weights_are_truncated():
     graph, params = nnx.split(Gemma(CONFIG, rngs=nnx.Rngs(0)))
     batch, s = random_batch(), Settings(micro_batch=3, importance_cap=1.2)
-    new = grpo.rescored(graph, params, batch, s)
+    new = grpo.rescore(graph, params, batch, s)
     arrays = jax.tree.map(jnp.asarray, batch)
     ours, _ = grpo.completion_logprobs(nnx.merge(graph, params), arrays, 1.0)
     ours = np.where(batch.mask, ours, 0)
     np.testing.assert_allclose(new.logprobs, ours, atol=1e-5)
     expected = np.minimum(np.exp(ours - batch.logprobs), 1.2)
     np.testing.assert_allclose(new.weights[batch.mask], expected[batch.mask], rtol=1e-4)
-    weighed = grpo.rescored(graph, params, batch._replace(weights=2 * np.ones((4, 6))), s)
+    weighed = grpo.rescore(graph, params, batch._replace(weights=2 * np.ones((4, 6))), s)
     np.testing.assert_allclose(weighed.weights, 2 * new.weights, rtol=1e-5)
     assert (expected[batch.mask] == 1.2).any() and (expected[batch.mask] < 1.2).any()

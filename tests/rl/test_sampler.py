@@ -41,15 +41,15 @@ def model():
 
 
 @pytest.fixture
-def one_lane(monkeypatch):
+def one_thread(monkeypatch):
     """All rows in one thread, for tests that look at what happens inside."""
-    monkeypatch.setattr(sampler, "lanes", lambda params: 1)
+    monkeypatch.setattr(sampler, "cpu_threads", lambda params: 1)
 
 
 def sample(model, key=KEY, *, prompts=PROMPTS, width=8, **changes):
     tokens, valid = sampler.pad_left(prompts, width, PAD)
     how = dict(group=16, length=20, stop_ids=STOPS, pad_id=PAD, stages=2) | changes
-    return sampler.sample(model, tokens, valid, key, **how)
+    return sampler.sample(model, tokens, valid, key, sampler.Sampling(**how))
 
 
 @nnx.jit
@@ -79,10 +79,10 @@ def rows_of(out, prompts=PROMPTS):
         yield prompts[i // group], out.tokens[i][mask].tolist(), out.logprobs[i][mask]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, one_lane, temperature):
-    moves, move = [], sampler._move
-    monkeypatch.setattr(sampler, "_move", lambda *args: moves.append(args[1:]) or move(*args))
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7, 0.0])
+def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, one_thread, temperature):
+    moves, move = [], sampler._resize
+    monkeypatch.setattr(sampler, "_resize", lambda *args: moves.append(args[1:]) or move(*args))
     out = sample(model, temperature=temperature)
     first, second = (dict(zip(Cache._fields, moves[i : i + 4], strict=True)) for i in (0, 4))
     assert len(first["k"][0]) == 48, "every row starts with its prompt's cache"
@@ -97,20 +97,22 @@ def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, one_lan
         np.testing.assert_allclose(logprobs, expected, atol=2e-5)
 
 
-def test_lengthening_never_holds_two_whole_caches(model, monkeypatch, one_lane):
-    real, shorter = sampler._move, []
+def test_lengthening_never_holds_two_whole_caches(model, monkeypatch, one_thread):
+    real, shorter = sampler._resize, []
 
     def move(x, order, slots):
         assert all(old.is_deleted() for old in shorter), "the array before this one is freed"
         shorter.append(x)
         return real(x, order, slots)
 
-    monkeypatch.setattr(sampler, "_move", move)
+    monkeypatch.setattr(sampler, "_resize", move)
     sample(model)
     assert len(shorter) > 3 and all(old.is_deleted() for old in shorter)
 
 
-@pytest.mark.parametrize("pad", [PAD, 1], ids=["pad", "pad is a stop token"])
+@pytest.mark.parametrize(
+    "pad", [PAD, pytest.param(1, marks=pytest.mark.slow)], ids=["pad", "pad is a stop token"]
+)
 def test_a_row_ends_with_its_first_stop_token_and_counts_it(model, pad):
     out = sample(model, pad_id=pad)
     ends = set()
@@ -129,6 +131,7 @@ def test_a_row_ends_with_its_first_stop_token_and_counts_it(model, pad):
     np.testing.assert_array_equal(out.tokens[out.mask], again.tokens[out.mask])
 
 
+@pytest.mark.slow
 def test_a_row_depends_on_its_prompt_and_its_key_alone(model):
     out = sample(model)
     others = sample(model, prompts=[PROMPTS[0], [2, 1, 1, 3], [2, 8]])
@@ -139,7 +142,7 @@ def test_a_row_depends_on_its_prompt_and_its_key_alone(model):
     np.testing.assert_allclose(out.logprobs, padded.logprobs, atol=2e-5)
 
 
-@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize("stages", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_stages_do_not_show(model, stages):
     out, staged = sample(model), sample(model, stages=stages)
     np.testing.assert_array_equal(out.tokens, staged.tokens)
@@ -147,19 +150,21 @@ def test_stages_do_not_show(model, stages):
     np.testing.assert_allclose(out.logprobs, staged.logprobs, atol=2e-5)
 
 
-@pytest.mark.parametrize("lanes", [2, 3, 8])
-def test_lanes_do_not_show(model, monkeypatch, lanes):
-    real, together = sampler._sample, threading.Barrier(min(lanes, len(PROMPTS)), timeout=60)
+@pytest.mark.parametrize(
+    "threads", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
+def test_threads_do_not_show(model, monkeypatch, threads):
+    real, together = sampler._write, threading.Barrier(min(threads, len(PROMPTS)), timeout=60)
 
     def watched(*args, **kwargs):
-        together.wait()  # fails unless each lane has a thread, and a prompt at least
+        together.wait()  # fails unless each share has a thread, and a prompt at least
         return real(*args, **kwargs)
 
     outs = []
-    for count in (1, lanes):
-        monkeypatch.setattr(sampler, "lanes", lambda params, count=count: count)
+    for count in (1, threads):
+        monkeypatch.setattr(sampler, "cpu_threads", lambda params, count=count: count)
         outs.append(sample(model))
-        monkeypatch.setattr(sampler, "_sample", watched)
+        monkeypatch.setattr(sampler, "_write", watched)
     np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
     np.testing.assert_array_equal(outs[0].mask, outs[1].mask)
     np.testing.assert_allclose(outs[0].logprobs, outs[1].logprobs, atol=2e-5)
@@ -170,9 +175,11 @@ def test_a_completion_of_fewer_tokens_than_stages(model):
     np.testing.assert_array_equal(out.tokens, longer.tokens[:, :1])
 
 
-def test_weights_that_are_ready_are_not_copied(model):
+def test_weights_that_are_prepared_are_not_copied(model):
     params = nnx.state(model)
-    whole, half = (sampler.ready(params, jnp.dtype(kind)) for kind in ("float32", "bfloat16"))
+    whole, half = (
+        sampler.prepare_weights(params, jnp.dtype(kind)) for kind in ("float32", "bfloat16")
+    )
     assert all(x is y for x, y in zip(*map(jax.tree.leaves, (params, whole)), strict=True))
     assert half["final_norm"][...] is params["final_norm"][...]
     np.testing.assert_array_equal(half["embed"][...], params["embed"][...].astype(jnp.bfloat16))
@@ -184,7 +191,7 @@ def test_same_key_same_tokens_other_key_others(model):
     assert (first.tokens != other.tokens).any(axis=1).mean() > 0.9
 
 
-def test_a_group_shares_its_prefill_and_differs(model, monkeypatch, one_lane):
+def test_a_group_shares_its_prefill_and_differs(model, monkeypatch, one_thread):
     shapes, extend = [], Gemma.extend
 
     def spy(self, tokens, *rest):
@@ -210,7 +217,7 @@ def chi_square(drawn, probabilities):
     return ((counts - expected) ** 2 / expected).sum(), len(counts) - 1
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])
 def test_frequencies_are_the_softmax(model, temperature):
     first = sample(model, prompts=PROMPTS[:1], group=4000, length=1, temperature=temperature)
     logits = full_logits(model, PROMPTS[0])[-1]
@@ -242,6 +249,61 @@ def test_draw_from_a_wide_vocabulary():
     drawn = np.asarray(sampler._draw(logs, keys, jnp.zeros(1000, int)))
     statistic, freedom = chi_square(drawn, weights)
     assert statistic < freedom + 4 * np.sqrt(2 * freedom)
+
+
+def test_the_generator_of_keys_does_not_show(model, monkeypatch):
+    """rbg draws other numbers for another batch: with it, two threads gave other tokens than one.
+
+    And what its key has in common with threefry's gives the same tokens.
+    """
+    outs = [sample(model)]
+    for count in (1, 2):
+        monkeypatch.setattr(sampler, "cpu_threads", lambda params, count=count: count)
+        with jax.default_prng_impl("rbg"):
+            outs.append(sample(model, jax.random.key(5)))
+    for out in outs[1:]:
+        np.testing.assert_array_equal(out.tokens, outs[0].tokens)
+
+
+def test_shapes_of_the_decode_programs_are_known(model, monkeypatch, one_thread):
+    met, decode = set(), sampler._decode
+
+    def spy(graph, params, rows, temperature, stage):
+        met.add((len(rows.done), rows.cache.k.shape[3], stage.length))
+        return decode(graph, params, rows, temperature, stage)
+
+    monkeypatch.setattr(sampler, "_decode", spy)
+    for number in range(4):
+        sample(model, jax.random.key(number), temperature=0.5 + number)
+    sampling = sampler.Sampling(group=16, length=20, stop_ids=STOPS, pad_id=PAD, stages=2)
+    known = sampler.decode_shapes(3, 8, sampling)
+    assert known == [(48, 28, 10), (48, 18, 10), (24, 28, 10), (12, 28, 10), (6, 28, 10)]
+    assert len(met) > 2 and met <= set(known)
+    shares = sampler.decode_shapes(3, 8, sampling, threads=2)  # of two prompts, and of one
+    assert {rows for rows, *_ in shares} == {32, 16, 8, 4, 2}
+
+
+def test_decode_programs_are_compiled_ahead(model, caplog, one_thread):
+    sampling = sampler.Sampling(group=16, length=14, stop_ids=STOPS, pad_id=PAD, stages=2)
+    sampler.compile_decode(model, sampler.decode_shapes(3, 8, sampling), 8, sampling)
+
+    def compiled():
+        return [name for record in caplog.records if "_decode" in (name := record.getMessage())]
+
+    with jax.log_compiles(True):
+        for number in range(4):
+            sample(model, jax.random.key(number), length=14, temperature=0.5 + number)
+        assert not compiled(), "all of them were there"
+        sample(model, length=13)
+        assert compiled(), "this test can fail"
+
+
+def test_no_prompts_are_a_sentence(model):
+    with pytest.raises(ValueError, match="There are no prompts"):
+        sampler.pad_left([], 8, PAD)
+    none = np.zeros((0, 8), np.int32)
+    with pytest.raises(ValueError, match="There are no prompts to sample from"):
+        sampler.sample(model, none, none > 0, KEY, sampler.Sampling(2, 8, STOPS, PAD))
 
 
 def test_pad_left():

@@ -8,12 +8,15 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aha_lib.model import weights
 from aha_lib.presets import MODELS
+from aha_lib.run import train
 
 SETTINGS = dict(
     steps=2,
@@ -36,11 +39,11 @@ from contextlib import closing
 import jax
 
 from aha_lib import devices
-from aha_lib.run import arguments, train
+from aha_lib.run import cli, train
 
 devices.start_distributed()
 last = int(sys.argv[1])
-with closing(train.train(*arguments.parse(sys.argv[2:]))) as run:
+with closing(train.train(*cli.parse(sys.argv[2:]))) as run:
     for row in run:
         assert jax.sharding.get_abstract_mesh().empty, "the mesh is set for the run alone"
         if row["step"] == last:
@@ -51,7 +54,7 @@ WATCHED = (Path(__file__).parent / "watched_run.py").read_text()
 
 def start(out, devices, *, last=2, environ=(), program=PROGRAM, **changes):
     settings = [f"--set={name}={value}" for name, value in (SETTINGS | changes).items()]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     env = os.environ | dict(environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
     command = [sys.executable, "-c", program, str(last), f"--out={out}", *settings]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -88,19 +91,48 @@ def one(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_run_moves(one):
     metrics, texts = rows(one), rows(one, "rollouts")
     assert metrics[2]["kl"] > 1e-5 and metrics[1]["grad_norm"] > 1e-3
     assert texts[0]["sampled"] != texts[1]["sampled"]
 
 
+def test_eight_devices_in_short(tmp_path):
+    """One step between two evaluations, of answers of two tokens."""
+    short = dict(steps=1, completion_len=2, kl=0.0, eval_every=1, eval_puzzles=8)
+    each = {devices: tmp_path / str(devices) for devices in (1, 8)}
+    finish(*(start(out, devices, last=1, **short) for devices, out in each.items()))
+    same(rows(each[1]), rows(each[8]))
+    assert rows(each[1], "rollouts") == rows(each[8], "rollouts")
+    assert [row["step"] for row in rows(each[8])] == [0, 1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tp", [1, 2])
 def test_eight_devices(one, tmp_path, tp):
     finish(start(tmp_path / "run", 8, tp=tp))
     same(rows(one), rows(tmp_path / "run"))
     assert rows(one, "rollouts") == rows(tmp_path / "run", "rollouts")
+    before = files(tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, *_ = train.trained(tmp_path / "run")  # on the one device of this process
+    base, *_ = weights.load("tiny")
+    moved = np.abs(np.asarray(model.layers.q[...]) - np.asarray(base.layers.q[...])).max()
+    assert moved > 1e-3 and files(tmp_path / "run") == before
 
 
+def files(out):
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+
+
+def untouched(out):
+    """No checkpoint counted as damaged: its steps were not taken twice."""
+    return not (out / "damaged").exists()
+
+
+@pytest.mark.slow
 def test_two_hosts_and_then_one(one, tmp_path):
     """Two processes of four devices stop after step 1; one process of eight goes on."""
     with socket.socket() as free:
@@ -112,6 +144,7 @@ def test_two_hosts_and_then_one(one, tmp_path):
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["0", "1"]
     same(rows(one)[:2], rows(out))
     finish(start(out, 8))
+    assert untouched(out)
     same(rows(one), rows(out))
     assert rows(one, "rollouts") == rows(out, "rollouts")
 
@@ -136,6 +169,7 @@ def odd(request, tmp_path_factory):
     return folder / "run", json.loads((folder / "found.json").read_text()), settings
 
 
+@pytest.mark.slow
 def test_odd_numbers_of_rows_give_the_same_run(odd, tmp_path):
     folder, _, settings = odd
     finish(start(tmp_path / "run", 1, **settings | {"tp": 1}))
@@ -143,6 +177,7 @@ def test_odd_numbers_of_rows_give_the_same_run(odd, tmp_path):
     assert rows(tmp_path / "run", "rollouts") == rows(folder, "rollouts")
 
 
+@pytest.mark.slow
 def test_no_array_of_rows_is_whole_on_every_device(odd):
     _, found, settings = odd
     assert found["whole"] == []
@@ -153,6 +188,7 @@ def test_no_array_of_rows_is_whole_on_every_device(odd):
     assert {48, 24} <= sizes, "all rows were written, and half of them were dropped"
 
 
+@pytest.mark.slow
 def test_the_plan_knows_every_program_of_a_run(odd):
     """What it does not know handles one array at a time, and perhaps a layer of it."""
     _, found, settings = odd
@@ -170,6 +206,7 @@ def test_the_plan_knows_every_program_of_a_run(odd):
     assert len(names) == len(set(names)) == 9
 
 
+@pytest.mark.slow
 def test_the_plan_knows_what_the_rows_take(odd):
     _, found, settings = odd
     c, cores = MODELS["tiny"], 8 // settings.get("tp", 1)
@@ -180,15 +217,18 @@ def test_the_plan_knows_what_the_rows_take(odd):
         assert lie["GiB"] < decode
 
 
+@pytest.mark.slow
 def test_one_device_then_eight_then_one(one, tmp_path):
     """A checkpoint is of no number of devices: each takes a step of the same run."""
     out = tmp_path / "run"
     for last, devices in enumerate((1, 8, 1)):
         finish(start(out, devices, last=last))
+        assert untouched(out)
     same(rows(one), rows(out))
     assert rows(one, "rollouts") == rows(out, "rollouts")
 
 
+@pytest.mark.slow
 def test_sizes_that_eight_does_not_divide(tmp_path):
     odd = dict(
         steps=1,

@@ -14,8 +14,8 @@ import jax
 
 from aha_lib import devices, presets
 from aha_lib.rl import sampler
-from aha_lib.run import arguments, train
-from aha_lib.tpu import plan
+from aha_lib.run import cli, train
+from aha_lib.tpu import programs
 
 found = {"whole": [], "stages": [], "compiled": [], "planned": []}
 spec, decode = devices.spec, sampler._decode
@@ -31,7 +31,7 @@ def watched_spec(shape, names, mesh):
 def lie(rows):
     """How many rows there are, on each device too, slots of the cache, and GiB of a device."""
     shards = [x.sharding.shard_shape(x.shape)[x.ndim == 5] for x in jax.tree.leaves(rows)]
-    size = {"rows": len(rows.done), "slots": rows.cache.k.shape[3], "GiB": plan._held(rows)}
+    size = {"rows": len(rows.done), "slots": rows.cache.k.shape[3], "GiB": programs.held(rows)}
     return size | {"each": sorted(set(shards))}
 
 
@@ -55,7 +55,7 @@ class Compiled(logging.Handler):
             found["compiled"].append([name[1], sum(sizes)])
 
 
-settings, folder = arguments.parse(sys.argv[2:])
+settings, folder = cli.parse(sys.argv[2:])
 devices.spec, sampler._decode = watched_spec, watched_decode
 jax.config.update("jax_log_compiles", True)
 logging.getLogger("jax").addHandler(Compiled())
@@ -65,12 +65,12 @@ with jax.set_mesh(mesh):
         pass
 jax.config.update("jax_log_compiles", False)
 devices.spec, sampler._decode = spec, decode
-for name, _, lower in plan.programs(presets.MODELS["tiny"], settings, mesh):
+for program in programs.programs(presets.MODELS["tiny"], settings, mesh):
     with jax.set_mesh(mesh):
-        lowered = lower()
+        lowered = program.lower()
     module = re.search(r"@jit_(\w+)", lowered.as_text())[1]
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(lowered.in_avals))
-    memory = lowered.compile().memory_analysis().argument_size_in_bytes / plan.GiB
-    found["planned"].append([name, module, size, memory])
+    memory = lowered.compile().memory_analysis().argument_size_in_bytes / programs.GiB
+    found["planned"].append([program.name, module, size, memory])
 with open(sys.argv[1], "w") as file:
     json.dump(found, file)

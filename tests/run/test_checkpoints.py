@@ -1,14 +1,19 @@
-"""A run's folder: what it refuses and takes over, what a damaged checkpoint does, torn rows."""
+"""Checkpoints: which are kept, what counts as damage, who may change them, where they open."""
 
-import dataclasses
+import errno
+import json
+import os
 import shutil
+import subprocess
+import sys
+import warnings
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aha_lib.presets import Settings
 from aha_lib.run import checkpoints
 
 
@@ -43,50 +48,6 @@ def restored(out):
         return checkpoints.restore(manager, shapes(), out)
 
 
-# Settings
-
-
-def test_a_folder_holds_one_run(tmp_path):
-    settings = Settings()
-    assert checkpoints.claim(tmp_path, settings) == checkpoints.claim(tmp_path, settings) == []
-    told = r"other settings \(seed: 0 -> 3, kl: 0.0 -> 0.1\): choose another folder, or "
-    with pytest.raises(ValueError, match=told):
-        checkpoints.claim(tmp_path, dataclasses.replace(settings, seed=3, kl=0.1))
-    other = dataclasses.replace(settings, steps=90, micro_batch=8, eval_every=5)
-    taken = ["steps: 60 -> 90", "micro_batch: 32 -> 8", "eval_every: 10 -> 5"]
-    assert checkpoints.claim(tmp_path, other) == taken
-    assert checkpoints.claim(tmp_path, other) == [], "those are the run's now"
-
-
-@pytest.mark.parametrize("changes", [{"decay": 0.5}, {"refills": 1}], ids=str)
-def test_steps_are_fixed_where_they_change_what_is_learned(changes, tmp_path):
-    """The learning rate falls to the last step; a step's further puzzles lie behind the last's."""
-    settings = Settings(**changes)
-    checkpoints.claim(tmp_path, settings)
-    with pytest.raises(ValueError, match="steps: 60 -> 61"):
-        checkpoints.claim(tmp_path, dataclasses.replace(settings, steps=61))
-
-
-@pytest.mark.parametrize("name", ["file", "file/within"])
-def test_a_file_is_no_folder(name, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is a file, or lies in one: a run needs a folder"):
-        checkpoints.claim(tmp_path / name, Settings())
-
-
-# Rows
-
-
-def test_a_row_half_written_is_no_row(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert checkpoints.read_rows(path) == []
-    path.write_text('{"step": 0}\n{"step": 1}\n{"st')
-    assert checkpoints.read_rows(path) == [{"step": 0}, {"step": 1}]
-    assert checkpoints.cut(path, 0) == [{"step": 0}]
-    checkpoints.append(path, {"step": 1})
-    assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
-
-
 # Checkpoints
 
 
@@ -98,6 +59,24 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
     found, step = restored(tmp_path)
     assert step == 6 and equal(found, tree(6))
+
+
+def test_a_full_disk_is_a_sentence_and_no_more(tmp_path, caplog):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    large = {"w": jax.random.normal(jax.random.key(0), (400, 400))}
+    try:
+        with (
+            pytest.raises(OSError, match="The disk is full: make room in"),
+            checkpoints.disk_errors(tmp_path),
+            checkpoints.manager(tmp_path) as manager,
+        ):
+            for step in range(3):
+                checkpoints.save(manager, step, large, {"step": step})
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert not [record for record in caplog.records if record.name == "absl"]
 
 
 def test_damage_to_any_file_of_the_newest_is_found(kept, tmp_path, capsys):
@@ -134,12 +113,188 @@ def flipped(data):
 
 
 def test_no_whole_checkpoint(kept, tmp_path):
+    """Then nothing begins anew by itself, and nothing is moved."""
     out = tmp_path / "run"
     shutil.copytree(kept, out)
     for path in (out / "checkpoints").glob("*/*/*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert restored(out) == (None, -1)
+    before = listing(out)
+    with pytest.raises(ValueError, match=r"No checkpoint in .* is whole \(step 4: .*step 2: .*\)"):
+        restored(out)
+    assert listing(out) == before
     assert restored(tmp_path / "none") == (None, -1)
+
+
+def test_rows_without_a_checkpoint(tmp_path):
+    """That of step 0 is written before its checkpoint is; later ones had one, which is gone."""
+    rows = tmp_path / "metrics.jsonl"
+    rows.write_text('{"step": 0}\n')
+    assert restored(tmp_path) == (None, -1)
+    rows.write_text('{"step": 0}\n{"step": 1}\n')
+    with pytest.raises(ValueError, match="rows up to step 1, and no checkpoint to go on from"):
+        restored(tmp_path)
+    assert rows.read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+def listing(out):
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, os.strerror(errno.EIO)),
+        PermissionError(errno.EACCES, os.strerror(errno.EACCES)),
+        ValueError("UNKNOWN: Error reading local file [OS error 5: EIO Input/output error]"),
+        ValueError("NOT_FOUND: no such thing [OS error 116: ESTALE Stale file handle]"),
+        ValueError("Topology mismatch"),
+    ],
+    ids=lambda error: str(error)[-20:],
+)
+def test_an_error_of_reading_is_no_damage(kept, tmp_path, monkeypatch, error):
+    """The checkpoint stays where it is, and the run does not go on from an older one."""
+    out = tmp_path / "run"
+    shutil.copytree(kept, out)
+    before = listing(out)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "restore", fail)
+    with pytest.raises(OSError, match="step 4 .* cannot be read, .* nothing was changed"):
+        restored(out)
+    monkeypatch.setattr(checkpoints, "PAUSE", 0)
+    with pytest.raises(OSError, match="step 4 .* cannot be read"):
+        checkpoints.look(out, shapes())
+    assert listing(out) == before
+
+
+def test_who_looks_changes_nothing(kept, tmp_path, monkeypatch):
+    """A damaged checkpoint is passed over with a warning; it stays, and nothing is written."""
+    monkeypatch.setattr(checkpoints, "PAUSE", 0)
+    out = tmp_path / "run"
+    shutil.copytree(kept, out)
+    (out / "checkpoints/4/default/manifest.ocdbt").write_bytes(b"")
+    before = listing(out)
+    with pytest.warns(UserWarning, match="of step 4. That of step 2 is opened"):
+        found = checkpoints.look(out, shapes())
+    assert found.step == 2 and equal(found.tree, tree(2)) and [*found.damaged] == [4]
+    assert listing(out) == before
+    assert checkpoints.look(tmp_path / "none", shapes()).step == -1
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_live_run_and_one_who_looks(tmp_path):
+    """Checkpoints come and go under the reader; each of his looks finds a whole one."""
+    like = shapes()
+
+    def train():
+        with checkpoints.manager(tmp_path) as manager:
+            for step in range(30):
+                checkpoints.save(manager, step, tree(step), {"step": step})
+
+    seen = []
+    with futures.ThreadPoolExecutor(1) as pool, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        writer = pool.submit(train)
+        while not writer.done():
+            found = checkpoints.look(tmp_path, like)
+            if found.tree is not None:
+                assert equal(found.tree, tree(found.step))
+                seen.append(found.step)
+        writer.result()
+    assert len(set(seen)) > 3 and seen == sorted(seen)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["28", "29"]
+
+
+def test_what_is_deleted_while_it_is_read_is_no_damage(kept, tmp_path, monkeypatch):
+    """The newest loses a file, and then goes: the one before is read, without a warning."""
+    out = tmp_path / "run"
+    shutil.copytree(kept, out)
+    newest = out / "checkpoints" / "4"
+    read = checkpoints._read
+
+    def going(manager, step, shapes):
+        if newest.exists():
+            (newest / "default/manifest.ocdbt").unlink()
+            found = read(manager, step, shapes)
+            shutil.rmtree(newest)
+            return found
+        return read(manager, step, shapes)
+
+    monkeypatch.setattr(checkpoints, "_read", going)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = checkpoints.look(out, shapes())
+    assert found.step == 2 and not found.damaged and equal(found.tree, tree(2))
+
+
+# Devices
+
+DEVICES = """
+import json, sys, warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+from aha_lib.run import checkpoints
+
+warnings.simplefilter("error")
+there, made = Path(sys.argv[1]), json.loads(sys.argv[2])
+
+
+def state(fsdp, tp):
+    if fsdp * tp == 1:
+        put = lambda x, spec: jax.device_put(x, jax.devices()[0])
+    else:
+        devices = jax.devices()[: fsdp * tp]
+        mesh = jax.make_mesh((fsdp, tp), ("fsdp", "tp"), (AxisType.Auto,) * 2, devices=devices)
+        put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+    w = jnp.arange(64 * 16, dtype=jnp.float32).reshape(64, 16)
+    return {"params": {"w": put(w, P("fsdp", "tp")), "b": put(jnp.arange(3), P())}}
+
+
+meshes = [(f, t) for f, t in ((1, 1), (2, 1), (4, 2), (8, 1)) if f * t <= jax.device_count()]
+for name, mesh in made.items():
+    with checkpoints.manager(there / name) as manager:
+        checkpoints.save(manager, 3, state(*mesh), {"step": 3})
+for out in sorted(there.iterdir()):
+    for mesh in meshes:
+        like = checkpoints.shapes(state(*mesh))
+        assert checkpoints.look(out, like).step == 3, (out, mesh)
+        with checkpoints.manager(out) as manager:
+            tree, step = checkpoints.restore(manager, like, out)
+        assert step == 3 and float(tree["params"]["w"].sum()) == 1023 * 512, (out, mesh)
+        assert not (out / "damaged").exists() and not (out / "log.txt").exists(), (out, mesh)
+"""
+
+
+def with_devices(count, there, **made):
+    flags = f"--xla_force_host_platform_device_count={count}"
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    command = [sys.executable, "-c", DEVICES, str(there), json.dumps(made)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_checkpoints_of_eight_devices_open_on_one(tmp_path):
+    with_devices(8, tmp_path, eight=(8, 1), split=(4, 2), two=(2, 1), one=(1, 1))
+    with_devices(1, tmp_path)
+
+
+@pytest.mark.slow
+def test_checkpoints_open_on_any_number_of_devices(tmp_path):
+    with_devices(1, tmp_path, one=(1, 1))
+    with_devices(2, tmp_path, two=(2, 1))
+    with_devices(8, tmp_path, eight=(8, 1), split=(4, 2))
+    for count in (1, 2, 8):
+        with_devices(count, tmp_path)
+
+
+# Checksums
 
 
 def test_checksum_sees_any_bit():
@@ -151,3 +306,23 @@ def test_checksum_sees_any_bit():
     assert checkpoints.checksum(whole) != checkpoints.checksum(other)
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), whole)
     assert checkpoints.checksum(halves) > 0
+
+
+def test_another_base_is_refused(tmp_path):
+    """Whatever the dtype it is read in; a folder of before, which does not say, takes any."""
+    base = jax.random.normal(jax.random.key(0), (32, 16))
+    other = {"w": base.at[3, 4].multiply(1.1)}
+    checkpoints.keep_base(tmp_path, other, "mine")
+    checkpoints.keep_base(tmp_path, {"w": base}, "mine")  # nothing has begun
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    same = {"w": base.astype(jnp.bfloat16)}
+    before = listing(tmp_path)
+    assert (
+        checkpoints.check_base(tmp_path, same, "mine")
+        == json.loads((tmp_path / "base.json").read_text())["checksum"]
+    )
+    with pytest.raises(ValueError, match="mine has other weights now than when the run in "):
+        checkpoints.keep_base(tmp_path, other, "mine")
+    assert listing(tmp_path) == before
+    (tmp_path / "base.json").unlink()
+    checkpoints.check_base(tmp_path, other, "mine")

@@ -56,8 +56,9 @@ def test_the_loss_is_each_documents_own():
             total -= sum(logs[t - 1, tokens[t]] for t in range(1, len(tokens)) if learn[t])
             count += learn.sum()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    moments = pretrain.optimizer(TINY).init(params)
-    _, _, loss = pretrain.train_step(graph, params, rest, moments, **batch, settings=TINY)
+    state = pretrain.TrainState(params, pretrain.optimizer(TINY).init(params))
+    _, loss, finite = pretrain.train_step(graph, state, rest, batch, TINY)
+    assert finite
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
 
 
@@ -92,6 +93,7 @@ def test_the_shipped_base_adds(base):
     assert right[held_out].mean() >= 0.995, np.array(facts)[held_out & ~right]
 
 
+@pytest.mark.slow
 def test_the_shipped_base_is_a_beginner(base):
     """Sampled on held-out puzzles: now and then right, mostly a jump, its sums true."""
     puzzles = [countdown.generate(0, i, **PUZZLES["tiny"], held_out=True) for i in range(256)]
@@ -100,11 +102,9 @@ def test_the_shipped_base_is_a_beginner(base):
         base,
         *sampler.pad_left(ids, 8, TOKENIZER.pad_id),
         jax.random.key(0),
-        group=1,
-        length=96,
-        stop_ids=TOKENIZER.stop_ids,
-        pad_id=TOKENIZER.pad_id,
-        stages=2,
+        sampler.Sampling(
+            group=1, length=96, stop_ids=TOKENIZER.stop_ids, pad_id=TOKENIZER.pad_id, stages=2
+        ),
     )
     texts = [TOKENIZER.decode(t[m]) for t, m in zip(out.tokens, out.mask, strict=True)]
     right = [countdown.reward(t, p).value == 1 for t, p in zip(texts, puzzles, strict=True)]
@@ -208,7 +208,10 @@ def test_a_cut_model_is_put_back(gemma):
         tokenizer.subset([*tokenizer.special_ids, tokenizer.piece_id("<0x41>")])
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": 0, "cut": False, "dtype": "float32"}])
+WHOLE = pytest.param({"lora": 0, "cut": False, "dtype": "float32"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("changes", [{}, WHOLE])
 def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
     settings = dataclasses.replace(cold(gemma), **changes)
     whole = list(pretrain.pretrain(settings, tmp_path / "whole"))
@@ -227,6 +230,7 @@ def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
         next(pretrain.pretrain(dataclasses.replace(settings, search=0.3), tmp_path / "parts"))
 
 
+@pytest.mark.slow
 def test_a_base_is_made_again_from_its_adapters(gemma, tmp_path):
     """The few MB that a cold start leaves are enough: no step, and the same base but for rounding.
 
@@ -251,6 +255,7 @@ def test_a_base_is_made_again_from_its_adapters(gemma, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_cold_start_then_grpo(gemma, tmp_path):
     """Two steps of each, as the presets do them, on the small Gemma."""
     settings = dataclasses.replace(cold(gemma), steps=2)
@@ -273,6 +278,33 @@ def test_a_cold_start_then_grpo(gemma, tmp_path):
     rows = list(train.train(run, tmp_path / "run"))
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert "heldout_accuracy" in rows[0] and np.isfinite(rows[2]["grad_norm"])
+
+
+def test_training_that_diverges_ends_and_keeps_what_is_finite(gemma, tmp_path, capsys):
+    """As GRPO does: a step without finite gradients is left out, the third in a row the last."""
+    # The first step warms up at rate 0, the second throws the parameters far away.
+    changes = ["steps=9", "checkpoint_every=1", "learning_rate=1e30", "warmup=1", "lora=4"]
+    changes += [f"model={gemma}", "rows=2", "row_len=128"]
+    flags = [flag for change in changes for flag in ("--set", change)]
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main(["--preset", "gemma3-270m-cpu", *flags, "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert re.search("Step 5: .* lower learning_rate", capsys.readouterr().err)
+    rows = train.read_rows(tmp_path / "metrics.jsonl")
+    assert [row.get("skipped_updates", 0) for row in rows] == [0, 0, 1, 1, 1]
+    assert not (tmp_path / "model.safetensors").exists()
+    kept = [folder.name for folder in (tmp_path / "checkpoints").glob("[0-9]*")]
+    assert kept and "5" not in kept
+
+
+def test_a_model_with_nan_is_refused(gemma, tmp_path):
+    """By its tensor's name, before anything is trained from it."""
+    model, tokenizer, _ = weights.load(gemma)
+    damaged = model.layers.down[...].at[1, 2, 3].set(jnp.nan)
+    nnx.update(model, {"layers": {"down": damaged}})
+    export.save_hf(model, tmp_path, tokenizer)
+    with pytest.raises(ValueError, match="layers/down holds NaN or infinity"):
+        weights.load(tmp_path)
 
 
 def test_bad_settings_are_a_sentence(tmp_path, capsys):

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from aha_lib.run import checkpoints, session
+from aha_lib.look import dashboard
+from aha_lib.run import folder, session
 
 JOB = Path(__file__).parents[2] / "notebooks" / "05_train.py"
 DATA = JOB.parent.parent / "aha_lib" / "data"
@@ -34,15 +35,16 @@ SETTINGS = dict(
 )
 
 
-def start(out, address, *, hosts=1, this=0, devices=1):
+def start(out, address, *, hosts=1, this=0, devices=1, **changes):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environ = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": flags,
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(hosts),
         "JAX_PROCESS_ID": str(this),
     }
-    settings = [f"--set={name}={value}" for name, value in SETTINGS.items()]
+    settings = [f"--set={name}={value}" for name, value in (SETTINGS | changes).items()]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     command = [sys.executable, JOB, f"--out={out}", *settings]
     return subprocess.Popen(command, env=environ, cwd=JOB.parent.parent, **pipes)
@@ -70,6 +72,7 @@ def until(out, count, *jobs):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_sigterm_under_jax_distributed(tmp_path):
     """Which is on where a single TPU VM is, too, and takes SIGTERM for itself."""
     job = start(tmp_path, address())
@@ -82,6 +85,7 @@ def test_sigterm_under_jax_distributed(tmp_path):
     assert "Traceback" not in said and (tmp_path / "checkpoints" / str(last)).is_dir()
 
 
+@pytest.mark.slow
 def test_two_hosts_and_one_is_killed(tmp_path):
     """They evaluate, and one of them draws; when the other is gone it ends, with a sentence."""
     where = address()
@@ -96,6 +100,7 @@ def test_two_hosts_and_one_is_killed(tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_cell(tmp_path):
     """The interrupted cell has saved its step, and run again it goes on."""
     manager, client = start_new_kernel(cwd=str(JOB.parent.parent))
@@ -124,7 +129,7 @@ def test_ctrl_c_in_a_cell(tmp_path):
 
 def test_the_second_signal_does_what_signals_do():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt), session.signals() as seen:
+    with pytest.raises(KeyboardInterrupt), session.catch_signals() as seen:
         signal.raise_signal(signal.SIGINT)
         assert seen == {signal.SIGINT}
         signal.raise_signal(signal.SIGINT)
@@ -136,7 +141,7 @@ def test_other_threads_get_no_signals():
 
     def other():
         try:
-            with session.signals() as seen:
+            with session.catch_signals() as seen:
                 assert seen == set()
         except BaseException as error:
             failed.append(error)
@@ -156,20 +161,25 @@ def test_one_host_asks_itself():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_healthy_run_gives_no_signs(seed):
-    rows = checkpoints.read_rows(DATA / f"run/seed{seed}/metrics.jsonl")
-    assert not set().union(*(session.signs(rows[:n]) for n in range(len(rows) + 1)))
+def test_a_healthy_run_gives_no_warnings(seed):
+    rows = folder.read_rows(DATA / f"run/seed{seed}/metrics.jsonl")
+    assert not set().union(*(session.warnings(rows[:n]) for n in range(len(rows) + 1)))
 
 
-def test_signs_of_collapse():
+def test_warnings_of_collapse():
     entropy = [0.5] * 10 + [0.01] * 10
     fallen = [{"reward": r, "entropy": 0.5} for r in [0.1] * 5 + [0.6] * 5 + [0.05] * 5]
-    assert [bool(session.signs(fallen[:n])) for n in (9, 10, 12, 15)] == [False, False, False, True]
-    assert any("reward has collapsed" in sign for sign in session.signs(fallen))
+    assert [bool(session.warnings(fallen[:n])) for n in (9, 10, 12, 15)] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert any("reward has collapsed" in sign for sign in session.warnings(fallen))
     stiff = [{"reward": 0.3, "entropy": e} for e in entropy]
-    assert any("entropy has collapsed" in sign for sign in session.signs(stiff))
+    assert any("entropy has collapsed" in sign for sign in session.warnings(stiff))
     right = [{"reward": 0.9, "entropy": e} for e in entropy]
-    assert not session.signs(right), "a model that is right may be sure of it"
+    assert not session.warnings(right), "a model that is right may be sure of it"
 
 
 def test_verdict():
@@ -184,19 +194,58 @@ def test_verdict():
     assert told.endswith("Go.")
 
 
-def test_outlook():
+def test_estimate_time_left():
     rows = [{"step": 0}] + [
         {"step": n, "sample_seconds": 1.0, "update_seconds": 3.0, "sample_tokens_per_second": 9.0}
         for n in range(1, 11)
     ]
-    assert session.outlook(rows, 910) == "4 s a step, 1 h to go"
-    assert session.outlook(rows, 910, dollars=8.8) == "4 s a step, 1 h and $8.80 to go"
-    assert session.outlook([], 10) == "0 s a step, 0 h to go"
+    assert session.estimate_time_left(rows, 910) == "4 s a step, 1 h to go"
+    assert session.estimate_time_left(rows, 910, dollars=8.8) == "4 s a step, 1 h and $8.80 to go"
+    assert session.estimate_time_left([], 10) == "0 s a step, 0 h to go"
 
 
 def test_deadline(monkeypatch):
+    """Hours that are given count; else those of the place, unless the session is older already."""
+    left = lambda: session.deadline() - time.monotonic()  # noqa: E731
     monkeypatch.setattr(session.devices, "time_left", lambda: None)
     assert session.deadline() == float("inf")
     assert session.deadline(1.0) - time.monotonic() == pytest.approx(3600, abs=60)
     monkeypatch.setattr(session.devices, "time_left", lambda: 100.0)
-    assert session.deadline(1.0) - time.monotonic() < 101
+    assert left() == pytest.approx(100, abs=60)
+    assert session.deadline(1.0) - time.monotonic() == pytest.approx(3600, abs=60)
+    monkeypatch.setattr(session.devices, "time_left", lambda: -3600.0)
+    assert left() == float("inf"), "a session of 13 hours is not one of 12"
+    assert session.deadline(1.0) - time.monotonic() == pytest.approx(3600, abs=60)
+
+
+@pytest.mark.slow
+def test_one_run_at_a_time_and_how_they_end(tmp_path):
+    """The second is refused in a line; a killed one is told from a living; a stop is no finish."""
+    first = start(tmp_path, address())
+    until(tmp_path, 2, first)
+    said, _ = (second := start(tmp_path, address())).communicate(timeout=300)
+    assert second.returncode == 2 and "Traceback" not in said
+    assert f"is being trained by process {first.pid} on" in said
+    assert first.poll() is None and not dashboard.state(tmp_path)[1]
+    first.kill()
+    first.communicate()
+    line, over = dashboard.state(tmp_path)
+    assert over and line.startswith(
+        f"stopped without a word (killed?) at step {steps(tmp_path)[-1]}"
+    )
+    said, _ = (third := start(tmp_path, address(), hours=1e-6)).communicate(timeout=300)
+    assert third.returncode == session.UNFINISHED == 75
+    assert "0 minutes left: step " in said and "The run is in" not in said
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_tee(tmp_path):
+    """`2>&1 | tee log` gets Ctrl-C first: nobody reads what the run writes from then on."""
+    job = start(tmp_path, address())
+    until(tmp_path, 2, job)
+    job.stdout.close()
+    job.send_signal(signal.SIGINT)
+    assert job.wait(300) == 130
+    last = steps(tmp_path)[-1]
+    assert f"step {last} of 300 is saved" in (tmp_path / "stopped.txt").read_text()
+    assert (tmp_path / "checkpoints" / str(last)).is_dir()

@@ -5,6 +5,7 @@ import gc
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -22,7 +23,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from aha_lib import loop
+from aha_lib import devices, loop
 from aha_lib.model import export, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
@@ -31,7 +32,7 @@ from aha_lib.rl import grpo, sampler
 from aha_lib.run import session, train
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Reward
-from aha_lib.tasks.rollout import Policy, held_out_panel, training_puzzles
+from aha_lib.tasks.rollout import Policy, decode_shapes, held_out_panel, training_puzzles
 from aha_lib.tasks.task import Countdown
 
 TOKENIZER = Tokenizer(tiny_model())
@@ -122,6 +123,7 @@ def compiled():
     jax.config.update("jax_log_compiles", False)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rewarded, tmp_path):
     settings = dataclasses.replace(settings, steps=12, kl=0.0, micro_batch=2, learning_rate=1e-4)
     lengths, by_step = [], []
@@ -132,13 +134,27 @@ def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rew
     assert len({*lengths}) > 8, "completions of many lengths"
     assert {"_prefill", "_decode"} <= {*by_step[0]} and {"accumulate", "apply"} <= {*by_step[1]}
     later = list(itertools.chain(*by_step[3:]))
-    assert {*later} <= {"_decode", "_move", "_pick"}
+    assert {*later} <= {"_decode", "_resize", "_pick_rows"}
     every = list(itertools.chain(*by_step))
     assert every.count("_decode") <= 16, "four stages of 8, 4, 2 or 1 rows"
     assert every.count("accumulate") == 1, "packed rows are all of one shape"
     run(settings, tmp_path / "second")
     again = {*compiled} - {"map"}  # a program of JAX's own, made anew by each run
     assert not again & {*every}, "nothing is compiled twice"
+
+
+def test_a_long_run_compiles_its_decode_programs_first(settings, compiled, monkeypatch, tmp_path):
+    """Not at steps 6, 8, 13, …, whenever other numbers of rows happen to be left."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    settings = dataclasses.replace(settings, steps=40, completion_len=12, eval_every=40)
+    shapes = decode_shapes(settings, threads=2)
+    with closing(train.train(settings, tmp_path)) as going:
+        next(going)
+        assert compiled.count("_decode") == len(shapes)
+        compiled.clear()
+        for _ in range(6):
+            next(going)
+        assert "_decode" not in compiled
 
 
 # Puzzles
@@ -199,6 +215,7 @@ def test_the_batch_of_a_step(settings, rewarded, monkeypatch, tmp_path):
     assert abs(first["kl"]) < 1e-6 < second["kl"], "the reference stays the base"
 
 
+@pytest.mark.slow
 def test_refills_replace_groups_without_signal(monkeypatch):
     """Dynamic sampling on the tiny base: what is drawn, what is learned from, what is measured."""
     P, G = 4, 3
@@ -272,6 +289,7 @@ def origin(batch, g, G, draws, rewards, tokenizer):
     return d, i
 
 
+@pytest.mark.slow
 def test_every_rollout_has_fresh_keys(settings, monkeypatch, tmp_path):
     """The same puzzles at every step and a model that stays: completions differ all the same."""
     settings = dataclasses.replace(settings, learning_rate=0.0, eval_every=1, steps=3)
@@ -309,6 +327,7 @@ def test_rows_have_what_a_run_is_read_by(settings, rewarded, tmp_path):
     assert all(len(row["sampled"]) == len(row["greedy"]) == 8 for row in texts)
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_touch_training(settings, rewarded, tmp_path):
     often = run(settings, tmp_path / "often")
     never = run(dataclasses.replace(settings, eval_every=100), tmp_path / "never")
@@ -317,13 +336,19 @@ def test_evaluation_does_not_touch_training(settings, rewarded, tmp_path):
         assert b.items() <= a.items()  # those of the base and of the last step included
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": 2}, {"refills": 2, "group": 2}], ids=str)
+OTHERS = [
+    pytest.param(changes, marks=pytest.mark.slow)
+    for changes in ({"lora": 2}, {"refills": 2, "group": 2})
+]
+
+
+@pytest.mark.parametrize("changes", [{}, *OTHERS], ids=str)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     settings, changes, rewarded, monkeypatch, tmp_path
 ):
     """Killed after step 3, one step past its checkpoint, with the last lines half written."""
     settings = dataclasses.replace(settings, **changes)
-    drawn = spied(monkeypatch, train, "puzzles", lambda args, kwargs, result: args[1:])
+    drawn = spied(monkeypatch, loop, "training_puzzles", lambda args, kwargs, result: args[2:])
     rows = run(settings, tmp_path / "whole")
     with closing(train.train(settings, tmp_path / "killed")) as going:
         while next(going)["step"] < 3:
@@ -348,6 +373,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert untimed(train.read_rows(tmp_path / "killed" / "metrics.jsonl")) == untimed(rows)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_its_steps_and_no_more(settings, rewarded, tmp_path, capsys):
     whole = run(settings, tmp_path / "whole")
     with closing(train.train(settings, tmp_path / "harmed")) as going:
@@ -372,6 +398,7 @@ def checkpoint(out, step):
         return manager.restore(step, args=ocp.args.StandardRestore())
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeypatch, tmp_path):
     """And the base under them is the KL term's reference: no second copy is handed to the step."""
     steps = spied(monkeypatch, grpo, "train_step", lambda args, kwargs, result: (args, *result))
@@ -382,23 +409,122 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
     assert all(args[2] is None for args, *_ in steps)
     model, tokenizer, _ = weights.load(folder)
     base = jax.tree.leaves(nnx.state(model))
-    lora.add(model, 2, rngs=nnx.Rngs(settings.seed))
-    start = grpo.learned(nnx.state(model), settings)[0]
+    lora.add(model, 2, rngs=nnx.Rngs(devices.random_key(settings.seed, "adapters")))
+    start = grpo.trainable(nnx.state(model), settings.lora)[0]
     checkpoint = restored(tmp_path)
     kept, adam = (jax.tree.leaves(checkpoint[name]) for name in ("params", "opt_state"))
     assert [x.shape for x in kept] == [x.shape for x in jax.tree.leaves(start)]
     assert all((x != y).any() for x, y in zip(kept, jax.tree.leaves(start), strict=True))
     assert sum(x.size for x in adam) < 2 * sum(x.size for x in kept) + 10
-    rest = jax.tree.leaves(grpo.learned(steps[-1][1].params, settings)[1])
+    rest = jax.tree.leaves(grpo.trainable(steps[-1][1].params, settings.lora)[1])
     for x, y in zip(rest, base, strict=True):
         np.testing.assert_array_equal(x, y)
+    found, merged = train.trained(tmp_path)[0], train.trained(tmp_path, merged=True)[0]
+    for x, y in zip(jax.tree.leaves(nnx.state(found, nnx.LoRAParam)), kept, strict=True):
+        np.testing.assert_array_equal(x, y, "they are kept apart unless asked")
+    assert not nnx.state(merged, nnx.LoRAParam)
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
+    """That is in the middle of saving step 0: its row is there, and no other can be."""
     rows = run(settings, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
+    kept = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match="rows up to step 5, and no checkpoint to go on from"):
+        run(settings, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == kept, "nothing begins anew by itself"
+    (tmp_path / "metrics.jsonl").write_text(kept.splitlines(keepends=True)[0])
+    (tmp_path / "rollouts.jsonl").unlink()
     assert untimed(run(settings, tmp_path)) == untimed(rows)
     assert len(train.read_rows(tmp_path / "metrics.jsonl")) == 6
+
+
+def test_a_folder_is_trained_in_once(settings, rewarded, tmp_path):
+    """A second run is refused and changes nothing; the first does not notice."""
+    with closing(train.train(settings, tmp_path)) as going:
+        rows = [next(going), next(going)]
+        before = listing(tmp_path)
+        with pytest.raises(ValueError, match="is being trained by this very process"):
+            run(settings, tmp_path)
+        assert listing(tmp_path) == before
+        rows += going
+    assert [row["step"] for row in rows] == [*range(6)] and not (tmp_path / "stopped.txt").exists()
+
+
+def listing(out):
+    """Files with their contents; checkpoints, which are written meanwhile, aside."""
+    paths = (path for path in out.rglob("*") if "checkpoints" not in path.parts)
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def test_a_caller_who_leaves_is_told_of(settings, rewarded, tmp_path):
+    with closing(train.train(settings, tmp_path)) as going:
+        next(going)
+    said = (tmp_path / "stopped.txt").read_text()
+    assert said.startswith("Closed by its caller. The last row is that of step 0; the same command")
+
+
+def test_the_first_typo_does_not_burn_the_folder(settings, folder, rewarded, tmp_path):
+    """What a run was refused for can be put right in the same folder."""
+    settings = dataclasses.replace(settings, steps=0, eval_puzzles=2)
+    advice = "prompt_len is 7, and the longest prompt has 8 tokens: set prompt_len=8."
+    for bad, said in {
+        "no/such/model": "no/such/model",
+        str(folder): re.escape(advice),
+    }.items():
+        wrong = dataclasses.replace(settings, model=bad, prompt_len=7, puzzles="tinyzero")
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            run(wrong, tmp_path)
+        assert not (tmp_path / "settings.json").exists()
+        assert said.replace("\\", "") in (tmp_path / "stopped.txt").read_text()
+    right = dataclasses.replace(settings, prompt_len=8, puzzles="tinyzero")
+    assert [row["step"] for row in run(right, tmp_path)] == [0]
+    assert not (tmp_path / "stopped.txt").exists()
+
+
+@pytest.mark.slow
+def test_adapters_do_not_go_on_over_another_base(settings, folder, rewarded, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    settings = dataclasses.replace(settings, lora=2, steps=1, model=str(base), kl=0.0)
+    out = tmp_path / "run"
+    run(settings, out)
+    model, tokenizer, _ = weights.load(base)
+    model.layers.q[...] = model.layers.q[...] * 1.1
+    shutil.rmtree(base)
+    export.save_hf(model, base, tokenizer)
+    rows = (out / "metrics.jsonl").read_text()
+    more = dataclasses.replace(settings, steps=2)
+    with pytest.raises(ValueError, match="has other weights now than when the run in"):
+        run(more, out)
+    with pytest.raises(ValueError, match="has other weights now than when the run in"):
+        train.trained(out)
+    assert (out / "metrics.jsonl").read_text() == rows
+    (out / "base.json").unlink()  # as in a folder of before
+    assert [row["step"] for row in run(more, out)] == [2]
+
+
+def test_damaged_files_do_not_keep_a_run_from_going_on(settings, rewarded, tmp_path, capsys):
+    """Its checkpoint is whole: the rest is said, and the damaged file kept."""
+    whole = run(settings, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[2:3] = [b"\0\0\0" + lines[2], b"\n"]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "settings.json").write_text("")
+    again = run(dataclasses.replace(settings, steps=6), tmp_path)
+    assert [row["step"] for row in again] == [6]
+    said = (tmp_path / "log.txt").read_text()
+    assert "settings.json is damaged (" in said and "metrics.jsonl: damaged lines (3)" in said
+    rows = train.read_rows(tmp_path / "metrics.jsonl")
+    assert untimed(rows[:2] + rows[2:5]) == untimed(whole[:2] + whole[3:])
+    assert (tmp_path / "damaged" / "metrics.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_another_number_of_devices_is_a_sentence(settings, tmp_path):
+    settings = dataclasses.replace(settings, tp=2)
+    with pytest.raises(ValueError, match="tp is 2, and 1 devices cannot be split by it: set tp=1"):
+        run(settings, tmp_path)
 
 
 def test_too_little_memory_is_a_sentence_with_the_setting(settings, monkeypatch, tmp_path):
@@ -408,6 +534,7 @@ def test_too_little_memory_is_a_sentence_with_the_setting(settings, monkeypatch,
         run(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_lets_go_of_what_it_began_with(settings, rewarded, monkeypatch, tmp_path):
     """The parameters that were loaded are off the device once those of the checkpoint are on it."""
     arrays = lambda a, k, result: [weakref.ref(x) for x in jax.tree.leaves(nnx.state(result[0]))]  # noqa: E731
@@ -421,13 +548,14 @@ def test_a_resumed_run_lets_go_of_what_it_began_with(settings, rewarded, monkeyp
         assert all(ref() is None or ref().is_deleted() for ref in loaded[1])
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_change_nothing(settings, rewarded, monkeypatch, tmp_path):
     """One is skipped and counted, and the run goes on; after three in a row it stops."""
     poisoned, real, states = [3], grpo.accumulate, []
 
-    def poison(graph, params, *args):
-        grads, sums = real(graph, params, *args)
-        states.append(jax.tree.map(np.asarray, params))
+    def poison(graph, weights, *args):
+        grads, sums = real(graph, weights, *args)
+        states.append(jax.tree.map(np.asarray, weights.params))
         if len(batches) + 1 in poisoned:
             grads = jax.tree.map(lambda x: x * np.nan, grads)
         return grads, sums
@@ -447,6 +575,7 @@ def test_updates_that_are_not_finite_change_nothing(settings, rewarded, monkeypa
     poisoned[:] = range(3, 9)
     with pytest.raises(FloatingPointError, match="Step 5: .* lower learning_rate"):
         run(settings, tmp_path / "three")
+    assert "gradients were not finite" in (tmp_path / "three" / "stopped.txt").read_text()
     kept = checkpoint(tmp_path / "three", 4)["params"]
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(states[-1]), strict=True):
         np.testing.assert_array_equal(a, b, "the last good parameters")
@@ -457,7 +586,7 @@ def test_a_loss_that_is_not_finite_is_not_applied(settings):
     state = state._replace(opt_state=grpo.optimizer(settings).init(state.params))
     grads = jax.tree.map(np.ones_like, state.params)
     before = jax.tree.map(np.asarray, state)
-    after, norm = grpo.apply(state, grads, settings, np.inf)
+    after, norm = grpo.apply(state, grads, 1e-3, np.inf, grpo.OptimizerSettings.of(settings))
     assert norm == pytest.approx(3**0.5)
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -478,6 +607,7 @@ def test_ctrl_c_saves_the_step(settings, rewarded, tmp_path, capsys):
     assert untimed(rows) == untimed(whole)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step(settings, tmp_path):
     with pytest.raises(SystemExit) as ended:
         for row in train.train(settings, tmp_path):
@@ -487,6 +617,7 @@ def test_sigterm_saves_the_step(settings, tmp_path):
     assert "step 1 of 5 is saved" in (tmp_path / "stopped.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_clock_and_the_stop_file(settings, rewarded, monkeypatch, tmp_path):
     """The run stops with a saved step and a sentence, and goes on as if it had not stopped."""
     settings, out = dataclasses.replace(settings, checkpoint_every=100), tmp_path / "stopped"
@@ -507,6 +638,7 @@ def test_the_clock_and_the_stop_file(settings, rewarded, monkeypatch, tmp_path):
     assert untimed(rows) == untimed(whole) and not (out / "stop").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_after_so_many_minutes(settings, tmp_path):
     settings = dataclasses.replace(settings, checkpoint_every=100, checkpoint_minutes=0.0)
     with closing(train.train(settings, tmp_path)) as going:
@@ -527,6 +659,7 @@ def test_preflight(settings, monkeypatch, tmp_path):
     assert "12.5% are right and 12.5% have the format; " in told and told.endswith(" Go.\n")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_survived(settings, rewarded, tmp_path):
     """On a disk of its own: the run ends in a sentence, its older checkpoint is whole, and with
     room again it goes on as if nothing had been."""
@@ -577,6 +710,7 @@ def test_rows_go_to_a_tracker_too(settings, monkeypatch, tmp_path):
     assert (folder, "heldout_accuracy", rows[0]["heldout_accuracy"], 0) in put
 
 
+@pytest.mark.slow
 def test_the_trained_model(settings, rewarded, tmp_path):
     """That of the newest checkpoint, or of an earlier one; adapters are merged into it."""
     settings = dataclasses.replace(settings, lora=2, eval_every=100)
@@ -594,6 +728,7 @@ def test_the_trained_model(settings, rewarded, tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(monkeypatch, tmp_path):
     """Twenty kills: before each of the writes of some steps, at random, and during saving."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
@@ -607,7 +742,7 @@ def test_a_prompt_too_long_is_found_before_anything_is_sampled(settings, monkeyp
     settings = dataclasses.replace(settings, puzzles="tinyzero", prompt_len=7, eval_puzzles=1)
     assert len(held_out_panel(Countdown(puzzles="tinyzero"), settings)[0].numbers) == 3
     sampled = spied(monkeypatch, sampler, "sample")
-    with pytest.raises(ValueError, match="A prompt has 8 tokens: raise prompt_len above 7"):
+    with pytest.raises(ValueError, match="the longest prompt has 8 tokens: set prompt_len=8"):
         run(settings, tmp_path)
     assert not sampled
 

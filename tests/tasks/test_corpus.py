@@ -199,6 +199,37 @@ def test_packed_rows(documents):
         np.testing.assert_array_equal(np.concatenate([first[name], second[name]]), whole)
 
 
+def test_a_row_that_no_document_fits_is_a_sentence():
+    """It used to look for one for ever."""
+    short = dataclasses.replace(TINY, row_len=64, drill=0.0, check=0.0, search=0.0)
+    object.__setattr__(short, "row_len", 16)  # below the least that settings take
+    with pytest.raises(ValueError, match="row_len is 16 tokens, .* raise row_len; 17 holds"):
+        corpus.rows(short, 0, 1, TOKENIZER)
+
+
+@pytest.mark.parametrize("settings", [TINY, SHORT], ids=["tiny", "short"])
+@pytest.mark.parametrize("style", ["drill", "jump", "check", "search"])
+def test_the_least_row_holds_documents_of_every_style(settings, style):
+    """In the tiny language, and in Gemma's, whose digits and blanks are a token each."""
+    with pytest.raises(ValueError, match="row_len is 63: it has to be"):
+        dataclasses.replace(settings, row_len=63)
+    only = dict.fromkeys(settings.shares, 0.0) | {style: 1.0}
+    least = dataclasses.replace(settings, row_len=64, **only)
+    lengths = []
+    for index in range(20):
+        if settings is TINY:
+            pieces = [
+                TOKENIZER.encode(text, bos=False) for text, _ in corpus.document(least, index)
+            ]
+        else:
+            # `Make`, `from`, `answer`, `yes`, `no` are pieces of Gemma's; the rest are characters.
+            pieces = [
+                re.findall(r"[a-z]+|[^a-z]", t, re.I) for t, _ in corpus.document(least, index)
+            ]
+        lengths.append(sum(map(len, pieces)) + 2)  # and BOS, EOS
+    assert min(lengths) <= 64
+
+
 def test_few_documents_are_too_long(documents):
     long = sum(len(TOKENIZER.encode(text_of(d))) + 1 > TINY.row_len for d in documents)
     assert long < 0.03 * COUNT

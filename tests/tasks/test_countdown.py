@@ -2,20 +2,25 @@
 
 import ast
 import itertools
+import json
 import operator
 import re
+from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aha_lib.presets import PUZZLES
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Puzzle, generate, is_held_out, prompt, reward, solve
 
 TINY = dict(numbers=3, low=1, high=20, target_low=10, target_high=99, bound=100)
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 NODES = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+DATA = Path(__file__).parents[1] / "data"
 PUZZLE = Puzzle((44, 19, 35), 98)
 
 
@@ -136,6 +141,42 @@ def test_generate_same_on_every_platform():
         Puzzle((4, 9, 8), 40),
     ]
     assert generate(0, 0, numbers=(3, 4), held_out=True) == Puzzle((95, 40, 71), 64)
+
+
+def test_generate_gives_the_puzzles_that_it_gave():
+    """Several hundred puzzles of each preset and other ranges, recorded when texts were built.
+
+    Each row of `puzzles.jsonl` has the puzzles 0, 1, 2, … of a seed: the numbers, then the target.
+    """
+    counts = Counter()
+    for line in (DATA / "puzzles.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        ranges = {**row["ranges"]}
+        if isinstance(ranges["numbers"], list):
+            ranges["numbers"] = tuple(ranges["numbers"])
+        for index, (*numbers, target) in enumerate(row["puzzles"]):
+            puzzle = generate(row["seed"], index, **ranges, held_out=row["held_out"])
+            assert puzzle == Puzzle(tuple(numbers), target)
+            counts[ranges["high"], ranges.get("bound")] += 1
+    for preset in PUZZLES.values():
+        assert counts[preset["high"], preset.get("bound")] == 300
+
+
+@given(st.lists(st.integers(0, 12), min_size=2, max_size=4), st.sampled_from([None, 30]))
+@settings(max_examples=30)
+def test_targets_are_those_that_have_a_solution(numbers, bound):
+    """What `generate` draws from, computed without texts, against the solver's expressions."""
+    numbers = tuple(sorted(numbers))
+    targets = countdown._targets(numbers, bound, 0, 40)
+    solutions = countdown._expressions(numbers, bound)
+    assert list(targets) == [target for target in range(41) if target in solutions]
+
+
+def test_generate_builds_no_expressions(monkeypatch):
+    """A puzzle of TinyZero's takes a fraction of a millisecond: nothing is spelt out for it."""
+    monkeypatch.setattr(countdown, "_expressions", None)
+    countdown._targets.cache_clear()
+    assert generate(0, 0, **PUZZLES["tinyzero"], held_out=True) == Puzzle((95, 40, 71), 64)
 
 
 def test_generate_tinyzero_range():

@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +33,21 @@ def test_puzzles_and_reward():
     assert len(kept) > 200 and not kept & drawn
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/tasks.md"])
+def test_the_example_of_a_page_is_a_task(page, tmp_path):
+    text = (Path(__file__).parents[2] / page).read_text()
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "class Largest" in c]
+    imports = "import random\nfrom aha_lib.tasks.task import Task\n"
+    (tmp_path / "largest.py").write_text(imports + code)
+    own = task.load(Settings(task=f"{tmp_path / 'largest.py'}:Largest"))
+    kept = {tuple(own.puzzle(0, i, held_out=True)) for i in range(200)}
+    drawn = {tuple(own.puzzle(0, i, held_out=False)) for i in range(200)}
+    assert len(kept) > 50 and not kept & drawn
+    assert own.prompt([3, 9, 5]) == "3 9 5 = 50 :"
+    assert own.reward("9 + 3", [3, 9, 5]) == 1 and own.reward("", [3, 9, 5]) == 0
+    assert len(own.longest()) == 3
+
+
 @pytest.mark.parametrize("name", [NAME, f"{last_first.__file__}:LastFirst"])
 def test_a_task_is_found_by_its_name(name):
     found = task.load(Settings(task=name))
@@ -36,7 +57,7 @@ def test_a_task_is_found_by_its_name(name):
 @pytest.mark.parametrize(
     "name, sentence",
     [
-        ("chess", "it has to be countdown, FILE.py:NAME or MODULE:NAME"),
+        ("chess", "it has to be countdown, FILE.py:NAME, MODULE:NAME or gym:NAME"),
         ("nowhere.py:Chess", "There is no file .*nowhere.py"),
         ("no_such_module:Chess", "There is no module no_such_module"),
         ("aha_lib.tasks.last_first:Chess", "has no class Chess that is a Task"),
@@ -49,12 +70,66 @@ def test_a_name_that_leads_nowhere_is_one_sentence(name, sentence):
         task.load(Settings(task=name))
 
 
+@pytest.mark.slow
 def test_the_loop_alone_learns_it():
     model, tokenizer, _ = weights.load("tiny")
     metrics = list(learn(model, tokenizer, LastFirst(), SETTINGS))
     rewards = [row["reward"] for row in metrics]
     assert np.mean(rewards[:3]) < 0.1
     assert np.mean(rewards[-5:]) > 0.9
+
+
+# A data set of reasoning-gym in the tiny model's words, as a file of one's own.
+SUMS = """
+from aha_lib.tasks.gym import Gym
+
+
+class Sums(Gym):
+    def __init__(self):
+        super().__init__("chain_sum", min_terms=2, max_terms=2, min_digits=1, max_digits=1)
+
+    def prompt(self, puzzle):
+        return puzzle["metadata"]["expression"] + " ="
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_gym_run_goes_on(tmp_path):
+    """Killed after step 2; the same command then gives the rows of a run that was left alone."""
+    (tmp_path / "sums.py").write_text(SUMS)
+    s = dataclasses.replace(
+        SETTINGS,
+        task=f"{tmp_path / 'sums.py'}:Sums",
+        completion_len=1,
+        steps=5,
+        eval_every=5,
+        eval_puzzles=16,
+        pass_k=1,
+        checkpoint_every=1,
+    )
+    program = (
+        "import json, sys\nfrom aha_lib.presets import Settings\nfrom aha_lib.run import train\n"
+        "for _ in train.train(Settings(**json.loads(sys.argv[1])), sys.argv[2]): pass"
+    )
+
+    def start(name):
+        said = json.dumps(dataclasses.asdict(s))
+        return subprocess.Popen([sys.executable, "-c", program, said, str(tmp_path / name)])
+
+    assert start("whole").wait(600) == 0
+    killed = start("killed")
+    while len(train.read_rows(tmp_path / "killed" / "metrics.jsonl")) < 3:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert start("killed").wait(600) == 0
+    both = [train.read_rows(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
+    assert [row["step"] for row in both[1]] == list(range(6))
+    for ours, theirs in zip(*both, strict=True):
+        timed = "seconds", "per_second"
+        same = {k: v for k, v in ours.items() if not k.endswith(timed)}
+        assert same == {k: v for k, v in theirs.items() if not k.endswith(timed)}
 
 
 def test_a_run_keeps_resumes_and_remembers_it(tmp_path):

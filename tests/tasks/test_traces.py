@@ -26,6 +26,8 @@ arXiv 2503.01307:
 """
 
 import json
+import operator
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -33,6 +35,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from aha_lib.look import record
 from aha_lib.tasks import traces
 from aha_lib.tasks.countdown import Puzzle, reward
 
@@ -42,6 +45,7 @@ BEHAVIOURS = ("verification", "backtracking", "subgoals", "backward")
 FLAGS = ("slip", "illegal", "repeated", "found_then_abandoned")
 P98 = Puzzle((44, 19, 35), 98)
 TINY = Puzzle((20, 16, 4), 40)
+SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
 def judge(row: dict) -> tuple[dict, dict]:
@@ -162,6 +166,23 @@ def test_rules_on_the_labelled_set():
         ),
         ("44 \\times 2 = 88 and 44 times 2 is 88", [("44 * 2", 88, True), ("44 * 2", 88, True)]),
         ("75 * 50 = 3,750", [("75 * 50", 3750, True)]),
+        # A comma without a blank stands in a number, or between the steps of a list.
+        ("75*50=3,750-25=3,725", [("75*50", 3750, True), ("3750 -25", 3725, True)]),
+        ("20*50=1,000-18=982", [("20*50", 1000, True), ("1000 -18", 982, True)]),
+        ("44,19 and 35: 75*50=3,750 no", [("75*50", 3750, True)]),
+        ("20*5=100,100-18=82 yes", [("20*5", 100, True), ("100-18", 82, True)]),
+        (
+            "10*10=100,100/5=20,120-2=118",
+            [("10*10", 100, True), ("100/5", 20, True), ("120-2", 118, True)],
+        ),
+        (
+            "20-16=4,4+4=8 no\n12+11=23,234+4=277 no",
+            [("20-16", 4, True), ("4+4", 8, True), ("12+11", 23, True), ("234+4", 277, False)],
+        ),
+        (
+            "20-16=4,4+4=8 no\n75*50=3,750 no\n10*10=100,100",  # cut off
+            [("20-16", 4, True), ("4+4", 8, True), ("75*50", 3750, True), ("10*10", 100, True)],
+        ),
         ("98 = 44 + 54", [("44 + 54", 98, True)]),
         ("19 - 44 = -25", [("19 - 44", -25, True)]),
         ("44 / 19 = 2.32", [("44 / 19", Fraction(58, 25), True)]),  # rounded
@@ -192,6 +213,40 @@ def test_rules_on_the_labelled_set():
 )
 def test_claims(text, expected):
     assert claims_of(text) == expected
+
+
+STEP = r"(\d+)([-+*/])(\d+)=(\d+)"
+LINE = re.compile(rf"({STEP}),({STEP}) (?:no|yes)")
+
+
+def sums_of(text: str) -> list[tuple[str, int, bool]] | None:
+    """The sums of an answer all of whose lines are `a+b=c,c+d=e no`; None of any other."""
+    lines = [LINE.fullmatch(line) for line in text.removesuffix("\n").split("\n")]
+    if not all(lines):
+        return None
+    sums = []
+    for step in (step for line in lines for step in line.group(1, 6)):
+        a, sign, b, stated = re.fullmatch(STEP, step).groups()
+        exists = sign != "/" or b != "0"
+        true = exists and SIGNS[sign](Fraction(a), Fraction(b)) == int(stated)
+        sums.append((f"{a}{sign}{b}", int(stated), true))
+    return sums
+
+
+def test_hundreds_in_recorded_steps_are_no_thousands():
+    """Gemma's last answers on a GPU, against a reader of their language alone."""
+    run = record.read(record.DATA / "gemma3-270m" / "h100" / "seed0")
+    read = 0
+    for text, puzzle in zip(run.kept[-1]["sampled"], run.panel, strict=True):
+        if not re.search(r"=\d{3},\d{3}[-+*/]", text):
+            continue
+        trace = traces.parse(text, puzzle)
+        expected = sums_of(trace.text)
+        if expected is not None:
+            stated = [claim for claim in trace.claims if claim.stated is not None]
+            assert [(c.expression, c.stated, c.true) for c in stated] == expected
+            read += 1
+    assert read > 15, "else nothing is shown"
 
 
 @given(st.data())
