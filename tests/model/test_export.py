@@ -104,7 +104,8 @@ def test_tokenizer_json_of_a_cut_vocabulary(cut, tmp_path):
 def test_tokenizer_json_of_whole_words(tmp_path):
     words = Tokenizer(tiny_model())
     texts = ["20 16 4 = 40 :", "  7   + 8 ", "yes no", "foo bar 20 100 1000 x yes", "<answer>"]
-    same_ids(words, tmp_path, [*texts, *odd_texts(2)])
+    odd = [text for text in odd_texts(2) if "▁" not in text]  # which is a blank to SentencePiece
+    same_ids(words, tmp_path, [*texts, *odd])
 
 
 def test_other_kinds_of_tokenizers_are_refused(tmp_path):
