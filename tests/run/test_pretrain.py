@@ -96,7 +96,7 @@ def test_the_shipped_base_adds(base):
 @pytest.mark.slow
 def test_the_shipped_base_is_a_beginner(base):
     """Sampled on held-out puzzles: now and then right, mostly a jump, its sums true."""
-    puzzles = [countdown.generate(0, i, **PUZZLES["tiny"], held_out=True) for i in range(256)]
+    puzzles = [countdown.generate(0, i, PUZZLES["tiny"], held_out=True) for i in range(256)]
     ids = [TOKENIZER.encode(countdown.prompt(puzzle)) for puzzle in puzzles]
     out = sampler.sample(
         base,

@@ -807,7 +807,7 @@ def test_pass_at_k_is_the_mean_over_all_choices():
 def test_the_largest_puzzle_fits_the_prompt():
     """BOS, the numbers, =, the target and a colon."""
     settings = Settings()
-    longest = 1 + PUZZLES[settings.puzzles]["numbers"] + 3
+    longest = 1 + PUZZLES[settings.puzzles].numbers + 3
     assert (
         max(
             len(TOKENIZER.encode(countdown.prompt(p, settings.template)))
