@@ -223,6 +223,22 @@ def test_the_zip_has_what_the_setup_cell_looks_for():
         assert (ROOT / name).exists(), name
 
 
+def test_the_tree_lists_every_module():
+    """Each of them once, below its room."""
+    tree = README.partition("```\naha_lib/\n")[2].partition("```")[0]
+    listed, room = set(), ""
+    for line in tree.splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        if name.endswith("/"):
+            room = name
+        else:
+            assert name not in listed
+            listed.add(name if indent == 2 else room + name)
+    package = ROOT / "aha_lib"
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert listed == {name for name in modules if "__" not in name}
+
+
 def test_everything_the_readme_links_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
         if not target.startswith("https://"):

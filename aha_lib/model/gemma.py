@@ -244,7 +244,7 @@ class Gemma(nnx.Module):
         return {k: v if "norm" in k else v.astype(self.dtype) for k, v in pure.items()}
 
 
-def _visible(slots, positions, *, ring: int, window: float) -> Bool[Array, "B T S"]:
+def _visible(slots, positions, *, ring: int, window: int | float) -> Bool[Array, "B T S"]:
     """Which cells of a ring of slots each new token attends to, itself included.
 
     `slots` [T] and `positions` [B, T] are those of the new tokens.

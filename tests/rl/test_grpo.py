@@ -232,6 +232,7 @@ def test_no_prompt_token_is_a_target_and_each_end_is_one(model, batch):
     assert ends & {EOS, 3, 17, 20}, "a stop token is among what is trained"
 
 
+@pytest.mark.slow
 def test_what_stands_after_the_end_is_nothing(monkeypatch, model, batch):
     """Padding may be any token, EOS too (pad id = EOS id)."""
     for pad in (EOS, 23):
@@ -272,6 +273,7 @@ def test_gradient_is_that_of_the_mean_over_tokens(monkeypatch, model, reference,
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_threads_do_not_show(monkeypatch, model, reference, batch):
     """Micro-batches in threads side by side: the same gradient and the same metrics."""
     found = []
@@ -323,6 +325,7 @@ def test_metrics_are_means_over_the_tokens_trained(monkeypatch, model, reference
         assert metrics[name] == pytest.approx(expected, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_groups_without_signal_do_not_change_the_direction(monkeypatch, model, batch):
     """Their advantage is 0; alone they leave the gradient at 0 and the metrics finite."""
     rewards = np.array([[1.0, 0.1, 0.0, 0.1], [0.1, 0.1, 0.1, 0.1]])

@@ -79,7 +79,7 @@ def rows_of(out, prompts=PROMPTS):
         yield prompts[i // group], out.tokens[i][mask].tolist(), out.logprobs[i][mask]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7, 0.0])
 def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, one_thread, temperature):
     moves, move = [], sampler._resize
     monkeypatch.setattr(sampler, "_resize", lambda *args: moves.append(args[1:]) or move(*args))
@@ -110,7 +110,9 @@ def test_lengthening_never_holds_two_whole_caches(model, monkeypatch, one_thread
     assert len(shorter) > 3 and all(old.is_deleted() for old in shorter)
 
 
-@pytest.mark.parametrize("pad", [PAD, 1], ids=["pad", "pad is a stop token"])
+@pytest.mark.parametrize(
+    "pad", [PAD, pytest.param(1, marks=pytest.mark.slow)], ids=["pad", "pad is a stop token"]
+)
 def test_a_row_ends_with_its_first_stop_token_and_counts_it(model, pad):
     out = sample(model, pad_id=pad)
     ends = set()
@@ -140,7 +142,7 @@ def test_a_row_depends_on_its_prompt_and_its_key_alone(model):
     np.testing.assert_allclose(out.logprobs, padded.logprobs, atol=2e-5)
 
 
-@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize("stages", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_stages_do_not_show(model, stages):
     out, staged = sample(model), sample(model, stages=stages)
     np.testing.assert_array_equal(out.tokens, staged.tokens)
@@ -148,7 +150,9 @@ def test_stages_do_not_show(model, stages):
     np.testing.assert_allclose(out.logprobs, staged.logprobs, atol=2e-5)
 
 
-@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize(
+    "threads", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_threads_do_not_show(model, monkeypatch, threads):
     real, together = sampler._write, threading.Barrier(min(threads, len(PROMPTS)), timeout=60)
 
@@ -213,7 +217,7 @@ def chi_square(drawn, probabilities):
     return ((counts - expected) ** 2 / expected).sum(), len(counts) - 1
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])
 def test_frequencies_are_the_softmax(model, temperature):
     first = sample(model, prompts=PROMPTS[:1], group=4000, length=1, temperature=temperature)
     logits = full_logits(model, PROMPTS[0])[-1]

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +31,21 @@ def test_puzzles_and_reward():
     kept = {tuple(own.puzzle(0, i, held_out=True)) for i in range(300)}
     drawn = {tuple(own.puzzle(s, i, held_out=False)) for s in range(3) for i in range(300)}
     assert len(kept) > 200 and not kept & drawn
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tasks.md"])
+def test_the_example_of_a_page_is_a_task(page, tmp_path):
+    text = (Path(__file__).parents[2] / page).read_text()
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "class Largest" in c]
+    imports = "import random\nfrom aha_lib.tasks.task import Task\n"
+    (tmp_path / "largest.py").write_text(imports + code)
+    own = task.load(Settings(task=f"{tmp_path / 'largest.py'}:Largest"))
+    kept = {tuple(own.puzzle(0, i, held_out=True)) for i in range(200)}
+    drawn = {tuple(own.puzzle(0, i, held_out=False)) for i in range(200)}
+    assert len(kept) > 50 and not kept & drawn
+    assert own.prompt([3, 9, 5]) == "3 9 5 = 50 :"
+    assert own.reward("9 + 3", [3, 9, 5]) == 1 and own.reward("", [3, 9, 5]) == 0
+    assert len(own.longest()) == 3
 
 
 @pytest.mark.parametrize("name", [NAME, f"{last_first.__file__}:LastFirst"])
