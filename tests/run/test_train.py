@@ -187,7 +187,7 @@ def test_the_panel_shares_no_numbers_with_training(settings):
 def test_the_batch_of_a_step(settings, rewarded, monkeypatch, tmp_path):
     """One BOS, EOS trained once, sampler and trainer at one temperature, rewards in their rows."""
     batches = spied(monkeypatch, grpo, "train_step", lambda args, kwargs, result: args[3])
-    temperatures = spied(monkeypatch, sampler, "sample", lambda a, kwargs, r: kwargs["temperature"])
+    temperatures = spied(monkeypatch, sampler, "sample", lambda a, kwargs, r: a[4].temperature)
     groups = spied(monkeypatch, loop, "rollout")
     rows = run(settings, tmp_path)
     assert len(batches) == 5 and set(temperatures) == {0.7, 0.0}
@@ -295,7 +295,7 @@ def test_every_rollout_has_fresh_keys(settings, monkeypatch, tmp_path):
     settings = dataclasses.replace(settings, learning_rate=0.0, eval_every=1, steps=3)
     panel = held_out_panel(TASK, settings)
     monkeypatch.setattr(loop, "training_puzzles", lambda task, s, n: panel[: s.prompts])
-    drawn = spied(monkeypatch, sampler, "sample", lambda a, k, result: (k["temperature"], result))
+    drawn = spied(monkeypatch, sampler, "sample", lambda a, k, result: (a[4].temperature, result))
     run(settings, tmp_path / "a")
     count = len(drawn)
     run(settings, tmp_path / "b")
