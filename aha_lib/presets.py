@@ -38,6 +38,9 @@ class ModelConfig:
     padding: int = 0  # last rows of the embedding, which no token has: they are never sampled
 
     def __post_init__(self):
+        for name in ("vocab", "layers", "width", "heads", "kv_heads", "head_dim", "ff"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it has to be at least 1.")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} KV heads evenly.")
         if self.global_every > 1 and self.window < 1:

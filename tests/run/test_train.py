@@ -24,7 +24,7 @@ import pytest
 from flax import nnx
 
 from aha_lib import devices, loop
-from aha_lib.model import lora, weights
+from aha_lib.model import export, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PUZZLES, Pretraining, Settings
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
         norm[...] = norm[...] + 1.0
     model.embed[...] = model.embed[...].at[TOKENIZER.eos_id].multiply(2.5)
     path = tmp_path_factory.mktemp("model")
-    weights.save_hf(model, path, TOKENIZER)
+    export.save_hf(model, path, TOKENIZER)
     return path
 
 
@@ -502,7 +502,7 @@ def test_adapters_do_not_go_on_over_another_base(settings, folder, rewarded, tmp
     model, tokenizer, _ = weights.load(base)
     model.layers.q[...] = model.layers.q[...] * 1.1
     shutil.rmtree(base)
-    weights.save_hf(model, base, tokenizer)
+    export.save_hf(model, base, tokenizer)
     rows = (out / "metrics.jsonl").read_text()
     more = dataclasses.replace(settings, steps=2)
     with pytest.raises(ValueError, match="has other weights now than when the run in"):
