@@ -1,4 +1,4 @@
-"""Watches a headless run in a browser: `python tests/browse_dashboard.py --shots DIR`.
+"""Watches a headless run in a browser: `python tests/look/browse_dashboard.py --shots DIR`.
 
 Starts notebook 05's command in the background, opens `dashboard.watch` of its folder in JupyterLab
 (see browse.py for what that needs), presses Stop, sees the run end with its step saved, resumes it
