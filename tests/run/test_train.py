@@ -24,12 +24,12 @@ import pytest
 from flax import nnx
 
 from aha_lib import devices, loop
-from aha_lib.model import lora, weights
+from aha_lib.model import export, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
-from aha_lib.presets import MODELS, PUZZLES, Settings
+from aha_lib.presets import MODELS, PUZZLES, Pretraining, Settings
 from aha_lib.rl import grpo, sampler
-from aha_lib.run import session, train
+from aha_lib.run import pretrain, session, train
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Reward
 from aha_lib.tasks.rollout import Policy, decode_shapes, held_out_panel, training_puzzles
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
         norm[...] = norm[...] + 1.0
     model.embed[...] = model.embed[...].at[TOKENIZER.eos_id].multiply(2.5)
     path = tmp_path_factory.mktemp("model")
-    weights.save_hf(model, path, TOKENIZER)
+    export.save_hf(model, path, TOKENIZER)
     return path
 
 
@@ -426,6 +426,15 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
 
 
 @pytest.mark.slow
+def test_a_cold_start_and_a_run_of_one_seed_draw_other_adapters(settings, folder):
+    cold, _ = pretrain.begin(Pretraining(model=str(folder), lora=2))
+    settings = dataclasses.replace(settings, lora=2, seed=0)
+    graph, state, *_ = train.begin(settings, devices.make_mesh(), TASK)
+    ours = nnx.merge(graph, state.params)
+    for name in ("q_a", "gate_a", "down_a"):
+        assert (getattr(ours.layers, name)[...] != getattr(cold.layers, name)[...]).all(), name
+
+
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
     """That is in the middle of saving step 0: its row is there, and no other can be."""
     rows = run(settings, tmp_path)
@@ -493,7 +502,7 @@ def test_adapters_do_not_go_on_over_another_base(settings, folder, rewarded, tmp
     model, tokenizer, _ = weights.load(base)
     model.layers.q[...] = model.layers.q[...] * 1.1
     shutil.rmtree(base)
-    weights.save_hf(model, base, tokenizer)
+    export.save_hf(model, base, tokenizer)
     rows = (out / "metrics.jsonl").read_text()
     more = dataclasses.replace(settings, steps=2)
     with pytest.raises(ValueError, match="has other weights now than when the run in"):
@@ -807,7 +816,7 @@ def test_pass_at_k_is_the_mean_over_all_choices():
 def test_the_largest_puzzle_fits_the_prompt():
     """BOS, the numbers, =, the target and a colon."""
     settings = Settings()
-    longest = 1 + PUZZLES[settings.puzzles]["numbers"] + 3
+    longest = 1 + PUZZLES[settings.puzzles].numbers + 3
     assert (
         max(
             len(TOKENIZER.encode(countdown.prompt(p, settings.template)))
