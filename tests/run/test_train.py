@@ -410,7 +410,6 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
     assert not nnx.state(merged, nnx.LoRAParam)
 
 
-@pytest.mark.slow
 def test_a_cold_start_and_a_run_of_one_seed_draw_other_adapters(settings, folder):
     cold, _ = pretrain.begin(Pretraining(model=str(folder), lora=2))
     settings = dataclasses.replace(settings, lora=2, seed=0)
@@ -420,6 +419,7 @@ def test_a_cold_start_and_a_run_of_one_seed_draw_other_adapters(settings, folder
         assert (getattr(ours.layers, name)[...] != getattr(cold.layers, name)[...]).all(), name
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
     """That is in the middle of saving step 0: its row is there, and no other can be."""
     rows = run(settings, tmp_path)
