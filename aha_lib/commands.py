@@ -164,9 +164,9 @@ def export(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     try:
         model, tokenizer, _ = opened(args.run)
-        from aha_lib.model import weights
+        from aha_lib.model.export import save_hf, save_kaggle
 
-        save = weights.save_kaggle if args.kaggle else weights.save_hf
+        save = save_kaggle if args.kaggle else save_hf
         save(model, args.folder, tokenizer)
     except FAULTS as error:
         give_up(error)

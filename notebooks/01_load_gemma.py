@@ -72,7 +72,7 @@ preset = "tiny"
 
 # %%
 from aha_lib.look import show
-from aha_lib.model import weights
+from aha_lib.model import export, weights
 from aha_lib.presets import MODELS, SETTINGS
 
 show.table(
@@ -166,7 +166,7 @@ from pathlib import Path
 
 small, small_tokenizer, _ = weights.load("tiny", mesh=mesh)
 broken = Path(tempfile.mkdtemp()) / "broken"
-weights.save_hf(small, broken)
+export.save_hf(small, broken)
 for step in ("no tokenizer", "a llama", "half a file"):
     if step == "a llama":
         small_tokenizer.save(broken / "tokenizer.model")
@@ -591,8 +591,8 @@ print(
 
 # %%
 out = Path(tempfile.mkdtemp())
-weights.save_hf(small, out / "hf", small_tokenizer)
-weights.save_kaggle(small, out / "kaggle", small_tokenizer)
+export.save_hf(small, out / "hf", small_tokenizer)
+export.save_kaggle(small, out / "kaggle", small_tokenizer)
 for path in sorted(out.glob("*/*")):
     print(path.relative_to(out))
 
@@ -626,7 +626,8 @@ print(len(before), "arrays, each the same in both layouts.")
 #
 # ## Summary
 #
-# Loading, saving and the table of handles live in `aha_lib/model/weights.py`, the
+# Loading and the table of handles live in `aha_lib/model/weights.py`, saving in
+# `aha_lib/model/export.py`, the
 # transformer in `aha_lib/model/gemma.py`, its shapes in `aha_lib/presets.py`, the
 # mesh and the rules of sharding in `aha_lib/devices.py`. Adapters that leave
 # the base as it is (LoRA) are in `aha_lib/model/lora.py`.

@@ -559,14 +559,14 @@ dashboard.watch(out)
 # %% [markdown]
 # ## Take it with you
 # The trained model, adapters merged, as a folder in Hugging Face's layout;
-# `weights.save_kaggle` writes Kaggle's. Either can be loaded here again, by
+# `export.save_kaggle` writes Kaggle's. Either can be loaded here again, by
 # giving the folder as `model`.
 
 # %%
-from aha_lib.model import weights
+from aha_lib.model import export, weights
 
 model, tokenizer, trained_with = train.trained(out)
-weights.save_hf(model, out / "model", tokenizer)
+export.save_hf(model, out / "model", tokenizer)
 sorted(path.name for path in (out / "model").iterdir())
 
 # %% [markdown]

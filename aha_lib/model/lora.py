@@ -16,10 +16,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from aha_lib import devices
 from aha_lib.model.block import WEIGHTS
+from aha_lib.model.files import write_safetensors
 from aha_lib.model.gemma import Gemma, abstract
 
 _NOT_OURS = "{} is damaged, or holds another model's adapters."
@@ -175,7 +176,8 @@ def save(model: Gemma, path: str | Path) -> None:
     adapters = _adapters(model)
     if not adapters:
         raise ValueError("The model has no adapters that could be written to a file.")
-    save_file({k: np.asarray(x.astype(jnp.bfloat16)) for k, x in adapters.items()}, path)
+    rounded = {name: np.asarray(x.astype(jnp.bfloat16)) for name, x in adapters.items()}
+    write_safetensors(rounded, Path(path))
 
 
 def load(model: Gemma, path: str | Path) -> None:

@@ -11,6 +11,8 @@ from typing import SupportsInt
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+SPACE = "▁"  # SentencePiece's, in the place of a blank
+TURN_START, TURN_END = "<start_of_turn>", "<end_of_turn>"
 TINY_WORDS = [*map(str, range(101)), *"+-*/=,:()", "no", "yes", "<answer>", "</answer>"]
 TINY_PATH = Path(__file__).parents[1] / "data" / "tiny" / "tokenizer.model"
 
@@ -23,16 +25,34 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes):
-        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        """`model` is the content of a `tokenizer.model`; ValueError where it is none of Gemma's."""
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise ValueError(
+                f"these {len(model)} bytes are no SentencePiece model: download it again."
+            ) from None
+        if not model:  # which SentencePiece takes for a model without pieces
+            raise ValueError("the tokenizer.model is empty: download it again.")
         self.vocab_size = self._pieces.vocab_size()
-        self.pad_id, self.eos_id, self.bos_id = map(self.piece_id, ("<pad>", "<eos>", "<bos>"))
-        ends = [self._pieces.piece_to_id(piece) for piece in ("<eos>", "<end_of_turn>")]
+        self.pad_id = self.piece_id("<pad>")
+        self.eos_id = self.piece_id("<eos>")
+        self.bos_id = self.piece_id("<bos>")
+        ends = [self._pieces.piece_to_id(piece) for piece in ("<eos>", TURN_END)]
         self.stop_ids = frozenset(ends) - {self._pieces.unk_id()}
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a `tokenizer.model` file."""
-        return cls(Path(path).read_bytes())
+        """Read a `tokenizer.model` file; ValueError, with its path, where it is damaged."""
+        try:
+            return cls(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be used: {error}") from None
+
+    def proto(self) -> sentencepiece_model_pb2.ModelProto:
+        """The SentencePiece model as a message: pieces with scores and types, and settings."""
+        data = self._pieces.serialized_model_proto()
+        return sentencepiece_model_pb2.ModelProto.FromString(data)
 
     def save(self, path: str | Path) -> None:
         """Write the model as a `tokenizer.model` file."""
@@ -77,8 +97,9 @@ class Tokenizer:
         ValueError if a special piece (pad, eos, bos, unk) is not among them.
         """
         kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-        proto = sentencepiece_model_pb2.ModelProto.FromString(self._pieces.serialized_model_proto())
-        ids, special = list(ids), self.special_ids
+        proto = self.proto()
+        ids = list(ids)
+        special = self.special_ids
         kept = [proto.pieces[i] for i in ids]
         if not set(special) <= set(ids):
             raise ValueError("A subset of a vocabulary keeps <pad>, <eos>, <bos> and <unk>.")
@@ -100,17 +121,47 @@ class Tokenizer:
         """The ids of `<pad>`, `<eos>`, `<bos>` and `<unk>`."""
         return [self.pad_id, self.eos_id, self.bos_id, self._pieces.piece_to_id("<unk>")]
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether the vocabulary has the pieces between which Gemma's turns stand."""
+        unknown = self._pieces.unk_id()
+        return all(self._pieces.piece_to_id(p) != unknown for p in (TURN_START, TURN_END))
+
     def chat(self, turns: Iterable[tuple[str, str]]) -> list[int]:
         """Token ids of a conversation in Gemma's chat template, up to where the model answers.
 
-        `turns` are pairs of a role, "user" or "model", and a text. For instruct variants;
-        ValueError where the vocabulary has no turns.
+        `turns` are pairs of a role and a text without blanks at its ends. Roles are "user" and
+        "model" (or "assistant") in turn, the user first; a "system" text at the very beginning is
+        put before the user's, as Gemma 3's template does. For instruct variants. ValueError for
+        other roles or another order, and where the vocabulary has no turns.
         """
-        start, end = self.piece_id("<start_of_turn>"), self.piece_id("<end_of_turn>")
-        ids, newline = [self.bos_id], self._pieces.encode("\n")
-        for role, text in turns:
+        start, end = self.piece_id(TURN_START), self.piece_id(TURN_END)
+        newline = self._pieces.encode("\n")
+        ids = [self.bos_id]
+        for role, text in _alternating(list(turns)):
             ids += [start, *self._pieces.encode(f"{role}\n{text}"), end, *newline]
         return [*ids, start, *self._pieces.encode("model\n")]
+
+
+def _alternating(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The turns as Gemma's template writes them: of "user" and "model" alone, texts stripped."""
+    prefix = ""
+    if turns and turns[0][0] == "system":
+        prefix = turns[0][1] + "\n\n"
+        turns = turns[1:]
+    if not turns:
+        raise ValueError("A conversation needs a turn of the user.")
+    written = []
+    for i, (role, text) in enumerate(turns):
+        expected = ("model", "user")[i % 2 == 0]
+        if {"assistant": "model"}.get(role, role) != expected:
+            raise ValueError(
+                f"Turn {i + 1} is of {role!r} and should be the {expected}'s: Gemma's turns "
+                'alternate, "user" first and then "model"; "system" may stand before all of them.'
+            )
+        written.append((expected, prefix + text.strip()))
+        prefix = ""
+    return written
 
 
 def tiny_model() -> bytes:

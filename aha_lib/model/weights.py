@@ -1,32 +1,27 @@
-"""Checkpoints from outside to a sharded model, and out again: Kaggle's Orbax, Hugging Face's files.
+"""A Gemma from outside to a sharded model: from Kaggle, or from a folder in one of two layouts.
 
 Every tensor goes from disk to the devices with its sharding, a layer at a time, into the stacked
 parameters: host memory never holds the model twice. Knows nothing of training or of Countdown;
-checkpoints of a run (optimizer, step) are written elsewhere.
+checkpoints of a run (optimizer, step) are read elsewhere, and `export` writes what this reads.
 """
 
 import dataclasses
 import errno
-import json
 import re
-from collections import namedtuple
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
-from flax import nnx, traverse_util
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from aha_lib import devices
-from aha_lib.model import finite, lora
-from aha_lib.model.config_json import from_config_json, to_config_json
+from aha_lib.model import files, finite, layouts
 from aha_lib.model.gemma import Gemma, abstract
 from aha_lib.model.tokenizer import TINY_PATH, Tokenizer
 from aha_lib.presets import MODELS, ModelConfig
@@ -43,34 +38,33 @@ HANDLES = {
     "gemma3-4b": "google/gemma-3/flax/gemma3-4b",
 }
 TINY = TINY_PATH.parent
+MOST_PADDING = 128  # rows at most that an embedding has and its tokenizer does not: Gemma 1's, 2's
 
-
-# Parameter of a layer, its axes (a letter each), what Hugging Face and Flax call it and its axes
-# there. Hugging Face joins n and h; a Flax name given twice is one tensor with a leading axis.
-_NAMES = {
-    "q": ("dnh", "self_attn.q_proj", "nhd", "attn/q_einsum", "ndh"),
-    "k": ("dnh", "self_attn.k_proj", "nhd", "attn/kv_einsum", "ndh"),
-    "v": ("dnh", "self_attn.v_proj", "nhd", "attn/kv_einsum", "ndh"),
-    "o": ("nhd", "self_attn.o_proj", "dnh", "attn/attn_vec_einsum", "nhd"),
-    "gate": ("df", "mlp.gate_proj", "fd", "mlp/gating_einsum", "fd"),
-    "up": ("df", "mlp.up_proj", "fd", "mlp/gating_einsum", "fd"),
-    "down": ("fd", "mlp.down_proj", "df", "mlp/linear", "fd"),
-    "q_norm": ("d", "self_attn.q_norm", "d", "attn/_query_norm", "d"),
-    "k_norm": ("d", "self_attn.k_norm", "d", "attn/_key_norm", "d"),
-    "pre_attn_norm": ("d", "input_layernorm", "d", "pre_attention_norm", "d"),
-    "post_attn_norm": ("d", "post_attention_layernorm", "d", "post_attention_norm", "d"),
-    "pre_ff_norm": ("d", "pre_feedforward_layernorm", "d", "pre_ffw_norm", "d"),
-    "post_ff_norm": ("d", "post_feedforward_layernorm", "d", "post_ffw_norm", "d"),
-}
 _EMBED = re.compile(r"(.*)(?:embed_tokens\.weight|embedder/input_embedding)")
 _LAYER = re.compile(
     r"(?:layers?[._](\d+)|stacked_layers/attention_type_(\d+))[./]"
     r"(.+?)(?:[./](?:weight|w|scale))?"
 )
 
-_AGAIN = "not a whole Gemma checkpoint; if it was downloaded, delete it and download it again."
-# `tensors`: shapes and dtypes by name; `layers`: indices, and names by leaf; `read`: {name: where}.
-_Checkpoint = namedtuple("_Checkpoint", "path tensors read embed final_norm layers")
+
+class LayerNames(NamedTuple):
+    """The tensors of a layer, or of several of a kind that are stacked in one checkpoint's way."""
+
+    layers: list[int]  # whose parameters these tensors hold, in the order of a leading axis
+    names: dict[str, str]  # full names in the checkpoint, by the names within a layer
+
+
+class Checkpoint(NamedTuple):
+    """The tensors in a folder's files that are a Gemma's."""
+
+    files: files.CheckpointFiles
+    embed: str
+    final_norm: str
+    layers: list[LayerNames]
+
+    @property
+    def depth(self) -> int:
+        return sum(len(layer.layers) for layer in self.layers)
 
 
 @devices.memory_errors("use a mesh of more devices, or param_dtype=jnp.bfloat16")
@@ -81,33 +75,23 @@ def load(
     dtype=jnp.float32,
     param_dtype=jnp.float32,
     tokenizer: str | Path | None = None,
-    config: ModelConfig | None = None,
 ) -> tuple[Gemma, Tokenizer, ModelConfig]:
     """A model from `source`, its arrays sharded over `mesh` (without one: on the first device).
 
     `source` is a preset's name ("tiny" comes with the package, the others from Kaggle), a Kaggle
     handle, or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
     activations, `param_dtype` that of parameters. `tokenizer` is the path of a `tokenizer.model`
-    that lies elsewhere; `config` is for a checkpoint without a `config.json` that is no preset.
-    Raises ValueError or FileNotFoundError if it is no whole Gemma, or holds NaN or infinity, and
-    what `download` raises.
+    that lies elsewhere. A shape that is no preset's needs a `config.json` in the folder. Raises
+    ValueError or FileNotFoundError if it is no whole Gemma, or holds NaN or infinity, and what
+    `download` raises.
     """
     source = {"tiny": str(TINY), **HANDLES}.get(str(source), str(source))
-    handle = re.fullmatch(r"[\w.-]+(/[\w.-]+){3,4}", source) and not Path(source).exists()
-    folder = epath.Path(download(source) if handle else source)
-    checkpoint = _open(folder)
-    config = config or _recognise(checkpoint)
-    beside = [place / "tokenizer.model" for place in (folder, checkpoint.path, folder.parent)]
-    found = [p for p in ([epath.Path(tokenizer)] if tokenizer else beside) if p.exists()]
-    if not found:
-        raise FileNotFoundError(f"{folder} has no tokenizer.model: pass its path as tokenizer=…")
-    words = Tokenizer(found[0].read_bytes())
-    config = dataclasses.replace(config, padding=config.vocab - words.vocab_size)
-    if not 0 <= config.padding <= 128:
-        raise ValueError(
-            f"{found[0]} has {words.vocab_size} pieces, the embedding {config.vocab} "
-            "rows: this tokenizer belongs to another model."
-        )
+    is_handle = re.fullmatch(r"[\w.-]+(/[\w.-]+){3,4}", source) and not Path(source).exists()
+    folder = epath.Path(download(source) if is_handle else source)
+    checkpoint = find_gemma(files.open_checkpoint(folder))
+    config = recognise(checkpoint, [checkpoint.files.path, folder])
+    beside = [place / "tokenizer.model" for place in (folder, checkpoint.files.path, folder.parent)]
+    words, config = _load_tokenizer([epath.Path(tokenizer)] if tokenizer else beside, config)
     model = abstract(config, dtype=dtype, param_dtype=param_dtype)
     _fill(model, checkpoint, mesh or devices.make_mesh(jax.devices()[:1]))
     finite.refuse_nonfinite(model, folder)
@@ -123,244 +107,259 @@ def download(handle: str) -> Path:
     """
     import kagglehub
 
-    page = "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
     try:
         return Path(kagglehub.model_download(handle))
     except Exception as error:
-        kind, full = type(error).__name__, getattr(error, "errno", None) == errno.ENOSPC
-        status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 403 and kagglehub.config.get_kaggle_credentials():
-        advice = f"Accept Gemma's licence at {page} with the account of your Kaggle token."
-    elif status in (401, 403) or kind in ("CredentialError", "UnauthenticatedError"):
-        advice = (
-            "Kaggle needs your token: create one on kaggle.com (Settings, API) and store it "
-            "as the environment variable, or Colab secret, KAGGLE_API_TOKEN."
-        )
-    elif status == 404:
-        advice = f"Kaggle has no model {handle}: see {page} for the names."
-    elif "Connect" in kind or "Timeout" in kind:
-        advice = "kaggle.com does not answer: switch the session's internet on, or give a folder."
-    elif full:
-        advice = f"The disk is full: make room for {handle}, or point KAGGLEHUB_CACHE elsewhere."
-    else:
-        advice = f"The download of {handle} broke off ({kind}): call again to go on with it."
+        has_token = bool(kagglehub.config.get_kaggle_credentials())
+        advice = _download_advice(error, handle, has_token)
     raise OSError(advice)  # outside of "except": a request's traceback may show the token
 
 
-def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """Write `config.json`, `model.safetensors` and `tokenizer.model` for transformers and `load`.
-
-    Parameters keep their dtype. The host's memory must have room for them. Raises ValueError
-    for a model with adapters.
-    """
-    folder, tensors = Path(folder), {}
-    for i, leaf, (value,) in _disk_layout(model, flax=False):
-        if value.ndim == 3:
-            value = value.reshape((len(value), -1) if "o_proj" in leaf else (-1, value.shape[2]))
-        where = leaf if i is None else f"layers.{i}.{leaf}"
-        tensors[f"model.{where}.weight"] = np.ascontiguousarray(value)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(to_config_json(model.config), indent=2) + "\n")
-    if tokenizer:
-        tokenizer.save(folder / "tokenizer.model")
-
-
-def save_kaggle(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """Write Kaggle's flat Orbax layout, the checkpoint in `folder/weights`; else as `save_hf`.
-
-    Raises ValueError also where there is a checkpoint already.
-    """
-    tree = {}
-    for i, leaf, parts in _disk_layout(model, flax=True):
-        where, end = (f"layer_{i}/{leaf}", "w") if i is not None else leaf.split("/")
-        value = np.stack(parts) if len(parts) > 1 else parts[0]
-        tree[f"transformer/{where}"] = {"scale" if "norm" in where else end: value}
-    ocp.PyTreeCheckpointer().save(epath.Path(folder).resolve() / "weights", tree)
-    if tokenizer:
-        tokenizer.save(Path(folder) / "tokenizer.model")
-
-
-def _by_name(state) -> dict:
-    pure = nnx.to_pure_dict(state)
-    return pure.pop("layers") | pure
-
-
-def _layout(c: ModelConfig, flax: bool) -> dict[str, tuple[list[str], str]]:
-    """A layer's tensors on disk by their leaf: our parameters in each, and its axes."""
-    table = {}
-    for name, (_, *hf, leaf, axes) in _NAMES.items():
-        leaf, axes = (leaf, axes) if flax else hf
-        if name == "pre_ff_norm" and c.generation == 1 and not flax:
-            leaf = "post_attention_layernorm"  # Gemma 2 gave this name to another norm
-        if c.heads == c.kv_heads and axes == "ndh":
-            leaf = "attn/qkv_einsum"
-        if leaf == "mlp/gating_einsum" and c.width < (3584, 2400, 0)[c.generation - 1]:
-            axes = "df"  # Gemma 1 and Gemma 2 2B
-        if c.qk_norm or name[1:] != "_norm" and (c.post_norms or name[:4] != "post"):
-            table.setdefault(leaf, ([], axes))[0].append(name)
-    return table
-
-
-def _disk_layout(model, flax):
-    """The model's tensors as on disk: layer, leaf, arrays of its parts (n and h not yet joined)."""
-    params, table = _by_name(nnx.state(model, nnx.Param)), _layout(model.config, flax)
-    lora.check_plain(model)
-    ends = ("embedder/input_embedding", "final_norm/scale") if flax else ("embed_tokens", "norm")
-    for name, leaf in zip(("embed", "final_norm"), ends, strict=True):
-        yield None, leaf, [devices.to_host(params[name])]
-    for leaf, (names, axes) in table.items():
-        order = [_NAMES[names[0]][0].index(a) for a in axes]
-        stacks = [devices.to_host(params[name]) for name in names]
-        for i in range(model.config.layers):
-            yield i, leaf, [stack[i].transpose(order) for stack in stacks]
-
-
-def _open(folder) -> _Checkpoint:
-    """The checkpoint in a folder, or in the one subfolder that has one."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder, no preset and no handle of Kaggle.")
-    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
-    found = [p for p in places if (p / "_METADATA").exists() or any(p.glob("*.safetensors"))]
-    if len(found) != 1:
-        raise FileNotFoundError(
-            f"{folder} should hold one checkpoint, *.safetensors or Orbax's "
-            f"with its _METADATA, not {len(found)}: {_AGAIN}"
+def _download_advice(error: Exception, handle: str, has_token: bool) -> str:
+    """What to do about an error of kagglehub, in none of its own words: they may hold a token."""
+    kind = type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    page = "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
+    if status == 403 and has_token:
+        return f"Accept Gemma's licence at {page} with the account of your Kaggle token."
+    if status in (401, 403) or kind in ("CredentialError", "UnauthenticatedError"):
+        return (
+            "Kaggle needs your token: create one on kaggle.com (Settings, API) and store it "
+            "as the environment variable, or Colab secret, KAGGLE_API_TOKEN."
         )
-    path, flax = found[0], (found[0] / "_METADATA").exists()
-    tensors, read = (_open_orbax if flax else _open_safetensors)(path)
-    match = next(filter(None, map(_EMBED.fullmatch, tensors)), None)
-    prefix, groups = match and match[1], {}  # a vision tower has another prefix
-    for name in tensors:
-        if match and name.startswith(prefix) and (m := _LAYER.fullmatch(name[len(prefix) :])):
-            groups.setdefault(m.groups()[:2], {})[m[3]] = name
-    if not groups:
-        raise ValueError(f"{path} has no embedding, or no layers, that are a Gemma's: {_AGAIN}")
-    layers = []
-    for (plain, stacked), names in groups.items():
-        repeats = tensors[next(iter(names.values()))].shape[0] if stacked else 1
-        layers.append(([int(plain or stacked) + i * len(groups) for i in range(repeats)], names))
-    final_norm = prefix + ("final_norm/scale" if flax else "norm.weight")
-    for name in (match[0], final_norm, *(n for _, names in layers for n in names.values())):
+    if status == 404:
+        return f"Kaggle has no model {handle}: see {page} for the names."
+    if "Connect" in kind or "Timeout" in kind:
+        return "kaggle.com does not answer: switch the session's internet on, or give a folder."
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return f"The disk is full: make room for {handle}, or point KAGGLEHUB_CACHE elsewhere."
+    return f"The download of {handle} broke off ({kind}): call again to go on with it."
+
+
+def find_gemma(found: files.CheckpointFiles) -> Checkpoint:
+    """Which tensors are a Gemma's embedding, last norm and layers; those of a vision tower are not.
+
+    Raises ValueError where some are missing, unknown or quantised.
+    """
+    path, tensors = found.path, found.tensors
+    matches = filter(None, map(_EMBED.fullmatch, tensors))
+    match = next(matches, None)
+    layers = _group_layers(tensors, match[1]) if match else []
+    if not layers:
+        raise ValueError(
+            f"{path} has no embedding, or no layers, that are a Gemma's: {files.AGAIN}"
+        )
+    embed, prefix = match[0], match[1]  # a vision tower has another prefix
+    final_norm = prefix + ("final_norm/scale" if found.is_orbax else "norm.weight")
+    needed = [embed, final_norm]
+    for layer in layers:
+        needed += layer.names.values()
+    for name in needed:
         if name not in tensors:
-            raise ValueError(f"{path} lacks {name}: {_AGAIN}")
+            raise ValueError(f"{path} lacks {name}: {files.AGAIN}")
         if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
             raise ValueError(f"{name} in {path} is quantised: take the bfloat16 checkpoint.")
-    return _Checkpoint(path, tensors, read, match[0], final_norm, layers)
+    return Checkpoint(found, embed, final_norm, layers)
 
 
-def _open_safetensors(path):
-    for index in path.glob("*.safetensors.index.json"):
-        for file in set(json.loads(index.read_text())["weight_map"].values()):
-            if not (path / file).exists():
-                raise FileNotFoundError(f"{path} lacks {file}: {_AGAIN}")
-    tensors, home = {}, {}
-    kinds = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-    for file in path.glob("*.safetensors"):
-        try:
-            with safe_open(file, "np") as data:
-                for name in data.keys():
-                    part, home[name] = data.get_slice(name), file
-                    kind = kinds.get(part.get_dtype(), "int8")
-                    tensors[name] = jax.ShapeDtypeStruct(part.get_shape(), kind)
-        except SafetensorError:
-            raise ValueError(f"{file} is damaged or cut off: {_AGAIN}") from None
-
-    def read(wanted):
-        arrays = {}
-        for name, sharding in wanted.items():
-            with safe_open(home[name], "np") as data:  # a memory map: closing it frees its pages
-                shard = data.get_slice(name).__getitem__
-                arrays[name] = jax.make_array_from_callback(tensors[name].shape, sharding, shard)
-        return arrays
-
-    return tensors, read
+def _group_layers(tensors, prefix: str) -> list[LayerNames]:
+    groups: dict[tuple, dict[str, str]] = {}
+    for name in tensors:
+        match = _LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        if match:
+            index, kind, leaf = match.groups()
+            groups.setdefault((index, kind), {})[leaf] = name
+    layers = []
+    for (index, kind), names in groups.items():
+        if kind is None:
+            layers.append(LayerNames([int(index)], names))
+        else:  # the layers of a kind are stacked: every len(groups)-th one
+            repeats = tensors[next(iter(names.values()))].shape[0]
+            layers.append(LayerNames([int(kind) + i * len(groups) for i in range(repeats)], names))
+    return layers
 
 
-def _open_orbax(path):
-    checkpointer = ocp.PyTreeCheckpointer()
-    flat = traverse_util.flatten_dict(checkpointer.metadata(path).item_metadata.tree)
-    keys = {"/".join(key): key for key in flat}
-    tensors = {n: jax.ShapeDtypeStruct(flat[k].shape, flat[k].dtype) for n, k in keys.items()}
-
-    def read(wanted):
-        item = {keys[n]: tensors[n].update(sharding=sharding) for n, sharding in wanted.items()}
-        item = traverse_util.unflatten_dict(item)
-        how = ocp.checkpoint_utils.construct_restore_args(item)
-        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        return traverse_util.flatten_dict(checkpointer.restore(path, args=args), sep="/")
-
-    return tensors, read
-
-
-def _recognise(checkpoint) -> ModelConfig:
-    """The preset of the same generation, depth and width, as a `config.json` amends it."""
-    path, (vocab, width) = checkpoint.path, checkpoint.tensors[checkpoint.embed].shape
-    depth, leaves = sum(len(i) for i, _ in checkpoint.layers), " ".join(checkpoint.layers[0][1])
-    generation = 1 + ("post_f" in leaves) + ("q_norm" in leaves or "_query_norm" in leaves)
-    kin = [c for c in reversed(MODELS.values()) if c.generation == generation]
-    same = [c for c in kin if (c.layers, c.width) == (depth, width)]
-    base = dataclasses.replace([*same, *kin][0], vocab=vocab)
-    if (path / "config.json").exists():
-        return from_config_json(json.loads((path / "config.json").read_text()), base)
-    if not same:
+def recognise(checkpoint: Checkpoint, places: Sequence[Path | epath.Path]) -> ModelConfig:
+    """The shape of a checkpoint: the preset of its generation, depth and width, as the first
+    `config.json` in `places` amends it; without a preset what that file says."""
+    path = checkpoint.files.path
+    vocab, width = checkpoint.files.tensors[checkpoint.embed].shape
+    leaves = checkpoint.layers[0].names.keys()
+    has_post_norms = bool(leaves & {"post_feedforward_layernorm", "post_ffw_norm"})
+    has_qk_norm = bool(leaves & {"self_attn.q_norm", "attn/_query_norm"})
+    generation = 1 + has_post_norms + has_qk_norm
+    preset = None
+    for config in MODELS.values():
+        sizes = (config.generation, config.layers, config.width)
+        if sizes == (generation, checkpoint.depth, width):
+            preset = config
+    base = dataclasses.replace(preset or layouts.DEFAULTS[generation], vocab=vocab)
+    for place in places:
+        file = place / "config.json"
+        if file.exists():
+            content = files.read_json(file)
+            try:
+                return layouts.from_config_json(content, base)
+            except ValueError as error:
+                raise ValueError(f"{file} cannot be used: {error}") from None
+    if not preset:
         raise ValueError(
-            f"{path} is a Gemma {generation} of {depth} layers and width {width}: "
-            f"none of {', '.join(MODELS)}, so pass config=…"
+            f"{path} is a Gemma {generation} of {checkpoint.depth} layers and width {width}: "
+            f"none of {', '.join(MODELS)}, so put a config.json there, as transformers writes it."
         )
     return base
 
 
-def _fill(model, checkpoint, mesh):
+def _load_tokenizer(places, config: ModelConfig) -> tuple[Tokenizer, ModelConfig]:
+    """The tokenizer at the first of some paths, and the shape with the padding that it leaves."""
+    found = [place for place in places if place.exists()]
+    if not found:
+        raise FileNotFoundError(
+            f"{places[0].parent} has no {places[0].name}: give the path of one as tokenizer=…"
+        )
+    files.refuse_pointer(found[0])
+    try:
+        words = Tokenizer(found[0].read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{found[0]} cannot be used: {error}") from None
+    padding = config.vocab - words.vocab_size
+    if not 0 <= padding <= MOST_PADDING:
+        raise ValueError(
+            f"{found[0]} has {words.vocab_size} pieces, the embedding {config.vocab} "
+            "rows: this tokenizer belongs to another model."
+        )
+    return words, dataclasses.replace(config, padding=padding)
+
+
+def parameters_by_name(state) -> dict:
+    """A model's state, or its shardings, as one dictionary of layers' and other parameters."""
+    pure = nnx.to_pure_dict(state)
+    return pure.pop("layers") | pure
+
+
+def _fill(model: Gemma, checkpoint: Checkpoint, mesh: Mesh) -> None:
     """Give the abstract model its arrays, the large embedding first and then layer by layer."""
-    like, place = _by_name(nnx.state(model)), _by_name(devices.shardings(model, mesh))
-    arrays = {}
-    for name in ("embed", "final_norm"):
-        source = getattr(checkpoint, name)
-        _compare(checkpoint, source, like[name].shape)
-        arrays[name] = checkpoint.read({source: place[name]})[source].astype(like[name].dtype)
-    stacks = {name: like[name] for name in like.keys() - arrays.keys()}
-    zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), stacks)
-    arrays |= jax.jit(zeros, out_shardings={name: place[name] for name in stacks})()
-    found = sorted(i for indices, _ in checkpoint.layers for i in indices)
-    if found != [*range(model.config.layers)]:
-        raise ValueError(f"{checkpoint.path} lacks some of {model.config.layers} layers: {_AGAIN}")
-    for indices, names in tqdm(checkpoint.layers, "Loading layers", delay=2):
-        table, wanted = _layout(model.config, flax := "/" in checkpoint.embed), {}
-        if odd := table.keys() ^ names.keys():
-            raise ValueError(f"{checkpoint.path} is at odds with {model.config} in {sorted(odd)}.")
-        for leaf, (parts, axes) in table.items():
-            ours, shape = _NAMES[parts[0]][0], checkpoint.tensors[names[leaf]].shape
-            sizes = dict(zip(ours, like[parts[0]].shape[1:], strict=True))
-            spec = dict.fromkeys(ours) | dict(zip(ours, place[parts[0]].spec[1:], strict=False))
-            if leaf == "mlp/gating_einsum":
-                axes = "fd" if shape[-1] == sizes["d"] else "df"
-            table[leaf] = parts, axes
-            if not flax and "nh" in axes:
-                axes, sizes["n"] = axes.replace("nh", "n"), sizes["n"] * sizes["h"]
-            lead = shape[: len(shape) - len(axes)]  # layers of a stack, parts of a tensor
-            _compare(checkpoint, names[leaf], lead + tuple(sizes[a] for a in axes))
-            spec = PartitionSpec(*[None] * len(lead), *[spec[a] for a in axes])
-            wanted[names[leaf]] = NamedSharding(mesh, spec)
-        tensors = checkpoint.read(wanted)
-        for leaf, (parts, axes) in table.items():
-            for n, (i, name) in enumerate((i, name) for i in indices for name in parts):
-                how = _NAMES[name][0], axes, place[name]
-                arrays[name] = _put(arrays[name], tensors[names[leaf]], n, i, *how)
-    ends = {name: arrays.pop(name) for name in ("embed", "final_norm")}
-    nnx.update(model, ends | {"layers": arrays})
+    like = parameters_by_name(nnx.state(model))
+    place = parameters_by_name(devices.shardings(model, mesh))
+    path, depth = checkpoint.files.path, model.config.layers
+    found = sorted(i for layer in checkpoint.layers for i in layer.layers)
+    if found != list(range(depth)):
+        raise ValueError(f"{path} lacks some of {depth} layers: {files.AGAIN}")
+    ends = {}
+    for name, source in (("embed", checkpoint.embed), ("final_norm", checkpoint.final_norm)):
+        _check_shape(checkpoint, source, like[name].shape)
+        tensor = checkpoint.files.read({source: place[name]})[source]
+        ends[name] = tensor.astype(like[name].dtype)
+        if name == "embed":
+            _check_tied(checkpoint, tensor, place[name])
+    stacks = _zeros({name: like[name] for name in like.keys() - ends.keys()}, place)
+    for layer in tqdm(checkpoint.layers, "Loading layers", delay=2):
+        sources = _plan_layer(checkpoint, layer, model.config, {n: stacks[n].shape for n in stacks})
+        wanted = {}
+        for source in sources:
+            spec = _spec_on_disk(source, place[source.tensor.parts[0]].spec)
+            wanted[source.name] = NamedSharding(mesh, spec)
+        tensors = checkpoint.files.read(wanted)
+        for source in sources:
+            _put_parts(stacks, tensors[source.name], source, layer.layers, place)
+    nnx.update(model, ends | {"layers": stacks})
 
 
-def _compare(checkpoint, name, expected):
-    if (shape := checkpoint.tensors[name].shape) != expected:
-        raise ValueError(f"{name} in {checkpoint.path} is {shape}, not {expected} as configured.")
+class _Source(NamedTuple):
+    """A tensor of a layer on disk, compared with what the model needs."""
+
+    name: str
+    tensor: layouts.DiskTensor
+    leading: int  # axes in front of those of a parameter: layers of a stack, parts of a tensor
+    joined: bool  # whether Hugging Face's axis n is n and h together
 
 
-@partial(jax.jit, static_argnames=("ours", "axes", "place"), donate_argnums=0)
-def _put(stack, tensor, n, layer, ours, axes, place):
-    """`stack` with one layer's parameter in it, the n-th of a tensor on disk; in place."""
-    sizes = dict(zip(ours, stack.shape[1:], strict=True))
-    value = tensor.reshape(-1, *[sizes[a] for a in axes])[n]
-    value = value.transpose([axes.index(a) for a in ours]).astype(stack.dtype)
+def _zeros(like: dict, place: dict) -> dict:
+    make = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.jit(make, out_shardings={name: place[name] for name in like})()
+
+
+def _plan_layer(checkpoint, layer: LayerNames, config: ModelConfig, shapes) -> list[_Source]:
+    """The tensors of a layer; ValueError where they are not those of the configuration."""
+    path, is_orbax = checkpoint.files.path, checkpoint.files.is_orbax
+    table = layouts.layer_tensors(config, flax=is_orbax)
+    odd = table.keys() ^ layer.names.keys()
+    if odd:
+        raise ValueError(f"{path} is at odds with {config} in {sorted(odd)}.")
+    sources = []
+    for leaf, tensor in table.items():
+        name = layer.names[leaf]
+        shape = checkpoint.files.tensors[name].shape
+        part = tensor.parts[0]
+        sizes = dict(zip(layouts.NAMES[part].axes, shapes[part][1:], strict=True))
+        if leaf == "mlp/gating_einsum":  # both orders of the axes are in use
+            axes = "fd" if shape[-1] == sizes["d"] else "df"
+            tensor = layouts.DiskTensor(tensor.parts, axes)
+        joined = not is_orbax and "nh" in tensor.axes
+        axes = tensor.axes
+        if joined:
+            axes = axes.replace("nh", "n")
+            sizes["n"] *= sizes["h"]
+        leading = len(shape) - len(axes)
+        expected = shape[:leading] + tuple(sizes[axis] for axis in axes)
+        _check_shape(checkpoint, name, expected)
+        sources.append(_Source(name, tensor, leading, joined))
+    return sources
+
+
+def _spec_on_disk(source: _Source, spec: PartitionSpec) -> PartitionSpec:
+    """How a tensor on disk is split, of whose parameter, stacked over layers, `spec` tells it."""
+    ours = layouts.NAMES[source.tensor.parts[0]].axes
+    split = dict.fromkeys(ours) | dict(zip(ours, spec[1:], strict=False))
+    axes = source.tensor.axes
+    if source.joined:
+        axes = axes.replace("nh", "n")
+    return PartitionSpec(*[None] * source.leading, *[split[axis] for axis in axes])
+
+
+def _put_parts(stacks: dict, tensor, source: _Source, layers: list[int], place: dict) -> None:
+    """Put what one tensor has, for each of its layers each of its parts, where it belongs."""
+    number = 0
+    for layer in layers:
+        for name in source.tensor.parts:
+            axes = (source.tensor.axes, layouts.NAMES[name].axes)
+            value = _part(tensor, number, axes, stacks[name].shape[1:])
+            stacks[name] = _put(stacks[name], value, layer, place[name])
+            number += 1
+
+
+@partial(jax.jit, static_argnames=("axes", "shape"))
+def _part(tensor, number, axes: tuple[str, str], shape: tuple[int, ...]):
+    """A layer's parameter of this shape, the n-th of a tensor on disk; `axes`: there, and here."""
+    theirs, ours = axes
+    sizes = dict(zip(ours, shape, strict=True))
+    value = tensor.reshape(-1, *[sizes[axis] for axis in theirs])[number]
+    return value.transpose([theirs.index(axis) for axis in ours])
+
+
+@partial(jax.jit, static_argnames="place", donate_argnums=0)
+def _put(stack, value, layer, place: NamedSharding):
+    """`stack` with one layer's parameter in it, in place."""
+    value = value.astype(stack.dtype)
     stack = jax.lax.dynamic_update_index_in_dim(stack, value, layer, 0)
     return jax.lax.with_sharding_constraint(stack, place)
+
+
+def _check_shape(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> None:
+    shape = checkpoint.files.tensors[name].shape
+    if shape != expected:
+        raise ValueError(
+            f"{name} in {checkpoint.files.path} is {shape}, not {expected} as configured."
+        )
+
+
+def _check_tied(checkpoint: Checkpoint, embed, place) -> None:
+    """Raises ValueError where the logits' weights are in the files and are not the embedding."""
+    for name in checkpoint.files.tensors:
+        if name.endswith("lm_head.weight"):
+            own = checkpoint.files.read({name: place})[name]
+            if own.shape != embed.shape or not jnp.array_equal(own, embed):
+                raise ValueError(
+                    f"{name} in {checkpoint.files.path} is not the embedding: this package's "
+                    "Gemma has one table for both."
+                )

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Num
 from tqdm.auto import tqdm
 
 from aha_lib import devices
-from aha_lib.model import lora, vocabulary, weights
+from aha_lib.model import export, lora, vocabulary, weights
 from aha_lib.model.finite import refuse_nonfinite
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
@@ -184,7 +184,7 @@ def _write_model(model: Gemma, tokenizer: Tokenizer, settings: Pretraining, out:
     if settings.lora:
         lora.save(model, out / "adapters.safetensors")
         model = lora.merge(model)
-    weights.save_hf(model, out, tokenizer)
+    export.save_hf(model, out, tokenizer)
 
 
 def _write_summary(rows: list[dict], settings: Pretraining, out: Path) -> None:

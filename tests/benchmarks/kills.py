@@ -47,7 +47,7 @@ def make_model(folder: Path) -> None:
     """One layer of width 16 over the tiny vocabulary, with random weights."""
     from flax import nnx
 
-    from aha_lib.model import weights
+    from aha_lib.model import export
     from aha_lib.model.gemma import Gemma
     from aha_lib.model.tokenizer import Tokenizer, tiny_model
     from aha_lib.presets import MODELS
@@ -57,7 +57,7 @@ def make_model(folder: Path) -> None:
     for name in ("post_attn_norm", "post_ff_norm"):
         norm = getattr(model.layers, name)
         norm[...] = norm[...] + 1.0
-    weights.save_hf(model, folder, Tokenizer(tiny_model()))
+    export.save_hf(model, folder, Tokenizer(tiny_model()))
 
 
 def go_on(model: Path, out: Path, deadly: int = -1) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aha_lib.model import weights
+from aha_lib.model import export, weights
 from aha_lib.rl import sampler
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         report(what, start, "8 rows x 16 tokens")
     if chosen.kaggle:
         start = time.perf_counter()
-        weights.save_kaggle(model, chosen.kaggle, tokenizer)
+        export.save_kaggle(model, chosen.kaggle, tokenizer)
         report("save in Kaggle's layout", start)
 
 

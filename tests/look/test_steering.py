@@ -10,7 +10,7 @@ from flax import nnx
 
 from aha_lib import loop
 from aha_lib.look import steering
-from aha_lib.model import block, lora, weights
+from aha_lib.model import block, export, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.presets import PUZZLES, SETTINGS, ModelConfig
 from aha_lib.rl import grpo, sampler
@@ -62,7 +62,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def rollout(base):
-    puzzles = [countdown.generate(5, i, **PUZZLES["tiny"]) for i in range(64)]
+    puzzles = [countdown.generate(5, i, PUZZLES["tiny"]) for i in range(64)]
     policy = Policy(*base, TASK, SMALL)
     return rollouts.rollout(policy, puzzles, jax.random.key(1), group=4, temperature=1.0)
 
@@ -88,10 +88,10 @@ def test_merging_keeps_a_direction_and_an_export_refuses_it(model, tmp_path):
     np.testing.assert_allclose(forward(lora.merge(model)), pushed, rtol=1e-5, atol=1e-5)
     for given in (model, lora.merge(model)):
         with pytest.raises(ValueError, match=r"steered, .*lora\.off\(model\)"):
-            weights.save_hf(given, tmp_path / "out")
+            export.save_hf(given, tmp_path / "out")
     with pytest.raises(ValueError, match="no adapters"):
         lora.save(model, tmp_path / "adapters.safetensors")
-    weights.save_hf(lora.off(model), tmp_path / "out")
+    export.save_hf(lora.off(model), tmp_path / "out")
     assert np.abs(forward(lora.off(model)) - pushed).max() > 0.1, "the push is gone"
 
 
@@ -115,7 +115,7 @@ def test_a_push_moves_one_layer_s_stream_by_itself(model, layer):
 def test_the_sampler_is_pushed_as_the_trainer_is(base):
     """Its log-probabilities are those of a forward pass; without a push they are the base's."""
     model, tokenizer = lora.off(base[0]), base[1]
-    puzzles = [countdown.generate(5, i, **PUZZLES["tiny"]) for i in range(8)]
+    puzzles = [countdown.generate(5, i, PUZZLES["tiny"]) for i in range(8)]
 
     def draw(model):
         policy = Policy(model, tokenizer, TASK, SMALL)

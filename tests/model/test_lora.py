@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from aha_lib import devices
-from aha_lib.model import lora, weights
+from aha_lib.model import export, lora
 from aha_lib.model.block import WEIGHTS
 from aha_lib.model.gemma import Gemma
 from aha_lib.presets import ModelConfig
@@ -304,8 +304,8 @@ def test_wrong_adapters(base, rank, targets):
 def test_no_second_adapters_and_no_export_with_them(model, tmp_path):
     with pytest.raises(ValueError, match="has none yet"):
         lora.add(model, 2, rngs=nnx.Rngs(0))
-    for save in (weights.save_hf, weights.save_kaggle):
+    for save in (export.save_hf, export.save_kaggle):
         with pytest.raises(ValueError, match="lora.merge"):
             save(model, tmp_path / "out")
-    weights.save_hf(lora.merge(model), tmp_path / "merged")
+    export.save_hf(lora.merge(model), tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").exists()

@@ -123,6 +123,40 @@ def test_chat():
         TINY.chat(turns)
 
 
+def test_chat_follows_gemmas_template():
+    """The assistant is the model, a system text stands before the user's, ends are stripped."""
+    user = [("user", " aba\n"), ("model", "bob "), ("user", "sum")]
+    renamed = [("user", "aba"), ("assistant", "bob"), ("user", "sum")]
+    assert BYTES.chat(renamed) == BYTES.chat(user)
+    system = [("system", "be a bob"), *user]
+    assert BYTES.chat(system) == BYTES.chat([("user", "be a bob\n\naba"), *user[1:]])
+
+
+@pytest.mark.parametrize(
+    "turns, message",
+    [
+        ([("user", "a"), ("model", "b"), ("model", "c")], "Turn 3 is of 'model'"),
+        ([("user", "a"), ("user", "b")], "Turn 2 is of 'user' and should be the model's"),
+        ([("model", "a")], "Turn 1 is of 'model' and should be the user's"),
+        ([("user", "a"), ("system", "b")], "Turn 2 is of 'system'"),
+        ([("user", "a"), ("tool", "b")], "Turn 2 is of 'tool'"),
+        ([("system", "a")], "needs a turn of the user"),
+        ([], "needs a turn of the user"),
+    ],
+)
+def test_turns_that_gemma_does_not_have(turns, message):
+    with pytest.raises(ValueError, match=message):
+        BYTES.chat(turns)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"version https://git-lfs.github.com/spec/v1"])
+def test_a_file_that_is_no_tokenizer(content, tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="tokenizer.model cannot be used: .* download it again"):
+        Tokenizer.load(path)
+
+
 def test_gemma():
     folder = os.environ.get("AHA_GEMMA_DIR")
     if not folder:

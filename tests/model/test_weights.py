@@ -19,7 +19,7 @@ import requests
 from flax import nnx, traverse_util
 from safetensors.numpy import load_file, save_file
 
-from aha_lib.model import weights
+from aha_lib.model import export, files, layouts, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import TINY_PATH, Tokenizer
 from aha_lib.presets import MODELS, ModelConfig, Settings
@@ -36,7 +36,10 @@ FLAX = {
     ),
     3: ModelConfig(layers=8, kv_heads=1, global_every=6, rope_base=1e6, qk_norm=True, **SIZES),
 }
-MULTI_HEAD = dataclasses.replace(FLAX[2], heads=2, kv_heads=2, post_norms=False)
+# A Gemma 1, as the 7B one is: as many KV heads as heads.
+MULTI_HEAD = ModelConfig(
+    **(SIZES | dict(heads=2, window=0, post_norms=False)), layers=4, kv_heads=2
+)
 
 
 # Said of what a test restores without saying where to.
@@ -83,6 +86,13 @@ def hf(tmp_path):
     return folder
 
 
+def flax_checkpoint(generation, layout, folder):
+    """Golden's checkpoint in `folder`, and what its makers wrote down nowhere: its shape."""
+    path = shutil.copytree(GOLDEN / f"flax_gemma{generation}" / layout, folder)
+    (path / "config.json").write_text(json.dumps(layouts.to_config_json(FLAX[generation])))
+    return path
+
+
 def edit(folder, **changes):
     """Change, or with None remove, entries of config.json."""
     path = folder / "config.json"
@@ -92,11 +102,11 @@ def edit(folder, **changes):
 
 @pytest.mark.parametrize("layout", ["flat_pytree", "nested_standard"])
 @pytest.mark.parametrize("generation", [2, 3])
-def test_flax_checkpoints(generation, layout):
-    folder, config = GOLDEN / f"flax_gemma{generation}", FLAX[generation]
-    model, _, found = weights.load(folder / layout, tokenizer=WORDS, config=config)
-    assert found == config
-    assert_golden(model, folder)
+def test_flax_checkpoints(generation, layout, tmp_path):
+    folder = flax_checkpoint(generation, layout, tmp_path / "flax")
+    model, _, found = weights.load(folder, tokenizer=WORDS)
+    assert found == FLAX[generation]
+    assert_golden(model, GOLDEN / f"flax_gemma{generation}")
 
 
 def test_stacked_checkpoint(tmp_path):
@@ -118,7 +128,8 @@ def test_stacked_checkpoint(tmp_path):
         for k, v in stacked.items()
     }
     ocp.PyTreeCheckpointer().save(tmp_path / "ckpt", stacked)
-    model, _, _ = weights.load(tmp_path, tokenizer=WORDS, config=FLAX[3])
+    (tmp_path / "config.json").write_text(json.dumps(layouts.to_config_json(FLAX[3])))
+    model, _, _ = weights.load(tmp_path, tokenizer=WORDS)
     assert_golden(model, GOLDEN / "flax_gemma3")
 
 
@@ -160,21 +171,22 @@ def test_round_trips_are_exact(source, dtype, tmp_path):
     else:
         model, _, _ = weights.load(GOLDEN / source, **how)
     config = model.config
-    weights.save_hf(model, tmp_path / "hf")
-    weights.save_kaggle(model, tmp_path / "kaggle")
+    export.save_hf(model, tmp_path / "hf")
+    export.save_kaggle(model, tmp_path / "kaggle")
     again, _, found = weights.load(tmp_path / "hf", **how)
     assert found == config
     assert_same(model, again)
-    again, _, _ = weights.load(tmp_path / "kaggle", config=config, **how)
+    again, _, found = weights.load(tmp_path / "kaggle", **how)
+    assert found == config
     assert_same(model, again)
 
 
 def test_kaggle_layout_is_the_published_one(tmp_path):
     """Names, shapes and numbers of golden's flat checkpoint come out as they went in."""
-    for generation, config in FLAX.items():
-        source = GOLDEN / f"flax_gemma{generation}" / "flat_pytree"
-        model, _, _ = weights.load(source, tokenizer=WORDS, config=config)
-        weights.save_kaggle(model, tmp_path / str(generation))
+    for generation in FLAX:
+        source = flax_checkpoint(generation, "flat_pytree", tmp_path / f"flax{generation}")
+        model, _, _ = weights.load(source, tokenizer=WORDS)
+        export.save_kaggle(model, tmp_path / str(generation))
         before, after = (
             traverse_util.flatten_dict(ocp.PyTreeCheckpointer().restore(path))
             for path in (source, tmp_path / str(generation) / "weights")
@@ -187,7 +199,7 @@ def test_kaggle_layout_is_the_published_one(tmp_path):
 def test_tiny_by_name_and_tokenizer_saved(tmp_path):
     model, tokenizer, config = weights.load("tiny")
     assert config == MODELS["tiny"] and tokenizer.vocab_size == config.vocab
-    weights.save_kaggle(model, tmp_path, tokenizer)
+    export.save_kaggle(model, tmp_path, tokenizer)
     again, words, found = weights.load(tmp_path)  # a preset's shapes, so no config is needed
     assert found == config and words.encode("20 + 4") == tokenizer.encode("20 + 4")
     assert_same(model, again)
@@ -205,10 +217,8 @@ from aha_lib.model import weights
 golden, kaggle = map(Path, sys.argv[1:])
 words = golden.parent / "golden_tokenizer.model"
 mesh = devices.make_mesh(tp=2)
-config = None
 for folder in (golden / "hf_gemma2", kaggle):
-    how = dict(tokenizer=words, mesh=mesh, config=config)
-    model, _, config = weights.load(folder, **how)
+    model, _, _ = weights.load(folder, tokenizer=words, mesh=mesh)
     want = jax.tree.leaves(devices.shardings(model, mesh))
     have = jax.tree.leaves(nnx.state(model))
     assert [x.sharding.spec for x in have] == [s.spec for s in want], have
@@ -226,7 +236,7 @@ for folder in (golden / "hf_gemma2", kaggle):
 @pytest.mark.slow
 def test_shardings_on_eight_devices(tmp_path):
     model, _, _ = weights.load(GOLDEN / "hf_gemma2", tokenizer=WORDS)
-    weights.save_kaggle(model, tmp_path)
+    export.save_kaggle(model, tmp_path)
     command = [sys.executable, "-c", SHARDED, str(GOLDEN), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent.parent)
     assert done.returncode == 0, done.stderr
@@ -296,12 +306,13 @@ def test_published_configurations(name, tmp_path):
     """The preset, found by the shapes alone and with a config.json of the old spelling."""
     config = MODELS[name]
     embed = jax.ShapeDtypeStruct((config.vocab, config.width), jnp.bfloat16)
-    leaves = weights._layout(config, flax=False)
-    layers = [([i], dict.fromkeys(leaves, "")) for i in range(config.layers)]
-    checkpoint = weights._Checkpoint(tmp_path, {"embed": embed}, None, "embed", "norm", layers)
-    assert weights._recognise(checkpoint) == config
+    leaves = layouts.layer_tensors(config, flax=False)
+    layers = [weights.LayerNames([i], dict.fromkeys(leaves, "")) for i in range(config.layers)]
+    found = files.CheckpointFiles(tmp_path, False, {"embed": embed}, read=None)
+    checkpoint = weights.Checkpoint(found, "embed", "norm", layers)
+    assert weights.recognise(checkpoint, [tmp_path]) == config
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
-    assert weights._recognise(checkpoint) == config
+    assert weights.recognise(checkpoint, [tmp_path]) == config
 
 
 def truncated(folder):
@@ -344,6 +355,79 @@ def other_tokenizer(folder):
     edit(folder, vocab_size=320)
 
 
+def own_head(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, folder / "model.safetensors")
+
+
+def untied(folder):
+    edit(folder, tie_word_embeddings=False)
+
+
+def two_homes(folder):
+    """What `save_hf` of old left in a folder that had a checkpoint in several files."""
+    tensors = load_file(folder / "model.safetensors")
+    old = {name: x + 1 for name, x in tensors.items() if "layers.0" in name}
+    save_file(old, folder / "model-00001-of-00002.safetensors")
+
+
+def not_finite(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 4] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+
+
+def list_for_a_config(folder):
+    (folder / "config.json").write_text("[1, 2]")
+
+
+def no_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def index_without_a_map(folder):
+    (folder / "model.safetensors.index.json").write_text('{"metadata": {}}')
+
+
+def no_kv_heads(folder):
+    edit(folder, num_key_value_heads=0)
+
+
+def yarn(folder):
+    edit(folder, rope_parameters={"full_attention": {"rope_type": "yarn", "factor": 2.0}})
+
+
+def lfs_pointer(name):
+    def tamper(folder):
+        pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+        (folder / name).write_text(pointer)
+
+    return tamper
+
+
+def empty(name):
+    def tamper(folder):
+        (folder / name).write_bytes(b"")
+
+    return tamper
+
+
+def junk_tokenizer(folder):
+    (folder / "tokenizer.model").write_bytes(b"<html>404</html>")
+
+
+def half_an_orbax(part):
+    def tamper(folder):
+        shutil.rmtree(folder)
+        flax_checkpoint(3, "flat_pytree", folder)
+        shutil.copy(WORDS, folder / "tokenizer.model")
+        for path in sorted(folder.glob(part)):
+            path.unlink()
+
+    return tamper
+
+
 def no_tokenizer(folder):
     (folder / "tokenizer.model").unlink()
 
@@ -371,15 +455,46 @@ def orbax_without_metadata(folder):
         (pattern, ValueError, "layer_types"),
         (other_tokenizer, ValueError, "160 pieces, the embedding 320 rows"),
         (no_tokenizer, FileNotFoundError, "no tokenizer.model"),
-        (undescribed, ValueError, "Gemma 3 of 8 layers and width 48: none of tiny, gemma-2b"),
+        (undescribed, ValueError, "none of tiny, gemma-2b.* so put a config.json there"),
         (orbax_without_metadata, FileNotFoundError, "with its _METADATA, not 0"),
         (shutil.rmtree, FileNotFoundError, "is no folder, no preset and no handle"),
+        (own_head, ValueError, "lm_head.weight in .* is not the embedding"),
+        (untied, ValueError, "config.json cannot be used: tie_word_embeddings is False"),
+        (two_homes, ValueError, "twice, in model-00001-of-00002.safetensors and in model.safe"),
+        (not_finite, ValueError, "up holds NaN or infinity"),
+        (list_for_a_config, ValueError, "config.json holds a list, not an object"),
+        (no_json, ValueError, "config.json is damaged, it is no JSON"),
+        (index_without_a_map, ValueError, "index.json has no weight_map"),
+        (no_kv_heads, ValueError, "config.json cannot be used: kv_heads is 0"),
+        (yarn, ValueError, "config.json cannot be used: RoPE is scaled by 'yarn'"),
+        (lfs_pointer("model.safetensors"), ValueError, "model.safetensors is a Git LFS pointer"),
+        (lfs_pointer("tokenizer.model"), ValueError, "tokenizer.model is a Git LFS pointer"),
+        (lfs_pointer("config.json"), ValueError, "config.json is a Git LFS pointer"),
+        (empty("tokenizer.model"), ValueError, "tokenizer.model cannot be used: .* is empty"),
+        (empty("model.safetensors"), ValueError, "model.safetensors is damaged or cut off"),
+        (junk_tokenizer, ValueError, "tokenizer.model cannot be used: .* no SentencePiece model"),
+        (half_an_orbax("manifest.ocdbt"), ValueError, "hf cannot be read .* download it again"),
+        (half_an_orbax("ocdbt.process_0/d/*"), ValueError, "hf cannot be read .* again"),
+        (half_an_orbax("d/*"), ValueError, "hf cannot be read .* download it again"),
     ],
 )
 def test_bad_checkpoints(hf, tamper, error, message):
     tamper(hf)
     with pytest.raises(error, match=message):
         weights.load(hf)
+
+
+def test_a_bucket_that_needs_a_package():
+    """gcsfs is not installed; where it is, there is no such bucket."""
+    with pytest.raises((ValueError, OSError), match="gs://nowhere/gemma"):
+        weights.load("gs://nowhere/gemma")
+
+
+def test_a_head_that_is_the_embedding_is_taken(hf):
+    tensors = load_file(hf / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    save_file(tensors, hf / "model.safetensors")
+    assert_golden(weights.load(hf)[0], hf)
 
 
 def http(status):
@@ -423,14 +538,14 @@ def test_downloads_that_fail(error, known, message, monkeypatch):
 
 def test_half_a_download(tmp_path, monkeypatch):
     """An archive's layout (weights in a folder, the tokenizer beside it), whole and not."""
-    shutil.copytree(GOLDEN / "flax_gemma3" / "flat_pytree", tmp_path / "gemma3-1b")
+    flax_checkpoint(3, "flat_pytree", tmp_path / "gemma3-1b")
     shutil.copy(WORDS, tmp_path / "tokenizer.model")
     monkeypatch.setattr(kagglehub, "model_download", lambda handle: str(tmp_path))
-    model, _, _ = weights.load(HANDLE, config=FLAX[3])
+    model, _, _ = weights.load(HANDLE)
     assert_golden(model, GOLDEN / "flax_gemma3")
     (tmp_path / "gemma3-1b" / "_METADATA").unlink()
     with pytest.raises(FileNotFoundError, match="_METADATA"):
-        weights.load(HANDLE, config=FLAX[3])
+        weights.load(HANDLE)
 
 
 @pytest.mark.parametrize("name", ["hf_gemma1", "hf_gemma2", "hf_gemma3"])
@@ -438,7 +553,7 @@ def test_transformers_opens_what_is_saved(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     model, _, _ = weights.load(GOLDEN / name, tokenizer=WORDS)
-    weights.save_hf(model, tmp_path)
+    export.save_hf(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, attn_implementation="eager"
     )
@@ -489,7 +604,7 @@ def test_real_gemma(real):
 
 def test_real_gemma_in_kaggles_layout(real, tmp_path):
     model, tokenizer, cases = real
-    weights.save_kaggle(model, tmp_path, tokenizer)
+    export.save_kaggle(model, tmp_path, tokenizer)
     again, words, config = weights.load(tmp_path)
     assert config == MODELS["gemma3-270m"] and words.vocab_size == tokenizer.vocab_size
     assert_same(model, again)
@@ -499,7 +614,7 @@ def test_rows_of_the_embedding_without_a_piece_are_neither_sampled_nor_trained(t
     words = Tokenizer.load(TINY_PATH)
     shape = dict(layers=2, width=32, heads=2, head_dim=16, ff=48, window=16)
     config = dataclasses.replace(MODELS["tiny"], **shape, vocab=words.vocab_size + 100)
-    weights.save_hf(Gemma(config, rngs=nnx.Rngs(0)), tmp_path, words)
+    export.save_hf(Gemma(config, rngs=nnx.Rngs(0)), tmp_path, words)
     model, words, config = weights.load(tmp_path)
     prompts, valid = sampler.pad_left([words.encode("20 16 4 = 40 :")] * 2, 8, words.pad_id)
     how = dict(group=16, length=16, stop_ids=words.stop_ids, pad_id=words.pad_id)

@@ -16,7 +16,7 @@ import sentencepiece
 from flax import nnx
 from test_corpus import FACT, SIGNS, every_fact
 
-from aha_lib.model import vocabulary, weights
+from aha_lib.model import export, vocabulary, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, PUZZLES, SETTINGS, Pretraining
@@ -96,7 +96,7 @@ def test_the_shipped_base_adds(base):
 @pytest.mark.slow
 def test_the_shipped_base_is_a_beginner(base):
     """Sampled on held-out puzzles: now and then right, mostly a jump, its sums true."""
-    puzzles = [countdown.generate(0, i, **PUZZLES["tiny"], held_out=True) for i in range(256)]
+    puzzles = [countdown.generate(0, i, PUZZLES["tiny"], held_out=True) for i in range(256)]
     ids = [TOKENIZER.encode(countdown.prompt(puzzle)) for puzzle in puzzles]
     out = sampler.sample(
         base,
@@ -149,7 +149,7 @@ def gemma(tmp_path_factory):
     shape = dict(layers=3, width=48, heads=2, head_dim=16, ff=64, window=12)
     config = dataclasses.replace(MODELS["gemma3-270m"], **shape, vocab=tokenizer.vocab_size)
     folder = tmp_path_factory.mktemp("gemma")
-    weights.save_hf(Gemma(config, rngs=nnx.Rngs(0)), folder, tokenizer)
+    export.save_hf(Gemma(config, rngs=nnx.Rngs(0)), folder, tokenizer)
     return folder
 
 
@@ -302,7 +302,7 @@ def test_a_model_with_nan_is_refused(gemma, tmp_path):
     model, tokenizer, _ = weights.load(gemma)
     damaged = model.layers.down[...].at[1, 2, 3].set(jnp.nan)
     nnx.update(model, {"layers": {"down": damaged}})
-    weights.save_hf(model, tmp_path, tokenizer)
+    export.save_hf(model, tmp_path, tokenizer)
     with pytest.raises(ValueError, match="layers/down holds NaN or infinity"):
         weights.load(tmp_path)
 

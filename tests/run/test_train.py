@@ -23,7 +23,7 @@ import pytest
 from flax import nnx
 
 from aha_lib import devices, loop
-from aha_lib.model import lora, weights
+from aha_lib.model import export, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PUZZLES, Pretraining, Settings
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
         norm[...] = norm[...] + 1.0
     model.embed[...] = model.embed[...].at[TOKENIZER.eos_id].multiply(2.5)
     path = tmp_path_factory.mktemp("model")
-    weights.save_hf(model, path, TOKENIZER)
+    export.save_hf(model, path, TOKENIZER)
     return path
 
 
@@ -172,7 +172,7 @@ def test_the_panel_shares_no_numbers_with_training(settings):
 def test_the_batch_of_a_step(settings, rewarded, monkeypatch, tmp_path):
     """One BOS, EOS trained once, sampler and trainer at one temperature, rewards in their rows."""
     batches = spied(monkeypatch, grpo, "train_step", lambda args, kwargs, result: args[3])
-    temperatures = spied(monkeypatch, sampler, "sample", lambda a, kwargs, r: kwargs["temperature"])
+    temperatures = spied(monkeypatch, sampler, "sample", lambda a, kwargs, r: a[4].temperature)
     groups = spied(monkeypatch, loop, "rollout")
     rows = run(settings, tmp_path)
     assert len(batches) == 5 and set(temperatures) == {0.7, 0.0}
@@ -280,7 +280,7 @@ def test_every_rollout_has_fresh_keys(settings, monkeypatch, tmp_path):
     settings = dataclasses.replace(settings, learning_rate=0.0, eval_every=1, steps=3)
     panel = held_out_panel(TASK, settings)
     monkeypatch.setattr(loop, "training_puzzles", lambda task, s, n: panel[: s.prompts])
-    drawn = spied(monkeypatch, sampler, "sample", lambda a, k, result: (k["temperature"], result))
+    drawn = spied(monkeypatch, sampler, "sample", lambda a, k, result: (a[4].temperature, result))
     run(settings, tmp_path / "a")
     count = len(drawn)
     run(settings, tmp_path / "b")
@@ -487,7 +487,7 @@ def test_adapters_do_not_go_on_over_another_base(settings, folder, rewarded, tmp
     model, tokenizer, _ = weights.load(base)
     model.layers.q[...] = model.layers.q[...] * 1.1
     shutil.rmtree(base)
-    weights.save_hf(model, base, tokenizer)
+    export.save_hf(model, base, tokenizer)
     rows = (out / "metrics.jsonl").read_text()
     more = dataclasses.replace(settings, steps=2)
     with pytest.raises(ValueError, match="has other weights now than when the run in"):
@@ -801,7 +801,7 @@ def test_pass_at_k_is_the_mean_over_all_choices():
 def test_the_largest_puzzle_fits_the_prompt():
     """BOS, the numbers, =, the target and a colon."""
     settings = Settings()
-    longest = 1 + PUZZLES[settings.puzzles]["numbers"] + 3
+    longest = 1 + PUZZLES[settings.puzzles].numbers + 3
     assert (
         max(
             len(TOKENIZER.encode(countdown.prompt(p, settings.template)))
