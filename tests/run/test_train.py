@@ -5,7 +5,6 @@ import gc
 import itertools
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -32,7 +31,7 @@ from aha_lib.rl import grpo, sampler
 from aha_lib.run import pretrain, session, train
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Reward
-from aha_lib.tasks.rollout import Policy, decode_shapes, held_out_panel, training_puzzles
+from aha_lib.tasks.rollout import Policy, held_out_panel, training_puzzles
 from aha_lib.tasks.task import Countdown
 
 TOKENIZER = Tokenizer(tiny_model())
@@ -141,20 +140,6 @@ def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rew
     run(settings, tmp_path / "second")
     again = {*compiled} - {"map"}  # a program of JAX's own, made anew by each run
     assert not again & {*every}, "nothing is compiled twice"
-
-
-def test_a_long_run_compiles_its_decode_programs_first(settings, compiled, monkeypatch, tmp_path):
-    """Not at steps 6, 8, 13, …, whenever other numbers of rows happen to be left."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    settings = dataclasses.replace(settings, steps=40, completion_len=12, eval_every=40)
-    shapes = decode_shapes(settings, threads=2)
-    with closing(train.train(settings, tmp_path)) as going:
-        next(going)
-        assert compiled.count("_decode") == len(shapes)
-        compiled.clear()
-        for _ in range(6):
-            next(going)
-        assert "_decode" not in compiled
 
 
 # Puzzles
@@ -425,7 +410,6 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
     assert not nnx.state(merged, nnx.LoRAParam)
 
 
-@pytest.mark.slow
 def test_a_cold_start_and_a_run_of_one_seed_draw_other_adapters(settings, folder):
     cold, _ = pretrain.begin(Pretraining(model=str(folder), lora=2))
     settings = dataclasses.replace(settings, lora=2, seed=0)
@@ -435,6 +419,7 @@ def test_a_cold_start_and_a_run_of_one_seed_draw_other_adapters(settings, folder
         assert (getattr(ours.layers, name)[...] != getattr(cold.layers, name)[...]).all(), name
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint(settings, rewarded, tmp_path):
     """That is in the middle of saving step 0: its row is there, and no other can be."""
     rows = run(settings, tmp_path)
