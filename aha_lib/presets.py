@@ -133,10 +133,29 @@ MODELS: dict[str, ModelConfig] = {
     ),
 }
 
-# Keywords of countdown.generate.
-PUZZLES: dict[str, dict] = {
-    "tiny": dict(numbers=3, low=1, high=20, target_low=10, target_high=99, bound=100),
-    "tinyzero": dict(numbers=(3, 4), low=1, high=99, target_low=10, target_high=100),
+
+@dataclass(frozen=True)
+class PuzzleRange:
+    """Which puzzles of Countdown are drawn: numbers from low..high, targets within theirs."""
+
+    numbers: int | tuple[int, ...] = 3  # how many; a tuple such as (3, 4): one of these at random
+    low: int = 1
+    high: int = 99
+    target_low: int = 10
+    target_high: int = 100
+    # None allows any rational intermediate value; otherwise the puzzle has a solution whose
+    # numbers, intermediate values and target are all integers in 0..bound.
+    bound: int | None = None
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The possible numbers of numbers."""
+        return (self.numbers,) if isinstance(self.numbers, int) else self.numbers
+
+
+PUZZLES: dict[str, PuzzleRange] = {
+    "tiny": PuzzleRange(3, low=1, high=20, target_low=10, target_high=99, bound=100),
+    "tinyzero": PuzzleRange((3, 4), low=1, high=99, target_low=10, target_high=100),
 }
 
 

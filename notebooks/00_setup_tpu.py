@@ -58,8 +58,8 @@
 #    `/kaggle/input`, read-only; runs are written to `/kaggle/working`.
 # 5. *Settings → Accelerator → TPU v5e-8* (or v3-8, where it is still
 #    offered), *Settings → Internet → on*.
-# 6. *Run All*. The setup cell names what it installs (nothing, with the
-#    list of Kaggle's TPU image of August 2026 as it resolved in November)
+# 6. *Run All*. The setup cell names what it installs (`tyro` at most, with
+#    the list of Kaggle's TPU image of August 2026 as it resolved in November)
 #    and ends with the chips: eight of them.
 #
 # That image puts an older libtpu beside JAX, 0.0.17, for torch's sake. If
@@ -80,7 +80,7 @@
 #    it. Or keep it in your Drive: put it into *My Drive* and mount that,
 #    `from google.colab import drive; drive.mount("/content/drive")`.
 # 4. *Runtime → Run all*. With Colab's package versions of August 2026 the
-#    setup cell installs `jaxtyping` and leaves all else as it is.
+#    setup cell installs `jaxtyping` and `tyro` and leaves all else as it is.
 # 5. For Gemma's weights: the key symbol on the left, a secret
 #    `KAGGLE_API_TOKEN`, and let the notebook read it (notebook 01).
 #

@@ -158,10 +158,12 @@ def brute_force(puzzle):
 
 
 # %%
+import dataclasses
+
 from aha_lib.tasks.countdown import generate
 
-three = PUZZLES["tiny"] | {"bound": None}
-some = [generate(1, i, **three) for i in range(300)]
+three = dataclasses.replace(PUZZLES["tiny"], bound=None)
+some = [generate(1, i, three) for i in range(300)]
 some += [Puzzle((7, 7, 7), 7), Puzzle((1, 1, 1), 50), Puzzle((6, 6, 2), 3)]
 for p in some:
     assert len(solve(p)) == len(brute_force(p)), p
@@ -177,11 +179,11 @@ print(f"{len(some)} puzzles: as many solutions as by brute force")
 
 # %%
 for index in range(4):
-    train = generate(0, index, **ranges)
-    test = generate(0, index, **ranges, held_out=True)
+    train = generate(0, index, ranges)
+    test = generate(0, index, ranges, held_out=True)
     print(f"train: {str(train):38} held out: {test}")
 
-assert generate(0, 3, **ranges) == train
+assert generate(0, 3, ranges) == train
 
 # %% [markdown]
 # The target is drawn among those that the numbers *can* reach, so there is
@@ -192,8 +194,8 @@ assert generate(0, 3, **ranges) == train
 import matplotlib.pyplot as plt
 import numpy as np
 
-panel = [generate(0, i, **ranges, held_out=True) for i in range(1000)]
-counts = [len(solve(p, ranges.get("bound"))) for p in panel[:500]]
+panel = [generate(0, i, ranges, held_out=True) for i in range(1000)]
+counts = [len(solve(p, ranges.bound)) for p in panel[:500]]
 values, frequencies = np.unique(counts, return_counts=True)
 
 # %%
@@ -238,7 +240,7 @@ def guess(puzzle, rng, bound=None):
 
 # %%
 rng = random.Random(0)
-bound = ranges.get("bound")
+bound = ranges.bound
 chance = [
     np.mean([guess(p, rng, bound)[1] == p.target for _ in range(100)])
     for p in panel[:300]
@@ -295,7 +297,7 @@ print(f"{np.mean(held):.1%} of the {len(every):,} triples of 1 to 20")
 def multisets(**kind):
     """Sorted numbers of 3,000 puzzles: another seed for each split."""
     return {
-        tuple(sorted(generate(seed, i, **ranges, **kind).numbers))
+        tuple(sorted(generate(seed, i, ranges, **kind).numbers))
         for seed in (0, 1)
         for i in range(1500)
     }

@@ -95,9 +95,7 @@ repeats = 10 if tiny else 1  # of a timing
 from aha_lib.tasks import countdown
 
 ranges = PUZZLES[settings.puzzles]
-puzzles = [
-    countdown.generate(0, i, **ranges, held_out=True) for i in range(256)
-]
+puzzles = [countdown.generate(0, i, ranges, held_out=True) for i in range(256)]
 texts = [countdown.prompt(p, settings.template) for p in puzzles]
 prompts = [tokenizer.encode(text) for text in texts]
 print(texts[0])

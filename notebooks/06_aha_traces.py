@@ -779,7 +779,7 @@ show.table(
 # search should depend on them less. All runs together:
 
 # %%
-bound = PUZZLES[settings.puzzles].get("bound")
+bound = PUZZLES[settings.puzzles].bound
 ways = np.array([len(countdown.solve(p, bound)) for p in panel])
 groups = {
     "1": ways == 1,

@@ -96,8 +96,7 @@ devices.compilation_cache()
 settings = replace(SETTINGS[preset], prompts=128, group=2)
 model, tokenizer, _ = weights.load(settings.model, dtype=jnp.float32)
 puzzles = [
-    countdown.generate(1000, i, **PUZZLES[settings.puzzles])
-    for i in range(512)
+    countdown.generate(1000, i, PUZZLES[settings.puzzles]) for i in range(512)
 ]
 policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
 out = rollout(policy, puzzles, jax.random.key(100), group=2, temperature=1.0)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from aha_lib import devices
@@ -456,3 +457,27 @@ def test_run_in_threads():
     assert devices.run_in_threads(meet, [3, 1, 2]) == [(3, False), (1, False), (2, False)]
     with pytest.raises(ZeroDivisionError):
         devices.run_in_threads(lambda x: 1 / x, [1, 0])
+
+
+def test_no_two_purposes_share_a_key():
+    """Nor has one the key of another seed, or what nnx and JAX make of a seed by themselves."""
+
+    def words(key):
+        return tuple(np.asarray(jax.random.key_data(key)).tolist())
+
+    purposes = ("training", "evaluation", "preflight", "adapters", "cold-start adapters")
+    ours = [words(devices.random_key(seed, name)) for seed in range(20) for name in purposes]
+    theirs = []
+    for seed in range(20):
+        key, rngs = jax.random.key(seed), nnx.Rngs(seed)
+        theirs += [key, *jax.random.split(key), *(rngs.params() for _ in range(8))]
+    assert len({*ours}) == 100 and not {*ours} & {*map(words, theirs)}
+    assert words(devices.random_key(3, "training")) == ours[15], "always the same"
+
+
+def test_keys_are_of_one_generator_whatever_the_default_is():
+    key = devices.random_key(0, "training")
+    with jax.default_prng_impl("rbg"):
+        again = devices.random_key(0, "training")
+        drawn = jax.random.normal(nnx.Rngs(again).params(), (4,))
+    np.testing.assert_array_equal(drawn, jax.random.normal(nnx.Rngs(key).params(), (4,)))

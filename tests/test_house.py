@@ -26,7 +26,7 @@ tpu.chips tpu.programs tpu.plan
 commands
 """.split()
 NO_JAX = {  # and what they may import
-    "tasks.countdown": set(),
+    "tasks.countdown": {"presets"},
     "tasks.traces": {"tasks.countdown"},
     "tasks.task": {"presets", "tasks.countdown", "tasks.traces"},
     "tasks.last_first": {"tasks.task"},

@@ -8,7 +8,6 @@ text, Countdown or rewards; takes token ids.
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -176,43 +175,6 @@ def decode_shapes(
             found |= {DecodeShape(size, stage.slots, stage.length) for size in sizes}
             sizes = _halvings(rows, count // FEWEST)
     return sorted(found, reverse=True)
-
-
-def compile_decode(
-    model: Gemma, shapes: Sequence[DecodeShape], prompt_len: int, sampling: Sampling
-) -> None:
-    """Compile decode programs now, and not in the middle of a run when rows happen to be so many.
-
-    JAX finds them when `sample` wants them, as if a call had compiled them. The shapes are some
-    that `decode_shapes` gives for these prompts. For one device, without a mesh.
-    """
-    graph, params = nnx.split(model)
-    params = prepare_weights(params, model.dtype, gather=sampling.gather)
-    weights = _Weights(graph, jax.tree.map(_shape_of, params), model.config.window)
-    stages = {stage.slots: stage for stage in _stages(prompt_len, sampling)}
-
-    def compile_each(shapes):
-        for shape in shapes:
-            rows = jax.eval_shape(functools.partial(_blank_rows, weights, prompt_len, shape))
-            stage = stages[shape.slots]
-            _decode.lower(graph, weights.params, rows, float(sampling.temperature), stage).compile()
-
-    threads = min(os.cpu_count() or 1, len(shapes))
-    run_in_threads(compile_each, [shapes[i::threads] for i in range(threads)])
-
-
-def _shape_of(x: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def _blank_rows(weights: _Weights, prompt_len: int, shape: DecodeShape) -> _Rows:
-    """Rows as they are before a decode program of this shape."""
-    prompts = jnp.zeros((1, prompt_len), jnp.int32)
-    wanted = _Wanted(jax.random.key(0, impl=GENERATOR), 0, shape.rows, np.zeros(shape.rows, int))
-    rows = _prefill(weights.graph, weights.params, prompts, prompts == 0, wanted)
-    slots = _cache_slots(shape.slots, weights.window)
-    cache = (_resize(x, wanted.prompt, n) for x, n in zip(rows.cache, slots, strict=True))
-    return rows._replace(cache=Cache(*cache))
 
 
 def _shares(prompts: int, threads: int) -> list[Int[np.ndarray, " N"]]:

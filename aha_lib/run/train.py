@@ -33,7 +33,6 @@ from aha_lib.run.folder import read_rows as read_rows  # for those who look at a
 from aha_lib.tasks import task as tasks
 from aha_lib.tasks.rollout import (
     Policy,
-    compile_ahead,
     held_out_panel,
     rollout,
     score,
@@ -41,7 +40,6 @@ from aha_lib.tasks.rollout import (
 )
 from aha_lib.tasks.task import Task
 
-LONG = 20  # steps
 GO_ON = "The same command, or cell, goes on from there."
 
 
@@ -145,7 +143,6 @@ def go_on(run: Run) -> Iterator[dict]:
     """The steps that are left, each measured, kept and saved where that is due."""
     s = run.settings
     bar = session.Progress(run.next_step, s.steps)
-    compile_ahead_if_worth(run)
     with contextlib.closing(bar), session.catch_signals() as seen:
         for number in range(run.next_step, s.steps + 1):
             began = time.monotonic()
@@ -166,16 +163,6 @@ def go_on(run: Run) -> Iterator[dict]:
                 raise SystemExit(128 + signal.SIGTERM)
             if reason is not Stop.NOT:
                 return
-
-
-def compile_ahead_if_worth(run: Run) -> None:
-    """Compile a long run's decode programs before it: it will meet most of them, one by one.
-
-    Only of small weights on a CPU, where that takes seconds.
-    """
-    steps_left = run.settings.steps - run.next_step
-    if steps_left >= LONG and devices.cpu_threads(nnx.state(run.policy.model)) > 1:
-        compile_ahead(run.policy)
 
 
 def take_step(run: Run, number: int) -> dict:

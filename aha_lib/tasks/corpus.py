@@ -58,7 +58,7 @@ def document(settings: Pretraining, index: int) -> list[tuple[str, bool]]:
         if style == "drill":
             pieces = _drill(rng)
         else:
-            puzzle = countdown.generate(settings.seed, rng.getrandbits(48), **PUZZLES["tiny"])
+            puzzle = countdown.generate(settings.seed, rng.getrandbits(48), PUZZLES["tiny"])
             prompt = [(countdown.prompt(puzzle, settings.template), False)]
             pieces = [(trace(puzzle, style, rng), True)]
         shown = _facts(" ".join(text for text, _ in pieces))

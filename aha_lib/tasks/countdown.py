@@ -15,6 +15,9 @@ from functools import lru_cache
 from itertools import product
 from math import gcd
 
+from aha_lib.presets import PUZZLES, PuzzleRange
+
+TINYZERO = PUZZLES["tinyzero"]
 MAX_NUMBERS = 5  # the solver is exhaustive: one more number costs about fifty times as much
 MAX_DRAWS = 1_000  # after so many draws without a puzzle, `generate` calls the range impossible
 MAX_COMPLETION = 1_000_000  # characters, from the end, that are searched for an answer
@@ -59,54 +62,58 @@ def is_held_out(numbers: tuple[int, ...]) -> bool:
 
 
 def generate(
-    seed: int,
-    index: int,
-    *,
-    numbers: int | tuple[int, ...] = 3,
-    low: int = 1,
-    high: int = 99,
-    target_low: int = 10,
-    target_high: int = 100,
-    bound: int | None = None,
-    held_out: bool = False,
+    seed: int, index: int, ranges: PuzzleRange = TINYZERO, *, held_out: bool = False
 ) -> Puzzle:
     """The solvable puzzle number `index` of the endless list that `seed` names.
 
-    Deterministic in (seed, index, held_out) and the settings, on every platform. Numbers are drawn
-    uniformly from low..high with replacement; the held-out multisets appear with `held_out=True`
-    only, the others without it only. The target is uniform among those that the numbers reach.
-
-    Args:
-      numbers: how many numbers, 2 to 5; a tuple such as (3, 4) means one of these at random.
-      bound: None allows any rational intermediate value; otherwise the puzzle has a solution
-        whose numbers, intermediate values and target are all integers in 0..bound.
+    Deterministic in (seed, index, held_out) and the ranges, on every platform. Numbers are drawn
+    uniformly with replacement; the held-out multisets appear with `held_out=True` only, the others
+    without it only. The target is uniform among those that the numbers reach.
 
     Raises:
-      ValueError: the settings contradict each other, or 1,000 draws held no puzzle.
+      ValueError: the ranges contradict each other, or 1,000 draws held no puzzle.
     """
-    counts = (numbers,) if isinstance(numbers, int) else numbers
-    if not counts or not all(2 <= count <= MAX_NUMBERS for count in counts):
-        raise ValueError(f"numbers={numbers!r}: give a count from 2 to {MAX_NUMBERS}, or several.")
-    if not (0 <= low <= high and 0 <= target_low <= target_high):
-        raise ValueError(
-            f"Numbers {low}..{high}, targets {target_low}..{target_high}: let each range start at "
-            "0 or more and end no earlier than it starts."
-        )
+    _check_ranges(ranges)
     # random() after seeding with a string is the one sequence that Python promises to keep.
     rng = random.Random(f"{seed} {index} {bool(held_out)}")
     for _ in range(MAX_DRAWS):
-        count = counts[int(rng.random() * len(counts))]
-        drawn = tuple(low + int(rng.random() * (high - low + 1)) for _ in range(count))
+        drawn = _draw_numbers(rng, ranges)
         if is_held_out(drawn) != bool(held_out):
             continue
-        targets = _targets(tuple(sorted(drawn)), bound, target_low, target_high)
+        targets = _targets(
+            tuple(sorted(drawn)), ranges.bound, ranges.target_low, ranges.target_high
+        )
         if targets:
             return Puzzle(drawn, targets[int(rng.random() * len(targets))])
     raise ValueError(
-        f"No {'held-out' if held_out else 'training'} puzzle in {MAX_DRAWS} draws of {numbers} "
-        f"numbers from {low}..{high} with targets {target_low}..{target_high} and bound {bound}: "
-        "widen a range or raise the bound."
+        f"No {'held-out' if held_out else 'training'} puzzle in {MAX_DRAWS} draws of "
+        f"{ranges.numbers} numbers from {ranges.low}..{ranges.high} with targets "
+        f"{ranges.target_low}..{ranges.target_high} and bound {ranges.bound}: widen a range or "
+        "raise the bound."
     )
+
+
+def _check_ranges(ranges: PuzzleRange) -> None:
+    """Raises ValueError where no puzzle could be drawn."""
+    if not ranges.counts or not all(2 <= count <= MAX_NUMBERS for count in ranges.counts):
+        raise ValueError(
+            f"numbers={ranges.numbers!r}: give a count from 2 to {MAX_NUMBERS}, or several."
+        )
+    numbers_fit = 0 <= ranges.low <= ranges.high
+    targets_fit = 0 <= ranges.target_low <= ranges.target_high
+    if not (numbers_fit and targets_fit):
+        raise ValueError(
+            f"Numbers {ranges.low}..{ranges.high}, targets {ranges.target_low}.."
+            f"{ranges.target_high}: let each range start at 0 or more and end no earlier than it "
+            "starts."
+        )
+
+
+def _draw_numbers(rng: random.Random, ranges: PuzzleRange) -> tuple[int, ...]:
+    """Some numbers of the range, with replacement, in the order in which they are shown."""
+    count = ranges.counts[int(rng.random() * len(ranges.counts))]
+    width = ranges.high - ranges.low + 1
+    return tuple(ranges.low + int(rng.random() * width) for _ in range(count))
 
 
 def prompt(puzzle: Puzzle, template: str = "tiny") -> str:

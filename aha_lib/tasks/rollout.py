@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from aha_lib.devices import cpu_threads
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import Settings
@@ -74,14 +72,6 @@ def decode_shapes(settings: Settings, *, threads: int = 1) -> list[sampler.Decod
         sampling = sampler.Sampling(group, settings.completion_len, stop_ids=(), pad_id=0)
         found |= {*sampler.decode_shapes(prompts, settings.prompt_len, sampling, threads=threads)}
     return sorted(found, reverse=True)
-
-
-def compile_ahead(policy: Policy) -> None:
-    """Compile all decode programs that a run can meet; see `sampler.compile_decode`."""
-    s = policy.settings
-    shapes = decode_shapes(s, threads=cpu_threads(nnx.state(policy.model)))
-    sampling = _sampling(policy, s.group, s.temperature)
-    sampler.compile_decode(policy.model, shapes, s.prompt_len, sampling)
 
 
 def _prompts_at_a_time(settings: Settings, group: int) -> int:

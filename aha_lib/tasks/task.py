@@ -74,7 +74,7 @@ class Countdown(Task[countdown.Puzzle]):
         return cls(settings.puzzles, settings.template, settings.form_reward)
 
     def puzzle(self, seed: int, index: int, *, held_out: bool) -> countdown.Puzzle:
-        return countdown.generate(seed, index, **PUZZLES[self.puzzles], held_out=held_out)
+        return countdown.generate(seed, index, PUZZLES[self.puzzles], held_out=held_out)
 
     def prompt(self, puzzle: countdown.Puzzle) -> str:
         return countdown.prompt(puzzle, self.template)
@@ -84,9 +84,7 @@ class Countdown(Task[countdown.Puzzle]):
 
     def longest(self) -> countdown.Puzzle:
         ranges = PUZZLES[self.puzzles]
-        counts = ranges["numbers"]
-        most = counts if isinstance(counts, int) else max(counts)
-        return countdown.Puzzle((ranges["high"],) * most, ranges["target_high"])
+        return countdown.Puzzle((ranges.high,) * max(ranges.counts), ranges.target_high)
 
     def measures(
         self,

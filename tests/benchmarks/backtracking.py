@@ -44,7 +44,7 @@ ALONE = dataclasses.replace(SETTINGS["tiny"], lora=1, learning_rate=0.2)
 
 def drawn(seed: int, first: int, count: int) -> list[countdown.Puzzle]:
     """Puzzles that no GRPO run has seen, and that are not of the held-out panel."""
-    return [countdown.generate(1000 + seed, first + i, **PUZZLES["tiny"]) for i in range(count)]
+    return [countdown.generate(1000 + seed, first + i, PUZZLES["tiny"]) for i in range(count)]
 
 
 def measured(model, tokenizer, puzzles, seed: int, settings: Settings = TINY) -> dict:

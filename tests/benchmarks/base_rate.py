@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=3, help="completions to print")
     chosen = parser.parse_args()
     model, tokenizer, _ = weights.load(chosen.source, dtype=devices.dtypes()[0])
-    ranges = PUZZLES["tinyzero"] | {"numbers": 3}
-    panel = [countdown.generate(0, i, **ranges, held_out=True) for i in range(chosen.puzzles)]
+    ranges = dataclasses.replace(PUZZLES["tinyzero"], numbers=3)
+    panel = [countdown.generate(0, i, ranges, held_out=True) for i in range(chosen.puzzles)]
     prompts = [tokenizer.encode(countdown.prompt(puzzle, "base")) for puzzle in panel]
     settings = dataclasses.replace(
         SETTINGS["gemma3-270m"],

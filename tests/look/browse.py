@@ -1,7 +1,7 @@
 """Opens notebooks in JupyterLab, in a headless Chromium, runs all cells, uses their widgets.
 
 `pip install jupyterlab selenium`, Debian's `chromium` and `chromium-driver`; then `python
-tests/browse.py [--shots DIR] [--minutes 20] NOTEBOOK.ipynb ...`. Works on copies. Exits with 1
+tests/look/browse.py [--shots DIR] [--minutes 20] NOTEBOOK.ipynb ...`. Works on copies. Exits with 1
 where a cell fails, where a widget is not drawn, or where 06's explorer does not follow its menus,
 or 08's answer its slider.
 Knows nothing of what the notebooks teach.

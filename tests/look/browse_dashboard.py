@@ -1,4 +1,4 @@
-"""Watches a headless run in a browser: `python tests/browse_dashboard.py --shots DIR`.
+"""Watches a headless run in a browser: `python tests/look/browse_dashboard.py --shots DIR`.
 
 Starts notebook 05's command in the background, opens `dashboard.watch` of its folder in JupyterLab
 (see browse.py for what that needs), presses Stop, sees the run end with its step saved, resumes it
@@ -57,7 +57,7 @@ def main() -> int:
     args.shots.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, browse.lab(Path(folder)) as address:
         out, page = Path(folder) / "run", browse.browser()
-        cell = f"from aha_lib import dashboard\ndashboard.watch({str(out)!r}, seconds=2)"
+        cell = f"from aha_lib.look import dashboard\ndashboard.watch({str(out)!r}, seconds=2)"
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(notebook, Path(folder) / "watch.ipynb")

@@ -62,7 +62,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def rollout(base):
-    puzzles = [countdown.generate(5, i, **PUZZLES["tiny"]) for i in range(64)]
+    puzzles = [countdown.generate(5, i, PUZZLES["tiny"]) for i in range(64)]
     policy = Policy(*base, TASK, SMALL)
     return rollouts.rollout(policy, puzzles, jax.random.key(1), group=4, temperature=1.0)
 
@@ -115,7 +115,7 @@ def test_a_push_moves_one_layer_s_stream_by_itself(model, layer):
 def test_the_sampler_is_pushed_as_the_trainer_is(base):
     """Its log-probabilities are those of a forward pass; without a push they are the base's."""
     model, tokenizer = lora.off(base[0]), base[1]
-    puzzles = [countdown.generate(5, i, **PUZZLES["tiny"]) for i in range(8)]
+    puzzles = [countdown.generate(5, i, PUZZLES["tiny"]) for i in range(8)]
 
     def draw(model):
         policy = Policy(model, tokenizer, TASK, SMALL)

@@ -283,21 +283,6 @@ def test_shapes_of_the_decode_programs_are_known(model, monkeypatch, one_thread)
     assert {rows for rows, *_ in shares} == {32, 16, 8, 4, 2}
 
 
-def test_decode_programs_are_compiled_ahead(model, caplog, one_thread):
-    sampling = sampler.Sampling(group=16, length=14, stop_ids=STOPS, pad_id=PAD, stages=2)
-    sampler.compile_decode(model, sampler.decode_shapes(3, 8, sampling), 8, sampling)
-
-    def compiled():
-        return [name for record in caplog.records if "_decode" in (name := record.getMessage())]
-
-    with jax.log_compiles(True):
-        for number in range(4):
-            sample(model, jax.random.key(number), length=14, temperature=0.5 + number)
-        assert not compiled(), "all of them were there"
-        sample(model, length=13)
-        assert compiled(), "this test can fail"
-
-
 def test_no_prompts_are_a_sentence(model):
     with pytest.raises(ValueError, match="There are no prompts"):
         sampler.pad_left([], 8, PAD)

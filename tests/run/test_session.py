@@ -105,7 +105,7 @@ def test_ctrl_c_in_a_cell(tmp_path):
     """The interrupted cell has saved its step, and run again it goes on."""
     manager, client = start_new_kernel(cwd=str(JOB.parent.parent))
     cell = (
-        "from aha_lib import train\nfrom aha_lib.presets import Settings\n"
+        "from aha_lib.run import train\nfrom aha_lib.presets import Settings\n"
         f"for row in train.train(Settings(**{SETTINGS}), {str(tmp_path)!r}):\n    pass"
     )
     try:

@@ -5,7 +5,6 @@ import gc
 import itertools
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -27,12 +26,12 @@ from aha_lib import devices, loop
 from aha_lib.model import export, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
-from aha_lib.presets import MODELS, PUZZLES, Settings
+from aha_lib.presets import MODELS, PUZZLES, Pretraining, Settings
 from aha_lib.rl import grpo, sampler
-from aha_lib.run import session, train
+from aha_lib.run import pretrain, session, train
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Reward
-from aha_lib.tasks.rollout import Policy, decode_shapes, held_out_panel, training_puzzles
+from aha_lib.tasks.rollout import Policy, held_out_panel, training_puzzles
 from aha_lib.tasks.task import Countdown
 
 TOKENIZER = Tokenizer(tiny_model())
@@ -143,20 +142,6 @@ def test_what_is_compiled_depends_on_nothing_but_lengths(settings, compiled, rew
     assert not again & {*every}, "nothing is compiled twice"
 
 
-def test_a_long_run_compiles_its_decode_programs_first(settings, compiled, monkeypatch, tmp_path):
-    """Not at steps 6, 8, 13, …, whenever other numbers of rows happen to be left."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    settings = dataclasses.replace(settings, steps=40, completion_len=12, eval_every=40)
-    shapes = decode_shapes(settings, threads=2)
-    with closing(train.train(settings, tmp_path)) as going:
-        next(going)
-        assert compiled.count("_decode") == len(shapes)
-        compiled.clear()
-        for _ in range(6):
-            next(going)
-        assert "_decode" not in compiled
-
-
 # Puzzles
 
 
@@ -187,7 +172,7 @@ def test_the_panel_shares_no_numbers_with_training(settings):
 def test_the_batch_of_a_step(settings, rewarded, monkeypatch, tmp_path):
     """One BOS, EOS trained once, sampler and trainer at one temperature, rewards in their rows."""
     batches = spied(monkeypatch, grpo, "train_step", lambda args, kwargs, result: args[3])
-    temperatures = spied(monkeypatch, sampler, "sample", lambda a, kwargs, r: kwargs["temperature"])
+    temperatures = spied(monkeypatch, sampler, "sample", lambda a, kwargs, r: a[4].temperature)
     groups = spied(monkeypatch, loop, "rollout")
     rows = run(settings, tmp_path)
     assert len(batches) == 5 and set(temperatures) == {0.7, 0.0}
@@ -295,7 +280,7 @@ def test_every_rollout_has_fresh_keys(settings, monkeypatch, tmp_path):
     settings = dataclasses.replace(settings, learning_rate=0.0, eval_every=1, steps=3)
     panel = held_out_panel(TASK, settings)
     monkeypatch.setattr(loop, "training_puzzles", lambda task, s, n: panel[: s.prompts])
-    drawn = spied(monkeypatch, sampler, "sample", lambda a, k, result: (k["temperature"], result))
+    drawn = spied(monkeypatch, sampler, "sample", lambda a, k, result: (a[4].temperature, result))
     run(settings, tmp_path / "a")
     count = len(drawn)
     run(settings, tmp_path / "b")
@@ -423,6 +408,15 @@ def test_adapters_alone_are_trained_and_kept(settings, folder, rewarded, monkeyp
     for x, y in zip(jax.tree.leaves(nnx.state(found, nnx.LoRAParam)), kept, strict=True):
         np.testing.assert_array_equal(x, y, "they are kept apart unless asked")
     assert not nnx.state(merged, nnx.LoRAParam)
+
+
+def test_a_cold_start_and_a_run_of_one_seed_draw_other_adapters(settings, folder):
+    cold, _ = pretrain.begin(Pretraining(model=str(folder), lora=2))
+    settings = dataclasses.replace(settings, lora=2, seed=0)
+    graph, state, *_ = train.begin(settings, devices.make_mesh(), TASK)
+    ours = nnx.merge(graph, state.params)
+    for name in ("q_a", "gate_a", "down_a"):
+        assert (getattr(ours.layers, name)[...] != getattr(cold.layers, name)[...]).all(), name
 
 
 @pytest.mark.slow
@@ -807,7 +801,7 @@ def test_pass_at_k_is_the_mean_over_all_choices():
 def test_the_largest_puzzle_fits_the_prompt():
     """BOS, the numbers, =, the target and a colon."""
     settings = Settings()
-    longest = 1 + PUZZLES[settings.puzzles]["numbers"] + 3
+    longest = 1 + PUZZLES[settings.puzzles].numbers + 3
     assert (
         max(
             len(TOKENIZER.encode(countdown.prompt(p, settings.template)))

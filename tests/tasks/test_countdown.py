@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aha_lib.presets import PUZZLES
+from aha_lib.presets import PUZZLES, PuzzleRange
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Puzzle, generate, is_held_out, prompt, reward, solve
 
-TINY = dict(numbers=3, low=1, high=20, target_low=10, target_high=99, bound=100)
+TINY = PuzzleRange(numbers=3, low=1, high=20, target_low=10, target_high=99, bound=100)
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 NODES = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 DATA = Path(__file__).parents[1] / "data"
@@ -123,8 +123,8 @@ def larger_first(tree):
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_generate_tiny(held_out):
-    puzzles = [generate(3, i, **TINY, held_out=held_out) for i in range(300)]
-    assert puzzles == [generate(3, i, **TINY, held_out=held_out) for i in range(300)]
+    puzzles = [generate(3, i, TINY, held_out=held_out) for i in range(300)]
+    assert puzzles == [generate(3, i, TINY, held_out=held_out) for i in range(300)]
     assert len(set(puzzles)) > 100
     for puzzle in puzzles:
         assert len(puzzle.numbers) == 3 and 10 <= puzzle.target <= 99
@@ -135,12 +135,12 @@ def test_generate_tiny(held_out):
 
 def test_generate_same_on_every_platform():
     # Recorded once; a change here silently mixes training and held-out puzzles of old runs.
-    assert [generate(0, i, **TINY) for i in range(3)] == [
+    assert [generate(0, i, TINY) for i in range(3)] == [
         Puzzle((13, 16, 16), 48),
         Puzzle((16, 6, 7), 16),
         Puzzle((4, 9, 8), 40),
     ]
-    assert generate(0, 0, numbers=(3, 4), held_out=True) == Puzzle((95, 40, 71), 64)
+    assert generate(0, 0, held_out=True) == Puzzle((95, 40, 71), 64)
 
 
 def test_generate_gives_the_puzzles_that_it_gave():
@@ -155,11 +155,11 @@ def test_generate_gives_the_puzzles_that_it_gave():
         if isinstance(ranges["numbers"], list):
             ranges["numbers"] = tuple(ranges["numbers"])
         for index, (*numbers, target) in enumerate(row["puzzles"]):
-            puzzle = generate(row["seed"], index, **ranges, held_out=row["held_out"])
+            puzzle = generate(row["seed"], index, PuzzleRange(**ranges), held_out=row["held_out"])
             assert puzzle == Puzzle(tuple(numbers), target)
             counts[ranges["high"], ranges.get("bound")] += 1
     for preset in PUZZLES.values():
-        assert counts[preset["high"], preset.get("bound")] == 300
+        assert counts[preset.high, preset.bound] == 300
 
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=4), st.sampled_from([None, 30]))
@@ -176,11 +176,11 @@ def test_generate_builds_no_expressions(monkeypatch):
     """A puzzle of TinyZero's takes a fraction of a millisecond: nothing is spelt out for it."""
     monkeypatch.setattr(countdown, "_expressions", None)
     countdown._targets.cache_clear()
-    assert generate(0, 0, **PUZZLES["tinyzero"], held_out=True) == Puzzle((95, 40, 71), 64)
+    assert generate(0, 0, PUZZLES["tinyzero"], held_out=True) == Puzzle((95, 40, 71), 64)
 
 
 def test_generate_tinyzero_range():
-    puzzles = [generate(0, i, numbers=(3, 4)) for i in range(60)]
+    puzzles = [generate(0, i) for i in range(60)]
     assert {len(puzzle.numbers) for puzzle in puzzles} == {3, 4}
     assert all(
         10 <= p.target <= 100 and min(p.numbers) >= 1 <= max(p.numbers) <= 99 for p in puzzles
@@ -204,9 +204,11 @@ def test_held_out_is_a_tenth_of_the_multisets():
 
 
 def test_target_is_uniform_over_what_can_be_reached():
-    one = dict(numbers=2, low=7, high=7, target_low=0, target_high=50)  # reaches 0, 1, 14, 49
+    one = PuzzleRange(
+        numbers=2, low=7, high=7, target_low=0, target_high=50
+    )  # reaches 0, 1, 14, 49
     side = dict(held_out=is_held_out((7, 7)))
-    counts = [generate(0, i, **one, **side).target for i in range(800)]
+    counts = [generate(0, i, one, **side).target for i in range(800)]
     assert set(counts) == {0, 1, 14, 49}
     assert all(150 < counts.count(target) < 250 for target in set(counts))
 
@@ -228,8 +230,10 @@ def test_target_is_uniform_over_what_can_be_reached():
     ],
 )
 def test_impossible_settings_are_one_clear_sentence(wrong):
+    ranges = dict(wrong)
+    held_out = ranges.pop("held_out", False)
     with pytest.raises(ValueError, match=r"(give|let each|widen)") as caught:
-        generate(0, 0, **wrong)
+        generate(0, 0, PuzzleRange(**ranges), held_out=held_out)
     assert "\n" not in str(caught.value)
 
 

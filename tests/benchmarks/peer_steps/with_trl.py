@@ -49,7 +49,7 @@ def reward(completions, numbers, target, **_):
 
 
 count = s.prompts * (steps + 1)
-puzzles = [countdown.generate(seed, i, **PUZZLES[s.puzzles]) for i in range(count)]
+puzzles = [countdown.generate(seed, i, PUZZLES[s.puzzles]) for i in range(count)]
 rows = [
     {"prompt": "<bos> " + countdown.prompt(p), "numbers": list(p.numbers), "target": p.target}
     for p in puzzles
