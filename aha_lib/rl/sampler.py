@@ -145,6 +145,12 @@ def sample(
     """
     if not len(prompts):
         raise ValueError("There are no prompts to sample from: give one at least.")
+    tokens = model.config.vocab - model.config.padding
+    if prompts.max() >= tokens:  # JAX would read the last row of the embedding, without a word
+        raise ValueError(
+            f"A prompt has the token id {prompts.max()}, the model has {tokens} tokens: encode it "
+            "with the tokenizer that belongs to the model."
+        )
     graph, params = nnx.split(model)
     params = prepare_weights(params, model.dtype, gather=sampling.gather)
     weights = _Weights(graph, params, model.config.window)

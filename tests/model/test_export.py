@@ -6,6 +6,7 @@ import os
 import random
 import stat
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from aha_lib.model import export, lora, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING
+from aha_lib.rl import sampler
 from aha_lib.tasks import corpus
 
 COLD = PRETRAINING["gemma3-270m-cpu"]
@@ -203,3 +205,12 @@ def test_the_dtype_is_written(tmp_path):
     content = read(tmp_path / "config.json")
     assert content["dtype"] == content["torch_dtype"] == "bfloat16"
     assert "bos_token_id" not in content, "nobody has told it the tokenizer"
+
+
+def test_ids_that_a_cut_vocabulary_lacks_are_refused(cut):
+    """They would be read as its last piece."""
+    model = small(cut.vocab_size)
+    sampling = sampler.Sampling(group=1, length=1, stop_ids=(1,), pad_id=0)
+    prompts = np.array([[2, cut.vocab_size]])
+    with pytest.raises(ValueError, match=f"the token id {cut.vocab_size}, the model has"):
+        sampler.sample(model, prompts, prompts > 0, jax.random.key(0), sampling)
