@@ -270,7 +270,7 @@ plt.show()
 import math
 
 drawn = random.Random(0)
-span = range(ranges["low"], ranges["high"] + 1)
+span = range(ranges.low, ranges.high + 1)
 rows = [tuple(sorted(drawn.choices(span, k=3))) for _ in range(1856)]
 naive_train, naive_test = set(rows[:1600]), rows[1600:]
 shared = np.mean([row in naive_train for row in naive_test])

@@ -225,7 +225,7 @@ def test_refill_takes_groups_with_signal_in_order():
 
 
 def test_draws_of_a_step_share_no_puzzle_with_any_other(monkeypatch):
-    fake = lambda seed, index, **_: Puzzle((index,), 0)  # noqa: E731
+    fake = lambda seed, index, *_, **__: Puzzle((index,), 0)  # noqa: E731
     monkeypatch.setattr(countdown, "generate", fake)
     s, task = Settings(steps=5, prompts=4, refills=2), Countdown()
     draws = [(step, draw) for step in range(1, 6) for draw in range(3)]

@@ -310,7 +310,7 @@ def test_a_model_with_nan_is_refused(gemma, tmp_path):
 
 def test_bad_settings_are_a_sentence(tmp_path, capsys):
     for bad, said in {
-        "stps=3": "No setting is called 'stps'",
+        "stps=3": "Unrecognized options: --stps=3; perhaps you meant --steps",
         "cut=True": "cut=True needs a model",
         "rows=0": "rows is 0",
         "adapters=x": "adapters are trained where lora",

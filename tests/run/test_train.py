@@ -772,7 +772,8 @@ def test_evaluate_counts(settings, monkeypatch):
         return SimpleNamespace(puzzles=each, texts=texts, completions=completions)
 
     monkeypatch.setattr(train, "rollout", write)
-    metrics, texts = train.evaluate(Policy(None, None, TASK, settings), None, 0)
+    policy = Policy(weights.load(settings.model)[0], TOKENIZER, TASK, settings)
+    metrics, texts = train.evaluate(policy, None, 0)
     assert metrics["heldout_accuracy"] == 25 / 64
     assert metrics["heldout_greedy"] == 3 / 4  # one completion: right where any of 16 is
     lengths = [len(countdown.solve(p, 100)[0].split()) + 2 for p in panel]
@@ -782,7 +783,7 @@ def test_evaluate_counts(settings, monkeypatch):
     assert metrics["styles"] == {"jump": 64} and metrics["heldout_backtracks"] == 0
     assert metrics["pass_at"][1] == pytest.approx(25 / 64) and metrics["pass_at"][16] == 3 / 4
     assert len(texts["sampled"]) == 4
-    metrics, _ = train.evaluate(Policy(None, None, TASK, settings), None, 10)
+    metrics, _ = train.evaluate(policy, None, 10)
     assert "pass_at" not in metrics and sum(metrics["outcomes"].values()) == 4
 
 
