@@ -31,7 +31,7 @@ from aha_lib.rl import grpo, sampler
 from aha_lib.run import pretrain, session, train
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Reward
-from aha_lib.tasks.rollout import Policy, held_out_panel, training_puzzles
+from aha_lib.tasks.rollout import Policy, Rollout, held_out_panel, training_puzzles
 from aha_lib.tasks.task import Countdown
 
 TOKENIZER = Tokenizer(tiny_model())
@@ -767,9 +767,10 @@ def test_evaluate_counts(settings, monkeypatch):
             for j in range(group)
         ]
         mask = np.arange(16) < np.array([len(text.split()) for text in texts])[:, None]
-        completions = SimpleNamespace(mask=mask)
+        completions = sampler.Completions(mask.astype(int), mask.astype(np.float32), mask)
         each = [p for p in puzzles for _ in range(group)]
-        return SimpleNamespace(puzzles=each, texts=texts, completions=completions)
+        prompts = np.zeros((len(each), 1), int)
+        return Rollout(each, prompts, prompts == 0, completions, texts)
 
     monkeypatch.setattr(train, "rollout", write)
     policy = Policy(weights.load(settings.model)[0], TOKENIZER, TASK, settings)
