@@ -265,7 +265,7 @@ def random_key(seed: int, purpose: str) -> jax.Array:
     """The key from which a run of this seed draws for one purpose, by a name such as "sampling".
 
     Keys are 64 bits of SHA-256: none is another's, and none is what `nnx.Rngs(seed)` or
-    `jax.random.split` make of a seed. Runs and records made before November 2026 used
+    `jax.random.split` make of a seed. Runs and records made before 28 November 2026 used
     `jax.random.split(jax.random.key(seed))` and `nnx.Rngs(seed)` instead: the tiny base and the
     records in `aha_lib/data` are of that kind, and the same settings give other tokens today.
     """

@@ -147,11 +147,14 @@ def changed_settings(out: Path, settings: Settings | Pretraining) -> list[str]:
     except (ValueError, FileNotFoundError) as error:
         log(out, f"{error} The settings of this command are taken for the run's.")
         return []
+    told = []
+    if isinstance(settings, Settings) and "task" not in before:
+        told.append("random keys: those of before 28 November 2026 -> today's")
     # A run of an earlier version lacks the fields that have come since.
     before = {field.name: field.default for field in dataclasses.fields(settings)} | before
     now = dataclasses.asdict(settings)
     changed = [name for name in now if before[name] != now[name]]
-    told = [f"{name}: {before[name]} -> {now[name]}" for name in changed]
+    told += [f"{name}: {before[name]} -> {now[name]}" for name in changed]
     if not settings.changeable.issuperset(changed):
         raise ValueError(
             f"{out} holds a run with other settings ({', '.join(told)}): choose another folder, "

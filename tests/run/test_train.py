@@ -29,6 +29,7 @@ from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PUZZLES, Pretraining, Settings
 from aha_lib.rl import grpo, sampler
 from aha_lib.run import pretrain, session, train
+from aha_lib.run.folder import read_settings
 from aha_lib.tasks import countdown
 from aha_lib.tasks.countdown import Reward
 from aha_lib.tasks.rollout import Policy, Rollout, held_out_panel, training_puzzles
@@ -748,6 +749,38 @@ def test_no_prompt_is_longer_than_the_widest(name):
         longest = len(task.prompt(task.longest()))
         drawn = training_puzzles(task, Settings(prompts=60), 1)
         assert all(len(task.prompt(puzzle)) <= longest for puzzle in drawn)
+
+
+# Folders of before
+
+
+@pytest.fixture
+def old_run(monkeypatch, tmp_path):
+    """A run of two steps by the flat package of before, the keys of then included."""
+    shutil.copytree(Path(__file__).parents[1] / "data" / "old_run", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+def test_a_run_of_before_is_opened(old_run):
+    model, tokenizer, settings = train.trained(old_run)
+    assert settings.task == "countdown" and settings.steps == 2
+    assert model.config.width == 16 and tokenizer.vocab_size == TOKENIZER.vocab_size
+    base = weights.load("model")[0]
+    assert (model.embed[...] != base.embed[...]).any(), "two steps have moved it"
+
+
+@pytest.mark.slow
+def test_a_run_of_before_goes_on(old_run):
+    """From its checkpoint, its rows as they were; the log says that random keys are others now."""
+    before = (old_run / "metrics.jsonl").read_text()
+    settings = dataclasses.replace(read_settings(old_run), steps=3)
+    rows = list(train.train(settings, old_run))
+    assert [row["step"] for row in rows] == [3]
+    assert (old_run / "metrics.jsonl").read_text().startswith(before)
+    log = (old_run / "log.txt").read_text()
+    assert "random keys: those of before 28 November 2026 -> today's" in log
+    assert not (old_run / "damaged").exists()
 
 
 # Evaluation
