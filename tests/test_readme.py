@@ -73,6 +73,7 @@ def test_what_is_said_of_speed():
     assert "over eleven sizes" in text
 
 
+@pytest.mark.slow
 def test_what_is_said_of_gemma(monkeypatch):
     """The table and the figure are pages.py's; here what the text around them says."""
     monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
@@ -179,6 +180,7 @@ def test_the_control():
     assert said in text
 
 
+@pytest.mark.slow
 def test_the_table_of_what_fits(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
     import fits

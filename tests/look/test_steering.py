@@ -188,6 +188,7 @@ def test_decisions_fall_where_the_text_says(base, rollout):
         assert after.startswith("<answer>") != tries, after
 
 
+@pytest.mark.slow
 def test_decisions_of_nothing_are_none(base, rollout):
     """Of completions without an attempt or an answer, and of no completions at all."""
     silent = dataclasses.replace(rollout, texts=[""] * len(rollout.texts))

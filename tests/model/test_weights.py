@@ -610,6 +610,7 @@ def test_real_gemma_in_kaggles_layout(real, tmp_path):
     assert_same(model, again)
 
 
+@pytest.mark.slow
 def test_rows_of_the_embedding_without_a_piece_are_neither_sampled_nor_trained(tmp_path):
     words = Tokenizer.load(TINY_PATH)
     shape = dict(layers=2, width=32, heads=2, head_dim=16, ff=48, window=16)

@@ -132,6 +132,7 @@ def test_a_killed_gym_run_goes_on(tmp_path):
         assert same == {k: v for k, v in theirs.items() if not k.endswith(timed)}
 
 
+@pytest.mark.slow
 def test_a_run_keeps_resumes_and_remembers_it(tmp_path):
     """Stopped after step 2 and gone on: the rows of a run that was not stopped."""
     s = dataclasses.replace(SETTINGS, steps=4, eval_every=2, eval_puzzles=32, pass_k=1)
