@@ -156,16 +156,26 @@ def record(argv: Sequence[str]) -> int:
 
 
 def export(argv: Sequence[str]) -> int:
-    """Write a run's model in Hugging Face's layout, or Kaggle's, for other programs."""
+    """Write a run's model in Hugging Face's layout, or Kaggle's, for other programs.
+
+    Adapters are merged, in float32; with --bfloat16 the merged weights are rounded, and a line says
+    how much of what was learnt that loses.
+    """
     parser = cli.Parser(prog="aha export", description=export.__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, of GRPO or of pre-training")
     parser.add_argument("folder", type=Path, help="where the model goes")
     parser.add_argument("--kaggle", action="store_true", help="in Kaggle's layout")
+    parser.add_argument("--bfloat16", action="store_true", help="round merged adapters' weights")
     args = parser.parse_args(argv)
     try:
         model, tokenizer, _ = opened(args.run)
+        from aha_lib.model import lora
         from aha_lib.model.export import save_hf, save_kaggle
 
+        if lora.has_adapters(model):
+            dtype = "bfloat16" if args.bfloat16 else "float32"
+            print(lora.rounding(model, dtype))
+            model = lora.merge(model, dtype)
         save = save_kaggle if args.kaggle else save_hf
         save(model, args.folder, tokenizer)
     except FAULTS as error:

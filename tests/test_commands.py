@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from flax import nnx
 
 from aha_lib import commands, devices, presets
-from aha_lib.model import weights
+from aha_lib.model import lora, weights
 from aha_lib.presets import Settings
 from aha_lib.run import pretrain, session, train
 
@@ -101,6 +104,23 @@ def test_a_run_from_end_to_end(run, tmp_path, capsys):
 
     assert commands.main(["watch", str(run)]) == 0
     assert "held-out accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_merged_in_an_export(dtype, monkeypatch, tmp_path, capsys):
+    """In float32, where nothing is lost; on wish in bfloat16, and a line says what that loses."""
+    model, tokenizer, _ = weights.load("tiny")
+    lora.add(model, 2, rngs=nnx.Rngs(0))
+    model.layers.down_b[...] = model.layers.down_b[...] + 1e-4
+    monkeypatch.setattr(commands, "opened", lambda run: (model, tokenizer, Settings()))
+    wish = ["--bfloat16"] * (dtype == "bfloat16")
+    assert commands.main(["export", "x", str(tmp_path), *wish]) == 0
+    line = re.match(
+        rf"Rounding to {dtype} loses (\S+) of the adapters' update", capsys.readouterr().out
+    )
+    assert (float(line[1]) < 0.01) == (dtype == "float32")
+    saved = weights.load(tmp_path, param_dtype=dtype)[0].layers.down[...]
+    np.testing.assert_array_equal(saved, lora.merge(model, dtype).layers.down[...])
 
 
 def test_a_run_that_stopped_early_has_its_own_status(run, monkeypatch, capsys):

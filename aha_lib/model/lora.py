@@ -122,6 +122,11 @@ def _adapters(model: Gemma) -> dict[str, jax.Array]:
     return {name: x for name, x in pure.items() if name.endswith(("_a", "_b"))}
 
 
+def has_adapters(model: Gemma) -> bool:
+    """Whether there is something to merge."""
+    return bool(_adapters(model))
+
+
 def check_plain(model: Gemma) -> None:
     """Raises ValueError, with what to do, for a model that has more than Gemma's own weights."""
     if _adapters(model):
