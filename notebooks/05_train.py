@@ -565,7 +565,7 @@ dashboard.watch(out)
 # %%
 from aha_lib.model import export, weights
 
-model, tokenizer, trained_with = train.trained(out)
+model, tokenizer, trained_with = train.trained(out, merged=True)
 export.save_hf(model, out / "model", tokenizer)
 sorted(path.name for path in (out / "model").iterdir())
 
