@@ -14,7 +14,6 @@ from concurrent import futures
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -44,8 +43,8 @@ def learn(
 
 @memory_errors(ROOM)
 def step(
-    policy: Policy, opt_state: optax.OptState, reference, number: int, key: Key[Array, ""]
-) -> tuple[optax.OptState, dict[str, float]]:
+    policy: Policy, opt_state: grpo.OptState, reference, number: int, key: Key[Array, ""]
+) -> tuple[grpo.OptState, dict[str, float]]:
     """GRPO step `number`, from 1: updates the model; gives the optimizer's state and the metrics.
 
     `reference` is what `reference_params` gave at the start of the run. The metrics are those of

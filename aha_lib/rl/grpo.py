@@ -8,7 +8,7 @@ text; takes token ids, rewards and the log-probabilities that the sampler return
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from aha_lib.devices import cpu_threads, run_in_threads, shard_batch, to_host, whole_shares
 from aha_lib.presets import Settings
 from aha_lib.rl import objectives, packing
+
+# A pytree, as optax.OptState says in a way that the checkers of annotations do not all understand.
+OptState = Any
 
 
 class Batch(NamedTuple):
@@ -55,7 +58,7 @@ class TrainState(NamedTuple):
     """What a step changes; the step's number is `opt_state`'s own count."""
 
     params: nnx.State
-    opt_state: optax.OptState
+    opt_state: OptState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +219,7 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
     return OptimizerSettings.of(settings).optimizer(LearningRate.of(settings))
 
 
-def updates_done(opt_state: optax.OptState) -> Int[Array, ""]:
+def updates_done(opt_state: OptState) -> Int[Array, ""]:
     """How many updates an optimizer's state has seen."""
 
     def is_schedule(x):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
@@ -60,7 +59,7 @@ class Run:
 
     out: Path
     policy: Policy
-    opt_state: optax.OptState
+    opt_state: grpo.OptState
     reference: nnx.State | None  # of the KL term, see loop.reference_params
     mesh: Mesh
     manager: ocp.CheckpointManager
@@ -348,7 +347,7 @@ def _mesh(settings: Settings) -> Mesh:
 
 def _restore_or_begin(
     s: Settings, out: Path, task: Task, mesh: Mesh, manager: ocp.CheckpointManager
-) -> tuple[Policy, optax.OptState, nnx.State | None, int]:
+) -> tuple[Policy, grpo.OptState, nnx.State | None, int]:
     """What a step needs, as the newest checkpoint has it, and its step; -1 if there is none."""
     graph, state, reference, tokenizer = begin(s, mesh, task)
     params, rest = grpo.trainable(state.params, s.lora)
@@ -401,10 +400,10 @@ def trained(
     return lora.merge(model) if s.lora and merged else model, tokenizer, s
 
 
-def _kept(model: Gemma, opt_state: optax.OptState, settings: Settings) -> dict:
+def _kept(model: Gemma, opt_state: grpo.OptState, settings: Settings) -> dict:
     """What a checkpoint holds: with adapters not the base under them."""
     return _tree(grpo.trainable(nnx.state(model), settings.lora)[0], opt_state)
 
 
-def _tree(params: nnx.State, opt_state: optax.OptState) -> dict:
+def _tree(params: nnx.State, opt_state: grpo.OptState) -> dict:
     return {"params": params, "opt_state": opt_state}
