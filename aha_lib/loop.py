@@ -30,7 +30,7 @@ ROOM = "sampling, lower prompts or set gather=False; updating, lower micro_batch
 
 def learn(
     model: Gemma, tokenizer: Tokenizer, task: Task, settings: Settings
-) -> Iterator[dict[str, float]]:
+) -> Iterator[dict[str, float | int]]:
     """Train `model` in place on a task; yields each step's metrics."""
     policy = Policy(model, tokenizer, task, settings)
     reference = reference_params(model, settings)
@@ -44,7 +44,7 @@ def learn(
 @memory_errors(ROOM)
 def step(
     policy: Policy, opt_state: grpo.OptState, reference, number: int, key: Key[Array, ""]
-) -> tuple[grpo.OptState, dict[str, float]]:
+) -> tuple[grpo.OptState, dict[str, float | int]]:
     """GRPO step `number`, from 1: updates the model; gives the optimizer's state and the metrics.
 
     `reference` is what `reference_params` gave at the start of the run. The metrics are those of
