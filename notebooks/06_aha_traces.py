@@ -108,7 +108,7 @@ def parsed(run: record.Record) -> SimpleNamespace:
         ]
         for kind in ("sampled", "greedy")
     }
-    return SimpleNamespace(**vars(run), **sides)
+    return SimpleNamespace(**vars(run), panel=run.panel, **sides)
 
 
 # %%

@@ -9,18 +9,19 @@ from flax import nnx
 
 
 @jax.jit
-def _are_finite(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.isfinite(leaf).all() for leaf in leaves]
+def _is_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
 
 
 def first_nonfinite(params) -> str | None:
     """The path, such as `layers/q`, of the first array that holds NaN or infinity; else None.
 
-    `params` is a pytree of arrays, sharded or not: one pass over them on their devices.
+    `params` is a pytree of arrays, sharded or not: they are looked at where they are, one at a time.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    found = _are_finite([leaf for _, leaf in flat])
-    for (path, _), is_finite in zip(flat, found, strict=True):
+    # All are asked before the first answer is waited for.
+    found = [(path, _is_finite(array)) for path, array in flat]
+    for path, is_finite in found:
         if not is_finite:
             return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
     return None

@@ -707,16 +707,17 @@ def test_rows_go_to_a_tracker_too(settings, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_trained_model(settings, rewarded, tmp_path):
-    """That of the newest checkpoint, or of an earlier one; adapters are merged into it."""
+    """That of the newest checkpoint, or of an earlier one; adapters are merged into it on wish."""
     settings = dataclasses.replace(settings, lora=2, eval_every=100)
     run(settings, tmp_path)
-    model, tokenizer, said = train.trained(tmp_path)
+    assert nnx.state(train.trained(tmp_path)[0], nnx.LoRAParam)
+    model, tokenizer, said = train.trained(tmp_path, merged=True)
     assert said == dataclasses.replace(settings, kl=0.0) and tokenizer.vocab_size == 118
     assert not nnx.state(model, nnx.LoRAParam)
     base, *_ = weights.load(settings.model)
     moved = lambda m: (np.asarray(m.layers.q[...]) != np.asarray(base.layers.q[...])).any()  # noqa: E731
     assert moved(model)
-    older, *_ = train.trained(tmp_path, step=4)
+    older, *_ = train.trained(tmp_path, step=4, merged=True)
     assert (np.asarray(older.layers.q[...]) != np.asarray(model.layers.q[...])).any()
     with pytest.raises(FileNotFoundError, match="has no checkpoint up to step 1."):
         train.trained(tmp_path, step=1)
