@@ -16,7 +16,7 @@ def _is_finite(array: jax.Array) -> jax.Array:
 def first_nonfinite(params) -> str | None:
     """The path, such as `layers/q`, of the first array that holds NaN or infinity; else None.
 
-    `params` is a pytree of arrays, sharded or not: they are looked at where they are, one at a time.
+    `params` is a pytree of arrays, sharded or not: each is looked at where it is.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     # All are asked before the first answer is waited for.
