@@ -19,8 +19,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 # Values for names of a notebook's cell tagged "parameters", to make its run here a short one:
 # {"05_train": {"overrides": {"steps": 2}}} runs a cell `overrides = {'steps': 2}` right after it.
 SHORTER = {"05_train": {"overrides": {"steps": 2}}}
-SMALL = dict(steps=2, prompts=2, group=2, eval_puzzles=4, pass_k=1, completion_len=2)
-SHORTEST = {"02_countdown_env": {}, "05_train": {"overrides": SMALL}}  # run by every `pytest`
+QUICK = ("01_load_gemma", "02_countdown_env")  # run by every `pytest`
 
 DIRTY = re.compile(
     r"Traceback \(most recent call last\)"
@@ -85,26 +84,22 @@ def test_committed_outputs(path):
             assert not DIRTY.search(text), f"{DIRTY.search(text)[0]} after {cell.source}"
 
 
-@pytest.mark.slow
-@each_notebook
+def slow_unless_quick(path: Path):
+    marks = () if path.stem in QUICK else pytest.mark.slow
+    return pytest.param(path, marks=marks, id=path.stem)
+
+
+@pytest.mark.parametrize("path", map(slow_unless_quick, NOTEBOOKS))
 def test_runs(path, tmp_path):
-    execute(path, SHORTER.get(path.stem, {}), tmp_path)
-
-
-@pytest.mark.parametrize("stem", SHORTEST)
-def test_runs_in_short(stem, tmp_path):
-    execute(ROOT / "notebooks" / f"{stem}.py", SHORTEST[stem], tmp_path)
-
-
-def execute(path, shorter: dict, folder: Path) -> None:
-    """Run a notebook in a fresh kernel, in `folder`, with other values of its parameters."""
+    """In a fresh kernel; some with other values of their parameters."""
+    shorter = SHORTER.get(path.stem, {})
     notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
     at = tagged(notebook, "parameters")
     stored = [n for n in ast.walk(ast.parse(notebook.cells[at].source)) if isinstance(n, ast.Name)]
     assert set(shorter) <= {name.id for name in stored}, "no such name in the parameters cell"
     lines = [f"{name} = {value!r}" for name, value in shorter.items()]
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
-    where = {"metadata": {"path": str(folder)}}
+    where = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]

@@ -34,6 +34,7 @@ def run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_record_says_what_the_folder_said(run, tmp_path):
     record.main([str(run), str(tmp_path / "kept")])
     one, other = record.read(run), record.read(tmp_path / "kept")
@@ -48,6 +49,7 @@ def test_a_record_says_what_the_folder_said(run, tmp_path):
     assert (tmp_path / "again" / "rollouts.jsonl.gz").read_bytes() == packed, "the same bytes"
 
 
+@pytest.mark.slow
 def test_a_record_has_the_adapters(run, tmp_path):
     record.keep(run, tmp_path)
     model, *_ = train.trained(run)
@@ -63,7 +65,12 @@ def test_a_record_has_the_adapters(run, tmp_path):
 RECORDS = [path.parent for path in sorted(record.DATA.glob("**/rollouts.jsonl.gz"))]
 
 
-@pytest.mark.parametrize("folder", RECORDS, ids=lambda path: "/".join(path.parts[-2:]))
+def slow_if_large(folder):
+    marks = () if folder.parent.name == "run" else pytest.mark.slow
+    return pytest.param(folder, marks=marks, id="/".join(folder.parts[-2:]))
+
+
+@pytest.mark.parametrize("folder", map(slow_if_large, RECORDS))
 def test_the_records_of_the_package(folder):
     """Each has a text for every puzzle of its panel, and these have the accuracies of its rows."""
     shipped = record.read(folder)
@@ -101,6 +108,7 @@ def test_no_run_is_a_sentence(tmp_path, capsys):
     assert ended.value.code == 2 and "holds no whole run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_record_does_not_go_into_a_run(run, tmp_path, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     other = tmp_path / "other"
@@ -113,6 +121,7 @@ def test_a_record_does_not_go_into_a_run(run, tmp_path, capsys):
     assert [path.name for path in other.iterdir()] == ["checkpoints"]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_read_to_its_last_row(run, tmp_path):
     """An evaluation's texts are there before its row, and lines before they are whole."""
     live = tmp_path / "mine"
@@ -128,6 +137,7 @@ def test_a_run_that_goes_on_is_read_to_its_last_row(run, tmp_path):
     assert record.read(tmp_path / "kept").kept == record.read(run).kept
 
 
+@pytest.mark.slow
 def test_damage_is_named(run, tmp_path, capsys):
     """The file, and where it has lines the line."""
     record.keep(run, tmp_path / "kept")

@@ -369,6 +369,7 @@ def test_the_step_raises_what_was_rewarded_and_donates_its_state(model, batch):
     assert change[:4].sum() > 0 > change[4:].sum()
 
 
+@pytest.mark.slow
 def test_other_seeds_and_lengths_of_a_run_compile_nothing(model, batch):
     """What the loss and the update do not read is no part of their programs."""
 

@@ -243,6 +243,7 @@ def random_batch():
     return grpo.Batch(ids[:, :3], np.ones((4, 3), bool), ids[:, 3:], mask, old, gain)
 
 
+@pytest.mark.slow
 def test_two_updates_reuse_the_old_logprobs():
     graph, params = nnx.split(Gemma(CONFIG, rngs=nnx.Rngs(0)))
     copy = lambda: jax.tree.map(jnp.copy, params)  # noqa: E731
@@ -272,6 +273,7 @@ def test_schedule_counts_steps_whatever_the_updates():
     assert rates[0][:2] == pytest.approx([3e-4, 6e-4], rel=1e-3) and max(rates[0]) == rates[0][1]
 
 
+@pytest.mark.slow
 def test_rescored_weights_are_truncated():
     graph, params = nnx.split(Gemma(CONFIG, rngs=nnx.Rngs(0)))
     batch, s = random_batch(), Settings(micro_batch=3, importance_cap=1.2)

@@ -97,6 +97,7 @@ def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, one_thr
         np.testing.assert_allclose(logprobs, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_lengthening_never_holds_two_whole_caches(model, monkeypatch, one_thread):
     real, shorter = sampler._resize, []
 

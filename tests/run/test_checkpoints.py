@@ -280,6 +280,7 @@ def with_devices(count, there, **made):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_checkpoints_of_eight_devices_open_on_one(tmp_path):
     with_devices(8, tmp_path, eight=(8, 1), split=(4, 2), two=(2, 1), one=(1, 1))
     with_devices(1, tmp_path)

@@ -217,6 +217,7 @@ def test_a_cut_model_is_put_back(gemma):
 WHOLE = pytest.param({"lora": 0, "cut": False, "dtype": "float32"}, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, WHOLE])
 def test_a_cold_start_resumes_bit_for_bit(gemma, tmp_path, changes):
     settings = dataclasses.replace(cold(gemma), **changes)
@@ -286,6 +287,7 @@ def test_a_cold_start_then_grpo(gemma, tmp_path):
     assert "heldout_accuracy" in rows[0] and np.isfinite(rows[2]["grad_norm"])
 
 
+@pytest.mark.slow
 def test_training_that_diverges_ends_and_keeps_what_is_finite(gemma, tmp_path, capsys):
     """As GRPO does: a step without finite gradients is left out, the third in a row the last."""
     # The first step warms up at rate 0, the second throws the parameters far away.

@@ -170,6 +170,7 @@ def test_the_panel_shares_no_numbers_with_training(settings):
 # What the step is fed
 
 
+@pytest.mark.slow
 def test_the_batch_of_a_step(settings, rewarded, monkeypatch, tmp_path):
     """One BOS, EOS trained once, sampler and trainer at one temperature, rewards in their rows."""
     batches = spied(monkeypatch, grpo, "train_step", lambda args, kwargs, result: args[3])
@@ -460,6 +461,7 @@ def test_a_caller_who_leaves_is_told_of(settings, rewarded, tmp_path):
     assert said.startswith("Closed by its caller. The last row is that of step 0; the same command")
 
 
+@pytest.mark.slow
 def test_the_first_typo_does_not_burn_the_folder(settings, folder, rewarded, tmp_path):
     """What a run was refused for can be put right in the same folder."""
     settings = dataclasses.replace(settings, steps=0, eval_puzzles=2)
@@ -522,6 +524,7 @@ def test_another_number_of_devices_is_a_sentence(settings, tmp_path):
         run(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_a_sentence_with_the_setting(settings, monkeypatch, tmp_path):
     asks_too_much = lambda *args, **kwargs: jax.numpy.zeros(2**46).block_until_ready()  # noqa: E731
     monkeypatch.setattr(grpo, "train_step", asks_too_much)
@@ -587,6 +590,7 @@ def test_a_loss_that_is_not_finite_is_not_applied(settings):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_step(settings, rewarded, tmp_path, capsys):
     """And leaves Ctrl-C to others afterwards; the run goes on as if nothing had been."""
     whole, handler, rows = run(settings, tmp_path / "whole"), signal.getsignal(signal.SIGINT), []

@@ -7,9 +7,15 @@ import pytest
 from aha_lib.presets import Settings
 from aha_lib.tasks import gym, task
 
-with warnings.catch_warnings():  # of cellpylib, which reasoning-gym imports
-    warnings.simplefilter("ignore")
-    pytest.importorskip("reasoning_gym")
+# Its extra is not part of the quick tests' installation; .ci/run brings it for the slow ones.
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def reasoning_gym():
+    with warnings.catch_warnings():  # of cellpylib, which reasoning-gym imports
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("reasoning_gym")
 
 
 def sums(**config):

@@ -96,6 +96,7 @@ class Sums(Gym):
 @pytest.mark.slow
 def test_a_killed_gym_run_goes_on(tmp_path):
     """Killed after step 2; the same command then gives the rows of a run that was left alone."""
+    pytest.importorskip("reasoning_gym")
     (tmp_path / "sums.py").write_text(SUMS)
     s = dataclasses.replace(
         SETTINGS,
