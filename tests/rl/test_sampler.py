@@ -252,6 +252,7 @@ def test_draw_from_a_wide_vocabulary():
     assert statistic < freedom + 4 * np.sqrt(2 * freedom)
 
 
+@pytest.mark.slow
 def test_the_generator_of_keys_does_not_show(model, monkeypatch):
     """rbg draws other numbers for another batch: with it, two threads gave other tokens than one.
 
