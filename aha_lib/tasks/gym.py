@@ -4,13 +4,12 @@ Needs the extra `gym` (`pip install "aha_lib[gym]"`). Questions and scores are i
 nothing of Countdown.
 """
 
-import hashlib
 import inspect
 import random
 import re
 from typing import Any
 
-from aha_lib.tasks.task import Task
+from aha_lib.tasks.task import Task, is_held_out
 
 INDICES = 2**31 - 1  # entries of a data set, of which each puzzle draws some
 TRIED = 1_000  # draws after which a data set seems to have no held-out questions, or no others
@@ -60,11 +59,6 @@ class Gym(Task[dict[str, Any]]):
         """The longest of some prompts; `prompt_len` should leave room for longer ones."""
         entries = [self.puzzle(0, index, held_out=False) for index in range(200)]
         return max(entries, key=lambda entry: len(self.prompt(entry)))
-
-
-def is_held_out(question: str) -> bool:
-    """Whether this question belongs to the held-out tenth."""
-    return int(hashlib.sha256(question.encode()).hexdigest(), 16) % 10 == 0
 
 
 def _create(dataset: str, **config):

@@ -6,12 +6,11 @@ Stories are generated, so there is no data set to fetch and none to have been re
 a Gemma: the tiny model does not know these words. Knows nothing of Countdown.
 """
 
-import hashlib
 import random
 import re
 from dataclasses import dataclass
 
-from aha_lib.tasks.task import Task
+from aha_lib.tasks.task import Task, is_held_out
 
 NAMES = ("Ada", "Ben", "Chidi", "Dana", "Emil", "Farah", "Goran", "Hana")
 THINGS = ("apples", "books", "coins", "eggs", "marbles", "pencils", "stamps", "tickets")
@@ -93,11 +92,6 @@ def change(rng: random.Random, count: int, friend: str, thing: str) -> tuple[str
         fewer = rng.randint(1, count - 1)
         return f"{friend} gets {fewer} of the {thing}.", count - fewer
     return f"Half of the {thing} are sold.", count // 2
-
-
-def is_held_out(text: str) -> bool:
-    """Whether this story belongs to the held-out tenth."""
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10 == 0
 
 
 def last_answer(text: str) -> int | None:
