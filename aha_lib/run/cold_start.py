@@ -5,7 +5,7 @@ but its settings; how a model is trained on worked text is `pretrain`'s.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from aha_lib.presets import PRETRAINING, Pretraining, Settings
@@ -52,19 +52,20 @@ def is_going_on(out: Path) -> bool:
     return begun and not pretrain.is_finished(base_of(out)) and not folder.has_begun(out)
 
 
-def steps(settings: Settings, out: Path, deadline: float) -> Iterator[dict]:
+def steps(settings: Settings, out: Path, deadline: float) -> Generator[dict, None, bool]:
     """The steps of a run's cold start that are left, if it has one; the run's folder is held.
 
-    Yields rows with `"phase": "cold start"`. Returns early where the clock or a file `stop` ends
-    it: then the folder has `stopped.txt`. Raises what `pretrain.pretrain` raises, and ValueError
-    where the base is another model's, or is gone although GRPO has begun on it.
+    Yields rows with `"phase": "cold start"`. Returns whether GRPO may begin: not where the clock or
+    a file `stop` has ended the run, whose folder then has `stopped.txt`. Raises what
+    `pretrain.pretrain` raises, and ValueError where the base is another model's, or is gone
+    although GRPO has begun on it.
     """
     cold, base = planned(settings), base_of(out)
     if cold is None:
-        return
+        return True
     if pretrain.is_finished(base):
         _check(base, cold, out)
-        return
+        return True
     if folder.has_begun(out):
         raise ValueError(
             f"The run in {out} has begun from {base}, and that model is gone: put it back, or "
@@ -78,10 +79,12 @@ def steps(settings: Settings, out: Path, deadline: float) -> Iterator[dict]:
         folder.log(out, f"Cold start: {cold.steps} supervised steps in {base}, then GRPO.")
         for row in pretrain.learn(cold, base, watch):
             yield {"phase": PHASE} | row
-    if pretrain.is_finished(base):
-        # It ends with a step of its own: whether there is time for what follows is asked now.
-        reason = watch.reason(cold.steps, cold.steps + 1)
-        watch.tell(reason, f"the cold start, {cold.steps} supervised steps,")
+    if not pretrain.is_finished(base):
+        return False
+    # Its last step is no reason to stop: whether there is time for what follows is asked now.
+    reason = watch.reason(cold.steps, cold.steps + 1)
+    watch.tell(reason, f"the cold start, {cold.steps} supervised steps,")
+    return reason is stop.Stop.NOT
 
 
 def _check(base: Path, cold: Pretraining, out: Path) -> None:

@@ -286,7 +286,8 @@ def _resume_or_start(s: Pretraining, out: Path, manager: ocp.CheckpointManager) 
         # Adam's scalars too, where the steps leave them: else the second one would compile anew.
         state = jax.device_put(state, devices.shardings(state, mesh))
         run = _Training(s, out, mesh, manager, graph, rest, tokenizer, state, 0, [], 0)
-        checkpoints.check_room(out, _kept_tree(run))
+        in_float32 = 4 * sum(x.size for x in jax.tree.leaves((state.params, rest)))
+        checkpoints.check_room(out, _kept_tree(run), model=in_float32)
         del params, state
         _restore(run)
         run.batch, run.following = _batch(run, run.document)

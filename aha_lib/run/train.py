@@ -92,8 +92,9 @@ def train(settings: Settings, out: str | Path, task: Task | None = None) -> Iter
         changes = folder.changed_settings(out, settings)
         folder.remove_marks(out)
         with folder.keep_reason(out, settings.steps), checkpoints.disk_errors(out):
-            yield from cold_start.steps(settings, out, deadline)
-            if folder.why_stopped(out):
+            _mesh(settings)  # what cannot be is said before the cold start takes its time
+            may_begin = yield from cold_start.steps(settings, out, deadline)
+            if not may_begin:
                 return
             with checkpoints.manager(out) as manager:
                 run = resume_or_start(settings, out, task, manager, deadline)

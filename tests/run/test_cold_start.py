@@ -3,21 +3,24 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from flax import nnx
 
 from aha_lib import commands, presets
-from aha_lib.look import dashboard
+from aha_lib.look import dashboard, show
 from aha_lib.model import export, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
-from aha_lib.presets import MODELS, PRETRAINING, Settings
-from aha_lib.run import folder, pretrain, train
+from aha_lib.presets import MODELS, PRETRAINING, SETTINGS, Settings
+from aha_lib.run import cold_start, folder, pretrain, train
 
 # Adapters on a very small model of the tiny vocabulary, in a handful of steps.
 SMALL = dict(preset="small", model="x", rows=3, row_len=96, steps=4, warmup=1, lora=2)
@@ -180,3 +183,121 @@ def test_a_cold_start_that_was_killed_goes_on(whole, settings, tmp_path, capsys)
     assert [row["step"] for row in rows] == [3, 4, 0, 1]
     assert untimed(rows) == untimed(whole[1][2:])
     assert untimed(train.rows_so_far(tmp_path)) == untimed(whole[1])
+
+
+def test_a_base_made_by_hand_is_taken(settings, tmp_path, capsys):
+    """`aha pretrain --out RUN/base` with settings of one's own; but not another model's base."""
+    own = dataclasses.replace(PRETRAINING["small"], model=settings.model, steps=0)
+    assert list(pretrain.pretrain(own, tmp_path / "base")) == []
+    no_step = dataclasses.replace(settings, steps=0)
+    assert [row["step"] for row in train.train(no_step, tmp_path)] == [0]
+    assert "base is there already (preset small, steps 0): it is taken" in capsys.readouterr().out
+    other = dataclasses.replace(settings, model="tiny", steps=0)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "checkpoints").rename(tmp_path / "before")
+    with pytest.raises(ValueError, match=f"was trained from {settings.model}, and model is tiny"):
+        next(train.train(other, tmp_path))
+
+
+def test_a_base_that_is_gone_is_not_made_anew(whole, settings, tmp_path):
+    """What GRPO has learnt belongs to the model that it began with."""
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    shutil.rmtree(out / "base")
+    with pytest.raises(ValueError, match="has begun from .*base, and that model is gone"):
+        next(train.train(settings, out))
+    assert not (out / "base").exists()
+
+
+def test_a_model_that_has_had_its_cold_start_gets_no_second(whole, settings, tmp_path):
+    """As runs were begun before: by `aha pretrain --out X`, then `--model X`."""
+    again = dataclasses.replace(settings, model=str(whole[0] / "base"), steps=0)
+    assert [row.get("phase") for row in train.train(again, tmp_path)] == [None]
+    said = folder.read_settings(tmp_path)
+    assert said.cold_start == "" and said.model == again.model
+    assert not (tmp_path / "base").exists()
+    # A folder of before does not know the setting.
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({k: v for k, v in vars(said).items() if "cold_start" not in k}))
+    assert list(train.train(again, tmp_path)) == []
+    assert train.trained(tmp_path)[2].cold_start == ""
+
+
+def test_what_is_drawn_of_it(whole):
+    """The loss while it goes on, then the usual panels; GRPO's rows are given back."""
+    out, rows = whole
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        handle = SimpleNamespace(update=drawn.append)
+        patch.setattr(show, "display", lambda *_, **__: handle)
+        kept = show.watch(iter(rows[2:]), rows[:2], seconds=0.0)
+    titles = [[axis.get_title(loc="left") for axis in figure.axes] for figure in drawn]
+    assert titles[0] == titles[1] == ["Cold start: loss of the next token, nats"]
+    assert all(title[0] == "Accuracy on held-out puzzles" for title in titles[2:])
+    assert list(drawn[1].axes[0].lines[0].get_xdata()) == [1, 2, 3, 4]
+    assert kept == rows[4:]
+
+
+def test_the_presets_name_theirs():
+    """And start from a model that is there: no folder that another command has to make."""
+    for name, settings in SETTINGS.items():
+        assert settings.model in ("tiny", *weights.HANDLES), name
+        cold = cold_start.planned(settings)
+        if cold is None:
+            continue
+        assert cold.model == settings.model and cold.template == settings.template, name
+        fewer = dataclasses.replace(settings, cold_start_steps=7, model="somewhere")
+        assert cold_start.planned(fewer) == dataclasses.replace(cold, steps=7, model="somewhere")
+    with pytest.raises(ValueError, match="^cold_start is 'x': it has to be one of tiny, tiny-no"):
+        Settings(cold_start="x")
+
+
+# Several devices and hosts
+
+
+def losses(out):
+    return [row["loss"] for row in train.read_rows(out / "base" / "metrics.jsonl")]
+
+
+def finish(*processes):
+    for process in processes:
+        said, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [2, 0], ids=["adapters", "all weights"])
+def test_eight_devices_learn_the_same(model, tmp_path, lora):
+    """Three rows on one device and on eight; what they have learnt is the same, and GRPO from it."""
+    small = dict(lora=lora, learning_rate=1e-3)
+    for count in (1, 8):
+        finish(start(model, tmp_path / str(count), devices=count, small=small))
+    one, eight = (tmp_path / str(count) for count in (1, 8))
+    np.testing.assert_allclose(losses(eight), losses(one), rtol=1e-5)
+    learnt = [weights.load(out / "base")[0].layers.q[...] for out in (one, eight)]
+    np.testing.assert_allclose(*learnt, rtol=0, atol=1e-5)
+    ends = [train.read_rows(out / "metrics.jsonl")[-1] for out in (one, eight)]
+    assert ends[0]["entropy"] == pytest.approx(ends[1]["entropy"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_killed_on_eight_devices_it_goes_on_with_one(whole, settings, tmp_path):
+    killed = start(settings.model, tmp_path, kill_at=3, devices=8)
+    killed.communicate(timeout=900)
+    assert killed.returncode == -signal.SIGKILL
+    rows = list(train.train(settings, tmp_path))
+    assert [row["step"] for row in rows] == [3, 4, 0, 1]
+    np.testing.assert_allclose(losses(tmp_path), losses(whole[0]), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_hosts_of_four_devices(model, whole, tmp_path):
+    """They share the folder: each takes its rows, and the first writes the model."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    hosts = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
+    each = [hosts | {"JAX_PROCESS_ID": number} for number in "01"]
+    finish(*(start(model, tmp_path, devices=4, environ=environ) for environ in each))
+    np.testing.assert_allclose(losses(tmp_path), losses(whole[0]), rtol=1e-4)
+    assert [row["step"] for row in train.read_rows(tmp_path / "metrics.jsonl")] == [0, 1]
