@@ -268,7 +268,7 @@ def finish(*processes):
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [2, 0], ids=["adapters", "all weights"])
 def test_eight_devices_learn_the_same(model, tmp_path, lora):
-    """Three rows on one device and on eight; what they have learnt is the same, and GRPO from it."""
+    """Three rows on one device and on eight: the same losses, the same base, GRPO from it."""
     small = dict(lora=lora, learning_rate=1e-3)
     for count in (1, 8):
         finish(start(model, tmp_path / str(count), devices=count, small=small))
