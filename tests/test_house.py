@@ -23,7 +23,7 @@ loop
 run.session run.folder run.stop run.checkpoints run.tracker run.cli run.pretrain run.cold_start
 run.train
 look.record look.show look.dashboard look.steering
-tpu.chips tpu.programs tpu.plan
+tpu.chips tpu.programs tpu.forecast tpu.plan
 commands
 """.split()
 NO_JAX = {  # and what they may import
