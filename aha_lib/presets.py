@@ -258,7 +258,9 @@ class Settings:
     """All that determines a run: the same settings give the same run on the same machine."""
 
     preset: str = setting("tiny", "the preset that the others come from", changeable=True)
-    model: str = setting("tiny", '"tiny", a Kaggle handle or a folder, as weights.load takes it')
+    model: str = setting(
+        "tiny", '"tiny", a Kaggle handle, hf:OWNER/NAME or a folder, as weights.load takes it'
+    )
     task: str = setting(
         "countdown", "what is learnt: countdown, FILE.py:NAME, MODULE:NAME or gym:NAME"
     )

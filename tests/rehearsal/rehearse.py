@@ -37,6 +37,7 @@ TIMEOUT = 1200  # seconds of a cell
 # What a rehearsal makes of the names in a notebook's parameters cell, beside the preset: a run
 # of few steps and short answers. A name that the cell does not have is left out.
 FEW = {
+    "cold_start_steps": 2,
     "steps": 2,
     "prompts": 8,
     "group": 4,
