@@ -150,8 +150,9 @@ def set_writable(folder: Path, writable: bool) -> None:
 
 
 def pack(file: Path) -> Path:
-    """What README's command puts into aha.zip, from the files as they are, committed or not."""
-    command = re.search(r"^git archive .* HEAD (.*)", (ROOT / "README.md").read_text(), re.M)
+    """What the pages' command puts into aha.zip, from the files as they are, committed or not."""
+    pages = [path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
+    command = re.search(r"^git archive .* HEAD (.*)", "\n".join(pages), re.M)
     attributes = (ROOT / ".gitattributes").read_text().splitlines()
     left_out = {line.split()[0] for line in attributes if line.endswith("export-ignore")}
     left_out = {path for pattern in left_out for path in ROOT.glob(pattern)}
