@@ -258,7 +258,9 @@ class Settings:
     """All that determines a run: the same settings give the same run on the same machine."""
 
     preset: str = setting("tiny", "the preset that the others come from", changeable=True)
-    model: str = setting("tiny", '"tiny", a Kaggle handle or a folder, as weights.load takes it')
+    model: str = setting(
+        "tiny", '"tiny", a Kaggle handle, hf:OWNER/NAME or a folder, as weights.load takes it'
+    )
     cold_start: str = setting(
         "",
         "supervised training of the model before its first GRPO step, in the run's folder `base`: "
