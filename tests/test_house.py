@@ -22,7 +22,7 @@ tasks.rollout tasks.corpus
 loop
 run.session run.folder run.checkpoints run.tracker run.cli run.train run.pretrain
 look.record look.placement look.show look.dashboard look.steering
-tpu.chips tpu.programs tpu.plan
+tpu.chips tpu.programs tpu.forecast tpu.plan
 commands
 """.split()
 NO_JAX = {  # and what they may import

@@ -40,8 +40,10 @@ def simulated(
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
         "COLUMNS": "80",
     }
-    # It joins no other processes, and imports the package that asks.
-    environment.pop("JAX_COORDINATOR_ADDRESS", None)
+    # It joins no other processes, writes plain text (a notebook's kernel forces colours), and
+    # imports the package that asks.
+    for name in ("JAX_COORDINATOR_ADDRESS", "FORCE_COLOR", "CLICOLOR_FORCE"):
+        environment.pop(name, None)
     paths = [str(ROOT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     command = [sys.executable, "-m", "aha_lib.look.placement", json.dumps(arrays), str(tp)]

@@ -7,8 +7,9 @@ from aha_lib import devices
 from aha_lib.look import placement
 
 
-def test_devices_that_are_not_here_are_drawn():
+def test_devices_that_are_not_here_are_drawn(monkeypatch):
     """The embedding by its vocabulary, heads by `tp`; what divides by nothing, on all of them."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a notebook's kernel does
     arrays = {
         "embed": ((512, 128), ("vocab", "embed")),
         "q": ((128, 8), ("embed", "heads")),
@@ -16,6 +17,7 @@ def test_devices_that_are_not_here_are_drawn():
     }
     drawn = placement.simulated(arrays, count=4, tp=2)
     titles = ["embed: 512 x 128", "q: 128 x 8", "rows: 7"]
+    assert "\x1b" not in drawn
     assert [line for line in drawn.splitlines() if line.split(":")[0] in arrays] == titles
     cells = []
     for line in drawn.splitlines():
