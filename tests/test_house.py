@@ -21,7 +21,7 @@ tasks.countdown tasks.traces tasks.task tasks.last_first tasks.word_problems tas
 tasks.rollout tasks.corpus
 loop
 run.session run.folder run.checkpoints run.tracker run.cli run.train run.pretrain
-look.record look.show look.dashboard look.steering
+look.record look.measures look.show look.dashboard look.steering
 tpu.chips tpu.programs tpu.plan
 commands
 """.split()
