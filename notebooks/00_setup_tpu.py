@@ -468,7 +468,7 @@ for name, call in CALLS.items():
     first = length - 1 if call.slots else 0
     places = jnp.broadcast_to(first + jnp.arange(call.tokens), ids.shape)
     program = train if call.passes > 1 else read
-    took = seconds(program, state, ids, places, runs=15)
+    took = seconds(program, state, ids, places, runs=40)
     speeds[name] = ids.size / took
     done = call.operations(c)
     points[name] = done / call.bytes(c, 4), done / took
@@ -626,7 +626,71 @@ if answer:
 # most that fits.
 #
 # ## 6. What will happen
-# TODO
+# How many minutes will a run of your preset take on `chip`, and does it end
+# within the session? `forecast` estimates the four parts before any of them
+# is spent, and names beside each part what the estimate comes from. No TPU
+# was timed: the run's minutes assume the share of the chip's peaks that a
+# GPU reached, so take them for a guess within a factor of two.
+
+# %%
+from aha_lib.tpu.forecast import forecast
+
+known = {}
+if answer and planned == preset:  # the compiler has been asked above
+    full = ", ".join(p.name for p in answer.too_large)
+    known["seconds"] = {p.name: p.seconds for p in answer.programs}
+    known["too_large"] = full and f"{full} does not fit."
+hours = None if left is None else left / 3600
+print(forecast(preset, chip, hours=hours, **known, **overrides))
+
+# %% [markdown]
+# The tiny preset is made for a CPU, and its forecast for a TPU is mostly
+# compilation. What did it take on two CPU cores? The recorded runs know; a
+# first start compiles for about a minute more.
+
+# %%
+from aha_lib.look import record
+from aha_lib.run import train as runs
+
+for folder in sorted((record.DATA / "run").glob("seed*")):
+    rows = runs.read_rows(folder / "metrics.jsonl")
+    spent = [v for r in rows for k, v in r.items() if k.endswith("_seconds")]
+    print(f"tiny, {folder.name}: {sum(spent) / 60:.1f} minutes of steps")
+
+# %% [markdown]
+# The same for every preset on this chip, to choose one by its minutes:
+
+# %%
+every = {k: s for k, s in SETTINGS.items() if not k.endswith("-cpu")}
+forecasts = {name: forecast(name, chip, hours=hours) for name in every}
+PARTS = ("download", "compilation", "cold start", "run")
+rows = []
+for name, f in forecasts.items():
+    minutes = [f"{f.parts[part].minutes:.0f}" for part in PARTS]
+    verdict = "go" if f.go else "no go"
+    rows.append([name, *minutes, f"{f.minutes:.0f}", verdict])
+show.table(["preset", *PARTS, "minutes in all", "in a session"], rows)
+
+# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
+# Draws the minutes of each preset.
+fig, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
+start = np.zeros(len(forecasts))
+for part, hatch in zip(PARTS, ("", "//", "..", ""), strict=True):
+    minutes = [f.parts[part].minutes for f in forecasts.values()]
+    ax.barh([*forecasts], minutes, left=start, label=part, hatch=hatch)
+    start += minutes
+session = next(iter(forecasts.values())).session
+if session:
+    ax.axvline(session, color="black", label="the session ends")
+ax.set(xlabel="minutes", title=f"forecast on {chip}")
+ax.invert_yaxis()
+ax.legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
+# *No go* means: not in one session. A run saves and stops before the session
+# ends and goes on in the next, so it is a question of patience. What does
+# not fit into memory is a no go that only other settings change.
 
 # %% [markdown]
 # ## Exercises
@@ -656,5 +720,6 @@ if answer:
 #
 # ## Where this lives
 # Detection, mesh and shardings are in `aha_lib/devices.py`, the questions to
-# the compiler in `aha_lib/tpu/plan.py`, the drawing of shards in
+# the compiler in `aha_lib/tpu/plan.py`, the minutes in
+# `aha_lib/tpu/forecast.py`, the drawing of shards in
 # `aha_lib/look/placement.py`. Next: **01 · Loading Gemma**.

@@ -122,9 +122,10 @@ print("fractions:     ", Fraction(8) / (3 - Fraction(8, 3)))
 #
 # ### Check: the solver against brute force
 #
-# With three numbers (of the tiny preset, whatever yours is) there are 3! orders, 4 x 4 signs and two ways to set
+# With three numbers there are 3! orders, 4 x 4 signs and two ways to set
 # the parentheses: 192 expressions. The cell below writes them all and keeps
-# one of those that differ by a swap under `+` or `*` only.
+# one of those that differ by a swap under `+` or `*` only. The puzzles are
+# those of the tiny preset, whatever yours is.
 
 # %%
 import itertools
