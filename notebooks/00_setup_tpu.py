@@ -1,5 +1,8 @@
 # ---
 # jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,jupyter,cellView,_kg_hide-input,-all
+#     notebook_metadata_filter: -jupytext.text_representation
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -495,13 +498,14 @@ def on_v5e(s):
     return {k: x.operations(c) / x.bytes(c, 2) for k, x in phases.items()}
 
 
+import matplotlib.pyplot as plt
+
 gemmas = {k: s for k, s in SETTINGS.items() if s.preset[:5] == "gemma"}
 there = "gemma2-2b" if preset == "tiny" else preset
 lying = on_v5e(SETTINGS[there])
 
-# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
-# Draws the two roofs.
-import matplotlib.pyplot as plt
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the two roofs
 
 
 def roof(ax, chip, points, styles, fill):
@@ -587,8 +591,8 @@ except RuntimeError as error:  # no compiler here
 # %% [markdown]
 # The fullest program decides. The same as a picture:
 
-# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
-# Draws the memory of each program.
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the memory of each program
 KINDS = ("arguments", "temporaries", "resident")
 
 
@@ -671,8 +675,8 @@ for name, f in forecasts.items():
     rows.append([name, *minutes, f"{f.minutes:.0f}", verdict])
 show.table(["preset", *PARTS, "minutes in all", "in a session"], rows)
 
-# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
-# Draws the minutes of each preset.
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the minutes of each preset
 fig, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
 start = np.zeros(len(forecasts))
 for part, hatch in zip(PARTS, ("", "//", "..", ""), strict=True):

@@ -1,5 +1,8 @@
 # ---
 # jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,jupyter,cellView,_kg_hide-input,-all
+#     notebook_metadata_filter: -jupytext.text_representation
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -675,7 +678,8 @@ print("5 exploits paid by TinyZero and not here; 4 right answers paid here")
 # with one character changed: no exception, and the full reward only where
 # the independent judge agrees.
 
-# %%
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Random completions
 ALPHABET = [*"0123456789+-*/().= \n×÷−٣", "**", "//"]
 TAGS = ["<answer>", "</answer>"]
 
@@ -689,7 +693,8 @@ def noise(rng):
     return answer(text) if rng.random() < 0.5 else text
 
 
-# %%
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title A right answer with one character changed
 def mutated(text, rng):
     """A text with one character replaced, dropped or inserted."""
     i = rng.randrange(len(text))
@@ -697,7 +702,8 @@ def mutated(text, rng):
     return text[:i] + new + text[i + rng.randrange(2) :]
 
 
-# %%
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Judges them all
 solved = [(p, solve(p)[0]) for p in panel[:200]]
 right = parsed = foreign = 0
 for p, solution in solved * 30:
