@@ -219,9 +219,9 @@ plt.show()
 # %% [markdown]
 # With the tiny preset most puzzles have one to three solutions. With four
 # numbers up to 99 five is common: the same sum, added up in another order.
-# That is one measure of difficulty; a second one is how far *guessing* gets. The cell below draws
-# two numbers and a sign at random, until one number is left. What share of
-# such blind guesses is right?
+# That is one measure of difficulty; a second one is how far *guessing* gets.
+# The cell below draws two numbers and a sign at random, until one number is
+# left. What share of such blind guesses is right?
 
 # %%
 import random
