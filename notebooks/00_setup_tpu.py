@@ -117,8 +117,9 @@ STATIONS = [  # what, an example, its notebook
 show.cycle(STATIONS, "the changed model writes the next group (05)")
 
 # %% [markdown]
-# Steps 3 and 4 by hand, for a group of four answers to one puzzle. The
-# referee and the advantages are those of the package.
+# Steps 3 and 4 for a group of four answers to one puzzle, by the package's
+# own functions. (In a run the advantages are divided by the group's standard
+# deviation too; notebook 04.)
 
 # %%
 import numpy as np
@@ -136,8 +137,8 @@ show.table(
 )
 
 # %% [markdown]
-# The right answer is pushed up, the other three down, and the advantages add
-# up to zero. If all four had earned the same, nothing would be learnt from
+# The right answer becomes likelier, the other three less likely, and the
+# advantages add up to zero. If all four had earned the same, nothing would be learnt from
 # this puzzle. The whole step is one page of code,
 # [`aha_lib/loop.py`](../aha_lib/loop.py); its headings:
 
@@ -174,8 +175,9 @@ for x in (jnp.ones(4), 2 * jnp.ones(4), jnp.ones(8)):
 
 # %% [markdown]
 # The second call used the compiled program; the third had another shape and
-# was compiled anew. For Gemma a TPU's compiler takes about a minute for each
-# program (part 5), so a run has few shapes, and all are known beforehand.
+# was compiled anew. For Gemma a TPU's compiler takes seconds to minutes for
+# each program (part 5), so a run has few shapes, and all are known
+# beforehand.
 #
 # **Donation reuses an argument's memory for the result.** Without it the old
 # and the new weights would be in memory together.
@@ -199,6 +201,8 @@ print("the gradient is", "gone" if gradient.is_deleted() else "there")
 # configuration, fixed when compiling) and the state (the arrays).
 
 # %%
+import functools
+
 from flax import nnx
 
 from aha_lib.model.gemma import Gemma
@@ -207,8 +211,8 @@ small = Gemma(MODELS["tiny"], rngs=nnx.Rngs(0))
 graph, state = nnx.split(small)
 
 
-@jax.jit
-def next_logits(state, ids):
+@functools.partial(jax.jit, static_argnames="graph")
+def next_logits(graph, state, ids):
     """Logits after the last token of each row [B, T]."""
     model = nnx.merge(graph, state)
     places = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -217,10 +221,12 @@ def next_logits(state, ids):
 
 
 print(len(jax.tree.leaves(state)), "arrays in the state")
-print("logits", next_logits(state, jnp.array([[2, 24, 20, 8]])).shape)
+ids = jnp.array([[2, 24, 20, 8]])
+print("logits", next_logits(graph, state, ids).shape)
 
 # %% [markdown]
-# The state is an argument. A function that found the arrays elsewhere would
+# The graph is static: another graph is another program. The state is an
+# argument like any other. A function that found the arrays elsewhere would
 # have them compiled in as constants, and could not donate them.
 #
 # **`eval_shape` runs a function without numbers.** It gives the shapes of
@@ -267,8 +273,8 @@ if mesh.size == 1:
 
 # %%
 assert set(mesh.devices.flat) == set(jax.devices())
-held = [shard.data.size for shard in matrix.addressable_shards]
-assert sum(held) * jax.process_count() == matrix.size
+held = [x.data.size for x in matrix.addressable_shards if not x.replica_id]
+assert sum(held) == matrix.size or jax.process_count() > 1
 print(f"{len(held)} part(s), {sum(held):,} numbers")
 
 # %% [markdown]
@@ -280,8 +286,8 @@ print(f"{len(held)} part(s), {sum(held):,} numbers")
 print(devices.describe())
 
 # %% [markdown]
-# A free session ends by the clock. `train` saves before that, so an end
-# costs minutes; but it is better to know.
+# A free session ends by the clock. A run saves before that, and its end
+# costs minutes. How long is left?
 
 # %%
 left = devices.time_left()
@@ -559,8 +565,21 @@ show.table(
 
 # %% [markdown]
 # ### Check
-# Writing one by one is slowest, whatever the machine does: the same tokens
-# are read faster in one call, and written faster by many rows.
+# Are the operations counted right? XLA counts those of a compiled program,
+# here of reading prompts with a large vocabulary; its few per cent more are
+# attention. And writing one by one is slowest, whatever the machine does:
+# the same tokens are read faster in one call, and written faster by many
+# rows.
+
+# %%
+wide = dataclasses.replace(MODELS["tiny"], vocab=2**15)
+shapes = nnx.eval_shape(lambda: Gemma(wide, rngs=nnx.Rngs(0)))
+shapes.remat = False  # layers side by side: XLA counts a loop's body once
+prompts = jax.ShapeDtypeStruct((16, 32), jnp.int32)
+compiled = next_logits.lower(*nnx.split(shapes), prompts).compile()
+more = compiled.cost_analysis()["flops"] / Call(16, 32).operations(wide)
+print(f"XLA counts {more - 1:.0%} more")
+assert 0.95 < more < 1.15
 
 # %%
 alone, together, prefill, _ = speeds.values()
@@ -707,8 +726,8 @@ if answer:
 # How many minutes will a run of your preset take on `chip`, and does it end
 # within the session? `forecast` estimates the four parts before any of them
 # is spent, and names beside each part what the estimate comes from. No TPU
-# was timed: the run's minutes assume the share of the chip's peaks that a
-# GPU reached, so take them for a guess within a factor of two.
+# was timed: the run's minutes assume that a TPU reaches the share of its
+# peaks that a GPU reached of its own. Take them for a guess.
 
 # %%
 from aha_lib.tpu.forecast import forecast

@@ -113,8 +113,14 @@ show.table(
 #    anywhere else, the token is the environment variable
 #    `KAGGLE_API_TOKEN` or the file `~/.kaggle/access_token`.
 #
-# Is there a token here? The cell only says yes or no; nothing in this
-# project prints one.
+# **From Hugging Face instead**: `overrides = {"model":
+# "hf:google/gemma-3-1b-pt"}` with any preset of that model. Accept the
+# licence on the model's page there, put a token of your account into
+# `HF_TOKEN` (an environment variable, or a secret of Kaggle or Colab), and
+# `%pip install huggingface_hub` where it is missing.
+#
+# Is there a token of Kaggle here? The cell only says yes or no; nothing in
+# this project prints one.
 
 # %%
 import kagglehub
