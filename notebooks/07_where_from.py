@@ -269,12 +269,11 @@ for run in by_base["tiny-no-search"][:1]:
 # Now Gemma 3 270M, the base model. Asked for Countdown as it is, it was never
 # right ("From zero", below): there is nothing for a reward to find. So it gets
 # a cold start first: supervised training on some thousand worked puzzles, as
-# short text. The commands:
+# short text. One command has both, and leaves the cold start in
+# `runs/gemma/base`:
 #
 # ```sh
-# aha pretrain --preset gemma3-270m-cpu --model WEIGHTS \
-#     --out runs/gemma3-270m-cpu/base
-# python notebooks/05_train.py --preset gemma3-270m-cpu --out runs/gemma
+# aha train --preset gemma3-270m-cpu --steps 20 --out runs/gemma
 # ```
 #
 # Three things to know of the figures below. The **cold start** teaches it the
@@ -402,9 +401,10 @@ assert np.mean(gains) > 6 * error / np.sqrt(len(gains))
 
 # %% [markdown]
 # ## The same cold start, without searches
-# The control of the first experiment, now for Gemma: the documents that would
-# search jump instead (`--search 0 --jump 0.56`), all else is the same,
-# and then GRPO with the same settings, puzzles and seed.
+# The control of the first experiment, now for Gemma: in its cold start the
+# documents that would search jump instead (`aha pretrain` with `--search 0
+# --jump 0.56`). All else is the same: GRPO has the same settings, puzzles and
+# seed.
 
 # %%
 alone = record.read(place / "no_search")
@@ -470,8 +470,7 @@ assert lowest - end["heldout_accuracy"] > 3 * error
 # GPU (an NVIDIA H100), from the same cold start:
 #
 # ```sh
-# python notebooks/05_train.py --preset gemma3-270m-short \
-#     --model runs/gemma3-270m-cpu/base
+# aha train --preset gemma3-270m-short --model runs/gemma/base --out runs/gpu
 # ```
 #
 # Seed 0 ran all of its 110 steps, in seven and a half minutes; for seed 1 there
@@ -604,8 +603,8 @@ for run, of_run in far:
 # `runs/trained`, and this one asked it on two CPU cores:
 #
 # ```sh
-# python notebooks/05_train.py --preset gemma3-270m-cpu \
-#     --model runs/trained --steps 0 --completion_len 400
+# aha train --preset gemma3-270m-cpu --model runs/trained --steps 0 \
+#     --completion_len 400 --out runs/asked
 # ```
 #
 # ### Check
@@ -794,7 +793,7 @@ assert tried > len(long) / 2
 # takes minutes, so there are five, of 32 answers, and a panel of 32:
 #
 # ```sh
-# python notebooks/05_train.py --preset gemma3-270m --model WEIGHTS \
+# aha train --preset gemma3-270m \
 #     --dtype float32 --puzzles tiny --prompts 4 --group 8 \
 #     --completion_len 96 --prompt_len 144 --kl 0 --lora 16 \
 #     --learning_rate 2e-4 --micro_batch 4 --steps 5 \
