@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -100,6 +101,7 @@ def main(request: Path, answer: Path) -> None:
     went["minutes"] = (time.monotonic() - began) / 60
     went["host"] = memory.stop()
     went["said"] = warnings(notebook)
+    went["seconds"] = seconds(notebook)
     if watched.exists():
         went["devices"] = json.loads(watched.read_text())
     answer.write_text(json.dumps(went))
@@ -140,6 +142,18 @@ def failure(notebook, error: str) -> dict:
     return {"runs": False, "cell": number + 1, "of": len(code), "error": plain[:2000]} | {
         "source": code[number].source[:1000]
     }
+
+
+def seconds(notebook) -> list[float]:
+    """Of each code cell that was begun and ended."""
+    found = []
+    for cell in notebook.cells:
+        times = cell.metadata.get("execution", {})
+        if {"iopub.execute_input", "shell.execute_reply"} <= times.keys():
+            began, ended = times["iopub.execute_input"], times["shell.execute_reply"]
+            took = datetime.fromisoformat(ended) - datetime.fromisoformat(began)
+            found.append(round(took.total_seconds(), 1))
+    return found
 
 
 def warnings(notebook) -> list[str]:
