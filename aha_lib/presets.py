@@ -261,6 +261,14 @@ class Settings:
     model: str = setting(
         "tiny", '"tiny", a Kaggle handle, hf:OWNER/NAME or a folder, as weights.load takes it'
     )
+    cold_start: str = setting(
+        "",
+        "supervised training of the model before its first GRPO step, in the run's folder `base`: "
+        "a preset of `aha pretrain`; empty: none",
+    )
+    cold_start_steps: int = setting(
+        0, "steps of the cold start; 0: as many as its preset has", Range(0, MANY)
+    )
     task: str = setting(
         "countdown", "what is learnt: countdown, FILE.py:NAME, MODULE:NAME or gym:NAME"
     )
@@ -380,6 +388,11 @@ class Settings:
 
     def __post_init__(self):
         check(self)
+        if self.cold_start and self.cold_start not in PRETRAINING:
+            names = ", ".join(PRETRAINING)
+            raise ValueError(
+                f"cold_start is {self.cold_start!r}: it has to be one of {names}, or empty."
+            )
         if self.overlong > self.completion_len:
             raise ValueError(
                 f"overlong is {self.overlong}: it has to be within completion_len, which is "
@@ -437,6 +450,12 @@ class Pretraining:
     checkpoint_every: int = setting(
         500, "steps between two checkpoints", Range(1, MANY), changeable=True
     )
+    hours: float = setting(
+        0.0,
+        "after which it saves and stops; 0: when the session ends, if that is known",
+        Range(0),
+        changeable=True,
+    )
 
     def __post_init__(self):
         check(self)
@@ -474,6 +493,35 @@ VARIANTS: dict[str, dict] = {
 }
 
 
+# The same corpus in two languages. Gemma can add already: a tenth of the tokens suffice.
+_COLD = Pretraining(
+    preset="gemma3-270m-short",
+    model="gemma3-270m",
+    template="short",
+    cut=True,
+    drill=0.2,
+    jump=0.4,
+    check=0.24,
+    search=0.16,
+    steps=400,
+    rows=3,
+    row_len=320,
+    learning_rate=1e-3,
+    warmup=20,
+    weight_decay=0.0,
+    lora=32,
+    checkpoint_every=50,
+)
+PRETRAINING: dict[str, Pretraining] = {
+    "tiny": Pretraining(),
+    # Controls: the same but for their habits. What is left out jumps instead.
+    "tiny-no-search": Pretraining(preset="tiny-no-search", jump=0.64, search=0.0),
+    "tiny-jumps": Pretraining(preset="tiny-jumps", jump=0.8, check=0.0, search=0.0),
+    "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", dtype="float32", remat=False),
+    "gemma3-270m-short": _COLD,
+}
+
+
 def _gemma(name: str, **changes) -> Settings:
     """TinyZero's task and sizes, eight completions a puzzle, for a base Gemma on eight cores."""
     return Settings(
@@ -496,11 +544,12 @@ def _gemma(name: str, **changes) -> Settings:
     )
 
 
-# Countdown as short text, for real Gemma where little can be had: a cold start by
-# `aha_lib.run.pretrain` of the same preset, then GRPO from the folder that it writes.
+# Countdown as short text, for real Gemma where little can be had: a cold start of the same name,
+# then GRPO from what that has trained.
 _SHORT = Settings(
     preset="gemma3-270m-short",
-    model="runs/gemma3-270m-short/base",
+    model="gemma3-270m",
+    cold_start="gemma3-270m-short",
     template="short",
     steps=110,
     prompts=32,
@@ -518,7 +567,7 @@ _SHORT = Settings(
 _SHORT_CPU = replace(
     _SHORT,
     preset="gemma3-270m-cpu",
-    model="runs/gemma3-270m-cpu/base",
+    cold_start="gemma3-270m-cpu",
     remat=False,
     prompts=8,
     group=8,
@@ -539,35 +588,6 @@ SETTINGS: dict[str, Settings] = {
     "gemma3-270m": _gemma("gemma3-270m"),
     "gemma3-1b": _gemma("gemma3-1b", micro_batch=16),
     "gemma2-2b": _gemma("gemma2-2b", micro_batch=8),
-}
-
-# The same corpus in two languages. Gemma can add already: a tenth of the tokens suffice.
-_COLD = Pretraining(
-    preset="gemma3-270m-short",
-    model="gemma3-270m",
-    template="short",
-    drill=0.2,
-    jump=0.4,
-    check=0.24,
-    search=0.16,
-    steps=400,
-    rows=3,
-    row_len=320,
-    learning_rate=1e-3,
-    warmup=20,
-    weight_decay=0.0,
-    lora=32,
-    checkpoint_every=50,
-)
-PRETRAINING: dict[str, Pretraining] = {
-    "tiny": Pretraining(),
-    # Controls: the same but for their habits. What is left out jumps instead.
-    "tiny-no-search": Pretraining(preset="tiny-no-search", jump=0.64, search=0.0),
-    "tiny-jumps": Pretraining(preset="tiny-jumps", jump=0.8, check=0.0, search=0.0),
-    "gemma3-270m-cpu": replace(
-        _COLD, preset="gemma3-270m-cpu", cut=True, dtype="float32", remat=False
-    ),
-    "gemma3-270m-short": _COLD,
 }
 
 
