@@ -87,6 +87,7 @@ def rehearse(name: str, how: Rehearsal, place: places.Place, values: dict | None
         "working": place.inside(place.working),
         "ipython": str(place.folder / "ipython"),
         "watched": str(results / f"{name}.watched.json"),
+        "now": str(results / f"{name}.now"),  # the cell that is being run
         "executed": str(results / f"{name}.ipynb"),
     }
     request.write_text(json.dumps(asked))
@@ -157,7 +158,11 @@ def figures(went: dict) -> list[str]:
 def in_words(went: dict) -> str:
     """A line on how a rehearsal went, or a few."""
     minutes, host, arrays, scratch = figures(went)
-    took = f"{minutes} min, host {host} GiB, a device {arrays} GiB of arrays, {scratch} of scratch"
+    processor = f"{went['processor_minutes']:.1f} of one core"
+    took = (
+        f"{minutes} min ({processor}), host {host} GiB, a device {arrays} GiB of arrays, "
+        f"{scratch} of scratch"
+    )
     if went["runs"]:
         return f"{went['notebook']}: runs, {took}"
     begins = went["source"].splitlines()[:3]
