@@ -22,7 +22,7 @@ tasks.rollout tasks.corpus
 loop
 run.session run.folder run.stop run.checkpoints run.tracker run.cli run.pretrain run.cold_start
 run.train
-look.record look.measures look.placement look.show look.dashboard look.steering
+look.record look.placement look.measures look.show look.dashboard look.steering
 tpu.chips tpu.programs tpu.forecast tpu.plan
 commands
 """.split()
