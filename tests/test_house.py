@@ -18,7 +18,7 @@ model.finite model.tokenizer model.tokenizer_json model.files model.layouts
 model.block model.gemma model.lora model.vocabulary model.weights model.export
 rl.sampler rl.objectives rl.packing rl.grpo
 tasks.countdown tasks.traces tasks.task tasks.last_first tasks.word_problems tasks.gym
-tasks.rollout tasks.corpus
+tasks.rollout tasks.worked tasks.faults tasks.corpus
 loop
 run.session run.folder run.checkpoints run.tracker run.cli run.train run.pretrain
 look.record look.show look.dashboard look.steering
@@ -28,6 +28,8 @@ commands
 NO_JAX = {  # and what they may import
     "tasks.countdown": {"presets"},
     "tasks.traces": {"tasks.countdown"},
+    "tasks.worked": {"tasks.countdown"},
+    "tasks.faults": {"tasks.countdown", "tasks.worked"},
     "tasks.task": {"presets", "tasks.countdown", "tasks.traces"},
     "tasks.last_first": {"tasks.task"},
     "tasks.word_problems": {"tasks.task"},

@@ -28,7 +28,7 @@ from aha_lib import devices
 from aha_lib.model import export, lora, vocabulary, weights
 from aha_lib.model.finite import refuse_nonfinite
 from aha_lib.model.gemma import Gemma
-from aha_lib.model.tokenizer import Tokenizer, tiny_model
+from aha_lib.model.tokenizer import WORDS, Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, Pretraining
 from aha_lib.run import checkpoints, cli, folder, session
 from aha_lib.tasks import corpus
@@ -44,8 +44,7 @@ def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:
     s = settings
     dtype, param_dtype = devices.dtypes(s.dtype)
     if not s.model:
-        rngs = nnx.Rngs(devices.random_key(s.seed, "tiny model"))
-        return Gemma(MODELS["tiny"], rngs=rngs, dtype=dtype), Tokenizer(tiny_model())
+        return _random_model(s, dtype)
     kept = dtype if s.lora else param_dtype
     model, tokenizer, _ = weights.load(s.model, dtype=dtype, param_dtype=kept)
     if s.cut:
@@ -60,6 +59,16 @@ def begin(settings: Pretraining) -> tuple[Gemma, Tokenizer]:
         key = devices.random_key(s.seed, "cold-start adapters")
         lora.add(model, s.lora, rngs=nnx.Rngs(key))
     model.remat = s.remat
+    return model, tokenizer
+
+
+def _random_model(settings: Pretraining, dtype) -> tuple[Gemma, Tokenizer]:
+    """A model of a shape and language of its own."""
+    rngs = nnx.Rngs(devices.random_key(settings.seed, "tiny model"))
+    tokenizer = Tokenizer(tiny_model(WORDS[settings.shape]))
+    model = Gemma(MODELS[settings.shape], rngs=rngs, dtype=dtype)
+    if settings.waves:
+        vocabulary.add_waves(model, tokenizer.numbers())
     return model, tokenizer
 
 
