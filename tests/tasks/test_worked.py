@@ -7,11 +7,14 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from aha_lib.presets import PRETRAINING, PUZZLES
+from aha_lib.model.tokenizer import WORDS, Tokenizer, tiny_model
+from aha_lib.presets import PRETRAINING, PUZZLES, SETTINGS
 from aha_lib.tasks import corpus, countdown, faults, traces, worked
 from aha_lib.tasks.countdown import Puzzle
+from aha_lib.tasks.task import Countdown
 
 SMALL = PRETRAINING["tinyzero-small"]
 RULE = corpus.rule(SMALL)
@@ -185,3 +188,35 @@ def test_small_documents():
     assert not_learnt == unlearnt_results > 10
     assert not any(corpus.is_held_out_fact(fact) for fact in learnt)
     assert max(int(fact.split()[-1]) for fact in learnt) > 195
+
+
+def test_rows_of_small_documents_are_full():
+    """Nothing is left out: the last document of a row is cut."""
+    tokenizer = Tokenizer(tiny_model(WORDS["small"]))
+    rows, end = corpus.rows(SMALL, 0, 6, tokenizer)
+    assert (rows["segments"] > 0).all() and rows["tokens"].shape == (6, SMALL.row_len)
+    assert not (rows["tokens"] == tokenizer.special_ids[-1]).any(), "every word has its piece"
+    assert (rows["segments"].max(axis=1) == (rows["tokens"] == tokenizer.bos_id).sum(axis=1)).all()
+    assert (rows["tokens"] == tokenizer.bos_id).sum() == end
+    assert set(np.unique(rows["weights"])) == {0.0, 1.0, SMALL.drill_weight}
+    again, last = corpus.rows(SMALL, 0, 2, tokenizer)
+    rest, same_end = corpus.rows(SMALL, last, 4, tokenizer)
+    np.testing.assert_array_equal(np.concatenate([again["tokens"], rest["tokens"]]), rows["tokens"])
+    assert same_end == end
+
+
+def test_what_is_measured_of_a_mix():
+    task = Countdown("tinyzero-200")
+    three = Puzzle((44, 19, 35), 98)
+    four = Puzzle((44, 19, 35, 7), 91)
+    texts = ["<answer> ( 44 + 19 ) + 35 </answer>", GOOD, "<answer> 44 </answer>"]
+    found = task.measures(texts, [three, four, four], [True] * 3)
+    assert (found["accuracy_3"], found["accuracy_4"], found["returns"]) == (1.0, 0.5, 1 / 3)
+    assert "accuracy_3" not in Countdown("tiny").measures(texts[:1], [three], [True])
+
+
+def test_the_longest_prompt_fits_the_preset():
+    settings = SETTINGS["tinyzero-small"]
+    task = Countdown.from_settings(settings)
+    tokenizer = Tokenizer(tiny_model(WORDS["small"]))
+    assert len(tokenizer.encode(task.prompt(task.longest()))) == settings.prompt_len
