@@ -220,3 +220,27 @@ def test_the_longest_prompt_fits_the_preset():
     task = Countdown.from_settings(settings)
     tokenizer = Tokenizer(tiny_model(WORDS["small"]))
     assert len(tokenizer.encode(task.prompt(task.longest()))) == settings.prompt_len
+
+
+def test_the_null_searchers(monkeypatch):
+    """Three numbers are done within a hundred tokens or two; flat searches of four take more."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import nulls
+
+    three, four = (
+        nulls.panel(dataclasses.replace(RANGES, numbers=numbers), 40) for numbers in (3, 4)
+    )
+    assert len({tuple(sorted(puzzle.numbers)) for puzzle in four}) == 40
+    assert all(countdown.is_held_out(puzzle.numbers) for puzzle in three + four)
+    deep, flat = (nulls.RULES[name] for name in ("depth-first, round", "flat, round"))
+    assert nulls.null(three, deep, 2)["solved"][200] == 1
+    solved = nulls.null(four, deep, 2)["solved"]
+    assert list(solved.values()) == sorted(solved.values()) and 0.8 < solved[1024] <= 1
+    assert nulls.null(four, flat, 2)["solved"][1024] < solved[1024]
+    kept = json.loads(nulls.FILE.read_text())["nulls"]
+    assert set(kept) == {
+        f"{n} numbers, {d}, {r}" for n in (3, 4) for d in "PS" for r in nulls.RULES
+    }
+    assert solved[1024] == pytest.approx(
+        kept["4 numbers, P, depth-first, round"]["solved"]["1024"], abs=0.12
+    )
