@@ -279,7 +279,17 @@ class Settings:
     """All that determines a run: the same settings give the same run on the same machine."""
 
     preset: str = setting("tiny", "the preset that the others come from", changeable=True)
-    model: str = setting("tiny", '"tiny", a Kaggle handle or a folder, as weights.load takes it')
+    model: str = setting(
+        "tiny", '"tiny", a Kaggle handle, hf:OWNER/NAME or a folder, as weights.load takes it'
+    )
+    cold_start: str = setting(
+        "",
+        "supervised training of the model before its first GRPO step, in the run's folder `base`: "
+        "a preset of `aha pretrain`; empty: none",
+    )
+    cold_start_steps: int = setting(
+        0, "steps of the cold start; 0: as many as its preset has", Range(0, MANY)
+    )
     task: str = setting(
         "countdown", "what is learnt: countdown, FILE.py:NAME, MODULE:NAME or gym:NAME"
     )
@@ -399,6 +409,11 @@ class Settings:
 
     def __post_init__(self):
         check(self)
+        if self.cold_start and self.cold_start not in PRETRAINING:
+            names = ", ".join(PRETRAINING)
+            raise ValueError(
+                f"cold_start is {self.cold_start!r}: it has to be one of {names}, or empty."
+            )
         if self.overlong > self.completion_len:
             raise ValueError(
                 f"overlong is {self.overlong}: it has to be within completion_len, which is "
@@ -467,6 +482,12 @@ class Pretraining:
     checkpoint_every: int = setting(
         500, "steps between two checkpoints", Range(1, MANY), changeable=True
     )
+    hours: float = setting(
+        0.0,
+        "after which it saves and stops; 0: when the session ends, if that is known",
+        Range(0),
+        changeable=True,
+    )
 
     def __post_init__(self):
         check(self)
@@ -504,94 +525,12 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def _gemma(name: str, **changes) -> Settings:
-    """TinyZero's task and sizes, eight completions a puzzle, for a base Gemma on eight cores."""
-    return Settings(
-        preset=name,
-        model=name,
-        puzzles="tinyzero",
-        template="base",
-        steps=400,
-        prompts=32,
-        group=8,
-        prompt_len=256,
-        completion_len=1024,
-        kl=0.001,
-        learning_rate=1e-6,
-        eval_every=25,
-        pass_k=8,
-        checkpoint_every=25,
-        preflight=True,
-        **changes,
-    )
-
-
-# Countdown as short text, for real Gemma where little can be had: a cold start by
-# `aha_lib.run.pretrain` of the same preset, then GRPO from the folder that it writes.
-_SHORT = Settings(
-    preset="gemma3-270m-short",
-    model="runs/gemma3-270m-short/base",
-    template="short",
-    steps=110,
-    prompts=32,
-    group=16,
-    prompt_len=20,
-    completion_len=400,
-    learning_rate=1e-4,
-    decay=0.1,
-    lora=32,
-    dtype="float32",
-    eval_puzzles=512,
-    pass_k=1,
-    checkpoint_every=20,
-)
-_SHORT_CPU = replace(
-    _SHORT,
-    preset="gemma3-270m-cpu",
-    model="runs/gemma3-270m-cpu/base",
-    remat=False,
-    prompts=8,
-    group=8,
-    completion_len=200,
-    steps=60,
-    learning_rate=2e-4,
-    decay=1.0,
-    lora=16,
-    micro_batch=8,
-    eval_puzzles=128,
-    checkpoint_every=5,
-)
-
-SETTINGS: dict[str, Settings] = {
-    "tiny": Settings(micro_batch=8, remat=False),
-    "tinyzero-small": Settings(
-        preset="tinyzero-small",
-        model="runs/tinyzero-small/base",
-        puzzles="tinyzero-200",
-        steps=100,
-        prompts=24,
-        group=16,
-        prompt_len=8,
-        completion_len=1024,
-        learning_rate=4e-4,
-        micro_batch=8,
-        remat=False,
-        eval_every=20,
-        eval_puzzles=512,
-        pass_k=4,
-    ),
-    "gemma3-270m-cpu": _SHORT_CPU,
-    "gemma3-270m-short": _SHORT,
-    "gemma3-270m": _gemma("gemma3-270m"),
-    "gemma3-1b": _gemma("gemma3-1b", micro_batch=16),
-    "gemma2-2b": _gemma("gemma2-2b", micro_batch=8),
-}
-
 # The same corpus in two languages. Gemma can add already: a tenth of the tokens suffice.
 _COLD = Pretraining(
     preset="gemma3-270m-short",
     model="gemma3-270m",
     template="short",
+    cut=True,
     drill=0.2,
     jump=0.4,
     check=0.24,
@@ -628,10 +567,93 @@ PRETRAINING: dict[str, Pretraining] = {
         remat=False,
         checkpoint_every=250,
     ),
-    "gemma3-270m-cpu": replace(
-        _COLD, preset="gemma3-270m-cpu", cut=True, dtype="float32", remat=False
-    ),
+    "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", dtype="float32", remat=False),
     "gemma3-270m-short": _COLD,
+}
+
+
+def _gemma(name: str, **changes) -> Settings:
+    """TinyZero's task and sizes, eight completions a puzzle, for a base Gemma on eight cores."""
+    return Settings(
+        preset=name,
+        model=name,
+        puzzles="tinyzero",
+        template="base",
+        steps=400,
+        prompts=32,
+        group=8,
+        prompt_len=256,
+        completion_len=1024,
+        kl=0.001,
+        learning_rate=1e-6,
+        eval_every=25,
+        pass_k=8,
+        checkpoint_every=25,
+        preflight=True,
+        **changes,
+    )
+
+
+# Countdown as short text, for real Gemma where little can be had: a cold start of the same name,
+# then GRPO from what that has trained.
+_SHORT = Settings(
+    preset="gemma3-270m-short",
+    model="gemma3-270m",
+    cold_start="gemma3-270m-short",
+    template="short",
+    steps=110,
+    prompts=32,
+    group=16,
+    prompt_len=20,
+    completion_len=400,
+    learning_rate=1e-4,
+    decay=0.1,
+    lora=32,
+    dtype="float32",
+    eval_puzzles=512,
+    pass_k=1,
+    checkpoint_every=20,
+)
+_SHORT_CPU = replace(
+    _SHORT,
+    preset="gemma3-270m-cpu",
+    cold_start="gemma3-270m-cpu",
+    remat=False,
+    prompts=8,
+    group=8,
+    completion_len=200,
+    steps=60,
+    learning_rate=2e-4,
+    decay=1.0,
+    lora=16,
+    micro_batch=8,
+    eval_puzzles=128,
+    checkpoint_every=5,
+)
+
+SETTINGS: dict[str, Settings] = {
+    "tiny": Settings(micro_batch=8, remat=False),
+    "tinyzero-small": Settings(
+        preset="tinyzero-small",
+        model="runs/tinyzero-small/base",
+        puzzles="tinyzero-200",
+        steps=100,
+        prompts=24,
+        group=16,
+        prompt_len=8,
+        completion_len=1024,
+        learning_rate=4e-4,
+        micro_batch=8,
+        remat=False,
+        eval_every=20,
+        eval_puzzles=512,
+        pass_k=4,
+    ),
+    "gemma3-270m-cpu": _SHORT_CPU,
+    "gemma3-270m-short": _SHORT,
+    "gemma3-270m": _gemma("gemma3-270m"),
+    "gemma3-1b": _gemma("gemma3-1b", micro_batch=16),
+    "gemma2-2b": _gemma("gemma2-2b", micro_batch=8),
 }
 
 

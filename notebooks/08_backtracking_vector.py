@@ -9,9 +9,9 @@
 # %% [markdown]
 # # 08 · One direction
 #
-# **The question:** GRPO changed 0.6 million numbers. Is there *one direction*
-# in the model's activations that turns the searching up and down, and did the
-# base have it all along?
+# **The question:** GRPO changed all 0.6 million numbers of the tiny model. Is
+# there *one direction* in the model's activations that turns the searching up
+# and down, and did the base have it all along?
 #
 # A transformer's layers add to one running sum, the *residual stream*: a
 # vector of 128 numbers for every token. If searching is a direction of that
@@ -22,9 +22,13 @@
 # [2506.18167](https://arxiv.org/abs/2506.18167).) Here it can be seen end to
 # end, on a model whose searching you have watched appear.
 #
+# Whatever the preset is, this notebook pushes the tiny base that comes with the
+# package: only there can all of it be seen within minutes. What was measured
+# on a Gemma is in a record, near the end.
+#
 # | preset | machine | what it does |
 # |---|---|---|
-# | `tiny` | any, no accelerator needed | finds and pushes live, reads three seeds: two minutes |
+# | any | any, no accelerator needed | finds and pushes live, reads three seeds: two minutes |
 #
 # You will see, each with a check cell:
 #
@@ -93,7 +97,7 @@ from aha_lib.tasks.task import Countdown
 
 # %%
 devices.compilation_cache()
-settings = replace(SETTINGS[preset], prompts=128, group=2)
+settings = replace(SETTINGS["tiny"], prompts=128, group=2)
 model, tokenizer, _ = weights.load(settings.model, dtype=jnp.float32)
 puzzles = [
     countdown.generate(1000, i, PUZZLES[settings.puzzles]) for i in range(512)

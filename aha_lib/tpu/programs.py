@@ -19,7 +19,7 @@ from aha_lib.model import lora
 from aha_lib.model.gemma import Cache, Gemma
 from aha_lib.presets import ModelConfig, Settings
 from aha_lib.rl import grpo, sampler
-from aha_lib.run import checkpoints
+from aha_lib.run import checkpoints, cold_start, pretrain
 
 GiB = 2**30
 
@@ -73,10 +73,19 @@ def held(tree) -> float:
 def programs(config: ModelConfig, settings: Settings, mesh: Mesh) -> list[Program]:
     """All that a run executes on the mesh, but for what handles one array at a time.
 
-    Each is as large as any call makes it, to train or to evaluate.
+    Each is as large as any call makes it, to train or to evaluate. A run's cold start is over, and
+    its arrays are gone, when GRPO begins.
     """
     run = _start(config, settings, mesh)
-    return [_checksum(run), *_sampling(run), *_updating(run)]
+    return [*_supervised(config, settings, mesh), _checksum(run), *_sampling(run), *_updating(run)]
+
+
+def _supervised(config: ModelConfig, settings: Settings, mesh: Mesh) -> list[Program]:
+    """The step of the run's cold start, if it has one."""
+    cold = cold_start.planned(settings)
+    if cold is None:
+        return []
+    return [Program("cold start: step", 0.0, pretrain.abstract_step(config, cold, mesh))]
 
 
 def _start(config: ModelConfig, settings: Settings, mesh: Mesh) -> _Run:

@@ -1,0 +1,210 @@
+"""Rehearses notebooks with a Gemma on eight simulated devices, in a place shaped like Kaggle.
+
+    python tests/rehearsal/rehearse.py 03_sampler                    # a random small Gemma
+    python tests/rehearsal/rehearse.py 05_train --site colab
+    python tests/rehearsal/rehearse.py --model FOLDER                # a real one, all notebooks
+    python tests/rehearsal/rehearse.py --table                       # what is known, as a table
+
+A notebook is the `.py` of this checkout, committed or not; the package that it finds is the one of
+this checkout, as `aha.zip` brings it. As a reader does, a rehearsal changes the parameters cell:
+the preset, and the lengths in `SHORTER`. Its weights come through the sites' own clients from
+`servers.py`. Results go into `--out`: `results.json`, and each notebook as it was executed.
+Knows nothing of what the notebooks do.
+"""
+
+import argparse
+import ast
+import json
+import os
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import jupytext
+import nbformat
+import place as places
+import servers
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.py"))
+RECORD = Path(__file__).with_name("record.json")
+PRESET = "gemma3-270m-short"
+DEVICES = 8
+TIMEOUT = 1200  # seconds of a cell
+
+# What a rehearsal makes of the names in a notebook's parameters cell, beside the preset: a run
+# of few steps and short answers. A name that the cell does not have is left out.
+FEW = {
+    "cold_start_steps": 2,
+    "steps": 2,
+    "prompts": 8,
+    "group": 4,
+    "completion_len": 48,
+    "eval_puzzles": 16,
+    "eval_every": 1,
+    "checkpoint_every": 1,
+    "micro_batch": 8,
+}
+SHORTER = {"overrides": FEW}
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What is rehearsed, but for the notebook."""
+
+    site: str = "kaggle"
+    preset: str = PRESET
+    devices: int = DEVICES
+    timeout: int = TIMEOUT
+
+
+def rehearse(name: str, how: Rehearsal, place: places.Place, values: dict | None = None) -> dict:
+    """Run one notebook in a place; what `session.py` found, and how it was run."""
+    notebook = jupytext.read(ROOT / f"notebooks/{name}.py")
+    wanted = {"preset": how.preset} | SHORTER | (values or {})
+    changed = set_parameters(notebook, wanted)
+    for cell in notebook.cells:
+        cell.source = place.text(cell.source)
+    results = place.folder / "results"
+    results.mkdir(exist_ok=True)
+    request, answer = results / f"{name}.request.json", results / f"{name}.answer.json"
+    answer.unlink(missing_ok=True)
+    asked = {
+        "notebook": json.loads(nbformat.writes(notebook)),
+        "timeout": how.timeout,
+        "working": place.inside(place.working),
+        "ipython": str(place.folder / "ipython"),
+        "watched": str(results / f"{name}.watched.json"),
+        "executed": str(results / f"{name}.ipynb"),
+    }
+    request.write_text(json.dumps(asked))
+    script = Path(__file__).with_name("session.py")
+    done = place.run(
+        [sys.executable, str(script), str(request), str(answer)], capture_output=True, text=True
+    )
+    if not answer.exists():
+        raise RuntimeError(f"{name}: the session ended with {done.returncode}: {done.stderr}")
+    went = json.loads(answer.read_text())
+    went["package"] = went.get("devices", {}).get("package", "")
+    went |= {"notebook": name, "site": how.site, "preset": how.preset, "changed": changed}
+    went |= {"real_paths": place.real, "simulated": how.devices}
+    return went
+
+
+def set_parameters(notebook, values: dict) -> dict:
+    """Change the parameters cell as a reader would; what was changed, by name."""
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    changed = {}
+    for statement in reversed(ast.parse(cell.source).body):
+        names = [target.id for target in getattr(statement, "targets", [])]
+        if names and names[0] in values:
+            changed[names[0]] = values[names[0]]
+            lines = cell.source.splitlines()
+            lines[statement.lineno - 1 : statement.end_lineno] = [
+                f"{names[0]} = {values[names[0]]!r}"
+            ]
+            cell.source = "\n".join(lines)
+    return changed
+
+
+def prepare(how: Rehearsal, model: Path, folder: Path, servers_: servers.Servers) -> places.Place:
+    """The place, with the environment of its site and the addresses of `servers_`."""
+    place = places.make(how.site, folder)
+    servers_.mount = place.input
+    flags = f"--xla_force_host_platform_device_count={how.devices}"
+    place.environment.update(servers_.hugging_face_api(), XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    place.environment["IPYTHONDIR"] = str(folder / "ipython")  # where session.py's watch is
+    kaggle = servers_.kaggle_session() if how.site == "kaggle" else servers_.kaggle_api()
+    place.environment.update(kaggle)
+    return place
+
+
+def serve(model: Path) -> servers.Servers:
+    """The sites, which give this model for every Gemma 3. A folder of one layout serves both."""
+    handles = ("gemma-3-270m", "gemma3-1b")
+    kaggle = model / "kaggle" if (model / "kaggle").is_dir() else model
+    hugging_face = model / "hf" if (model / "hf").is_dir() else model
+    return servers.Servers(
+        kaggle={f"google/gemma-3/flax/{handle}": kaggle for handle in handles},
+        hugging_face={"google/gemma-3-270m": hugging_face, "google/gemma-3-1b-pt": hugging_face},
+    )
+
+
+def gibibytes(size: float) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def in_words(went: dict) -> str:
+    """A line on how a rehearsal went."""
+    watched = went.get("devices", {})
+    arrays = max(watched.get("arrays", {"": 0}).values(), default=0)
+    figures = (
+        f"{went['minutes']:.1f} min, host {gibibytes(went['host'])} GiB, a device "
+        f"{gibibytes(arrays)} GiB of arrays and {gibibytes(watched.get('scratch', 0))} of scratch"
+    )
+    if went["runs"]:
+        return f"{went['notebook']}: runs, {figures}"
+    begins = went["source"].splitlines()[:3]
+    return (
+        f"{went['notebook']}: fails in code cell {went['cell']} of {went['of']} ({figures})\n"
+        f"    {went['error'].splitlines()[0]}\n    in: " + "\n        ".join(begins)
+    )
+
+
+def value(text: str) -> tuple[str, object]:
+    """`name=value` of the command line."""
+    name, _, literal = text.partition("=")
+    return name, ast.literal_eval(literal)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("notebooks", nargs="*", default=NOTEBOOKS, help="such as 05_train")
+    parser.add_argument("--preset", default=PRESET)
+    parser.add_argument("--site", default="kaggle", choices=("kaggle", "colab"))
+    parser.add_argument("--devices", type=int, default=DEVICES)
+    parser.add_argument("--model", type=Path, help="a folder; by default a random small Gemma 3")
+    parser.add_argument("--out", type=Path, help="a folder, new or of an earlier rehearsal")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=value,
+        metavar="NAME=VALUE",
+        help="another name of the parameters cell, as 'overrides={\"steps\": 1}'",
+    )
+    parser.add_argument("--timeout", type=int, default=TIMEOUT, help="seconds of a cell")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    asked = parse(arguments)
+    folder = (asked.out or Path(tempfile.mkdtemp(prefix="rehearsal-"))).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    model = asked.model
+    if model is None:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else libtpu looks for its chips
+        import stand_in
+
+        model = folder / "model"
+        if not model.exists():
+            stand_in.write(model)
+    how = Rehearsal(asked.site, asked.preset, asked.devices, asked.timeout)
+    print(f"In {folder}", flush=True)
+    results = []
+    with serve(model) as sites:
+        place = prepare(how, model, folder, sites)
+        for name in asked.notebooks:
+            name = re.sub(r"\.(py|ipynb)$", "", Path(name).name)
+            results.append(rehearse(name, how, place, dict(asked.set)))
+            print(in_words(results[-1]), flush=True)
+            (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    return 0 if all(went["runs"] for went in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
