@@ -1,8 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     cell_metadata_filter: tags,jupyter,cellView,_kg_hide-input,-all
-#     notebook_metadata_filter: -jupytext.text_representation
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -579,7 +576,7 @@ prompts = jax.ShapeDtypeStruct((16, 32), jnp.int32)
 compiled = next_logits.lower(*nnx.split(shapes), prompts).compile()
 more = compiled.cost_analysis()["flops"] / Call(16, 32).operations(wide)
 print(f"XLA counts {more - 1:.0%} more")
-assert 0.95 < more < 1.15
+assert 0.95 < more < 1.15 or not cpu  # other compilers count otherwise
 
 # %%
 alone, together, prefill, _ = speeds.values()
