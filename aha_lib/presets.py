@@ -393,6 +393,12 @@ class Settings:
             raise ValueError(
                 f"cold_start is {self.cold_start!r}: it has to be one of {names}, or empty."
             )
+        shown = PRETRAINING[self.cold_start].template if self.cold_start else self.template
+        if shown != self.template:
+            raise ValueError(
+                f"template is {self.template!r}, and the cold start {self.cold_start} has that of "
+                f"{shown!r}: set template to the same."
+            )
         if self.overlong > self.completion_len:
             raise ValueError(
                 f"overlong is {self.overlong}: it has to be within completion_len, which is "

@@ -5,6 +5,7 @@ but its settings; how a model is trained on worked text is `pretrain`'s.
 """
 
 import dataclasses
+import gc
 from collections.abc import Generator
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def steps(settings: Settings, out: Path, deadline: float) -> Generator[dict, Non
         folder.log(out, f"Cold start: {cold.steps} supervised steps in {base}, then GRPO.")
         for row in pretrain.learn(cold, base, watch):
             yield {"phase": PHASE} | row
+    gc.collect()  # a module is part of cycles: its arrays would lie beside those of GRPO
     if not pretrain.is_finished(base):
         return False
     # Its last step is no reason to stop: whether there is time for what follows is asked now.
