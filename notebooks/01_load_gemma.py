@@ -110,8 +110,14 @@ show.table(
 #    anywhere else, the token is the environment variable
 #    `KAGGLE_API_TOKEN` or the file `~/.kaggle/access_token`.
 #
-# Is there a token here? The cell only says yes or no; nothing in this
-# project prints one.
+# **From Hugging Face instead**: `overrides = {"model":
+# "hf:google/gemma-3-1b-pt"}` with any preset of that model. Accept the
+# licence on the model's page there, put a token of your account into
+# `HF_TOKEN` (an environment variable, or a secret of Kaggle or Colab), and
+# `%pip install huggingface_hub` where it is missing.
+#
+# Is there a token of Kaggle here? The cell only says yes or no; nothing in
+# this project prints one.
 
 # %%
 import kagglehub
@@ -450,8 +456,8 @@ def attention(x, layer, kind):
 # The rotation's angles, and the two masks (the window is 6 here, to be seen;
 # the tiny model's is 128):
 
-# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
-# Draws angles and masks.
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws angles and masks
 figure, (a, b, c) = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 of = angles(np.arange(64), SHAPE["rope_theta"])
 for pair, style in ((0, "-"), (2, "--"), (4, ":")):
@@ -498,8 +504,8 @@ def numpy_gemma(ids):
 # Where does the last layer look? A row for each token, a column for each
 # that it sees; dark means a large share.
 
-# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
-# Draws the last layer's attention.
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the last layer's attention
 by_hand, share = numpy_gemma(ids)
 names = [small_tokenizer.decode([i]) or "bos" for i in ids]
 figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained")

@@ -122,9 +122,10 @@ print("fractions:     ", Fraction(8) / (3 - Fraction(8, 3)))
 #
 # ### Check: the solver against brute force
 #
-# With three numbers (of the tiny preset, whatever yours is) there are 3! orders, 4 x 4 signs and two ways to set
+# With three numbers there are 3! orders, 4 x 4 signs and two ways to set
 # the parentheses: 192 expressions. The cell below writes them all and keeps
-# one of those that differ by a swap under `+` or `*` only.
+# one of those that differ by a swap under `+` or `*` only. The puzzles are
+# those of the tiny preset, whatever yours is.
 
 # %%
 import itertools
@@ -215,9 +216,9 @@ plt.show()
 # %% [markdown]
 # With the tiny preset most puzzles have one to three solutions. With four
 # numbers up to 99 five is common: the same sum, added up in another order.
-# That is one measure of difficulty; a second one is how far *guessing* gets. The cell below draws
-# two numbers and a sign at random, until one number is left. What share of
-# such blind guesses is right?
+# That is one measure of difficulty; a second one is how far *guessing* gets.
+# The cell below draws two numbers and a sign at random, until one number is
+# left. What share of such blind guesses is right?
 
 # %%
 import random
@@ -674,7 +675,8 @@ print("5 exploits paid by TinyZero and not here; 4 right answers paid here")
 # with one character changed: no exception, and the full reward only where
 # the independent judge agrees.
 
-# %%
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Random completions
 ALPHABET = [*"0123456789+-*/().= \n×÷−٣", "**", "//"]
 TAGS = ["<answer>", "</answer>"]
 
@@ -688,7 +690,8 @@ def noise(rng):
     return answer(text) if rng.random() < 0.5 else text
 
 
-# %%
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title A right answer with one character changed
 def mutated(text, rng):
     """A text with one character replaced, dropped or inserted."""
     i = rng.randrange(len(text))
@@ -696,7 +699,8 @@ def mutated(text, rng):
     return text[:i] + new + text[i + rng.randrange(2) :]
 
 
-# %%
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Judges them all
 solved = [(p, solve(p)[0]) for p in panel[:200]]
 right = parsed = foreign = 0
 for p, solution in solved * 30:

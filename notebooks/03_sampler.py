@@ -694,7 +694,7 @@ for choice, color, name in (
 plt.xticks(slots, names, rotation=90, fontsize=8)
 plt.ylabel("probability")
 plt.title(f"One completion of   {texts[row // 4][-40:]!r}", fontsize=10)
-plt.legend(loc="lower left", fontsize=8)
+plt.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 plt.show()
 
 # %% [markdown]

@@ -18,7 +18,7 @@ model.finite model.download model.tokenizer model.tokenizer_json model.files mod
 model.block model.gemma model.lora model.vocabulary model.weights model.export
 rl.sampler rl.objectives rl.packing rl.grpo
 tasks.countdown tasks.traces tasks.task tasks.last_first tasks.word_problems tasks.gym
-tasks.rollout tasks.corpus
+tasks.rollout tasks.worked tasks.faults tasks.corpus
 loop
 run.session run.folder run.stop run.checkpoints run.tracker run.cli run.pretrain run.cold_start
 run.train
@@ -29,6 +29,8 @@ commands
 NO_JAX = {  # and what they may import
     "tasks.countdown": {"presets"},
     "tasks.traces": {"tasks.countdown"},
+    "tasks.worked": {"tasks.countdown"},
+    "tasks.faults": {"tasks.countdown", "tasks.worked"},
     "tasks.task": {"presets", "tasks.countdown", "tasks.traces"},
     "tasks.last_first": {"tasks.task"},
     "tasks.word_problems": {"tasks.task"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aha_lib.look import record
+from aha_lib.look import measures, record
 from aha_lib.presets import MODELS, SETTINGS
 from aha_lib.run import train
 from aha_lib.tasks import traces
@@ -151,6 +151,24 @@ def test_one_vector():
     assert f"gives {half[0]:.2f} to {half[-1]:.2f}" in text
     assert f"{gemma['base']['accuracy']:.2f} to {pushed['accuracy']:.2f}" in text
     assert f"({gemma['base']['n']} puzzles, one run)" in text
+
+
+@pytest.mark.slow
+def test_what_gets_better_after_ten_steps():
+    """The first GPU run within eight attempts, the rule, and what its unfinished answers tried."""
+    run = record.read(record.DATA / "gemma3-270m/h100/seed0")
+    run = dataclasses.replace(run, kept=[run.kept[1], run.kept[-1]])
+    sides = measures.take_apart(run)
+    ten, last = (measures.reached_within(side, 8).value for side in sides)
+    text = " ".join(README.split())
+    assert f"it solves {ten:.2f} of the puzzles at step 10 and {last:.2f} at the end" in text
+    chances = [measures.chance_by_rule(puzzle, 8) for puzzle in run.panel]
+    rule = sum(chances) / len(chances)
+    assert f"followed without a mistake: {rule:.2f}." in text
+    before, after = (measures.finished(side).value for side in sides)
+    assert after > before + 0.1 and "it finishes more of what it begins well" in text
+    cut_off = [trace for trace in sides[-1] if trace.answer is None]
+    assert measures.finished(cut_off).of > 0.8 * len(cut_off) > 20
 
 
 def test_shares_in_the_text():

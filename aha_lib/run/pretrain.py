@@ -30,7 +30,7 @@ from aha_lib import devices
 from aha_lib.model import export, lora, vocabulary, weights
 from aha_lib.model.finite import refuse_nonfinite
 from aha_lib.model.gemma import Gemma
-from aha_lib.model.tokenizer import Tokenizer, tiny_model
+from aha_lib.model.tokenizer import WORDS, Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, ModelConfig, Pretraining
 from aha_lib.rl import grpo
 from aha_lib.run import checkpoints, cli, folder, session, stop
@@ -48,10 +48,7 @@ def begin(settings: Pretraining, mesh: Mesh | None = None) -> tuple[Gemma, Token
     s, mesh = settings, mesh or devices.make_mesh(jax.devices()[:1])
     dtype, param_dtype = devices.dtypes(s.dtype)
     if not s.model:
-        rngs = nnx.Rngs(devices.random_key(s.seed, "tiny model"))
-        model = Gemma(MODELS["tiny"], rngs=rngs, dtype=dtype)
-        _spread(model, mesh)
-        return model, Tokenizer(tiny_model())
+        return _random_model(s, mesh, dtype)
     kept = dtype if s.lora else param_dtype
     model, tokenizer, _ = weights.load(s.model, mesh=mesh, dtype=dtype, param_dtype=kept)
     if s.cut:
@@ -67,6 +64,18 @@ def begin(settings: Pretraining, mesh: Mesh | None = None) -> tuple[Gemma, Token
         key = devices.random_key(s.seed, "cold-start adapters")
         lora.add(model, s.lora, rngs=nnx.Rngs(key))
     model.remat = s.remat
+    return model, tokenizer
+
+
+def _random_model(settings: Pretraining, mesh: Mesh, dtype) -> tuple[Gemma, Tokenizer]:
+    """A model of a shape and language of its own."""
+    rngs = nnx.Rngs(devices.random_key(settings.seed, "tiny model"))
+    tokenizer = Tokenizer(tiny_model(WORDS[settings.shape]))
+    model = Gemma(MODELS[settings.shape], rngs=rngs, dtype=dtype)
+    if settings.waves:
+        vocabulary.add_waves(model, tokenizer.numbers())
+    _spread(model, mesh)
+    model.remat = settings.remat
     return model, tokenizer
 
 

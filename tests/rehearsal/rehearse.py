@@ -3,7 +3,8 @@
     python tests/rehearsal/rehearse.py 03_sampler                    # a random small Gemma
     python tests/rehearsal/rehearse.py 05_train --site colab
     python tests/rehearsal/rehearse.py --model FOLDER                # a real one, all notebooks
-    python tests/rehearsal/rehearse.py --table                       # what is known, as a table
+    python tests/rehearsal/rehearse.py --record random               # kept for docs/rehearsal.md
+    python tests/rehearsal/rehearse.py --table                       # which is written anew
 
 A notebook is the `.py` of this checkout, committed or not; the package that it finds is the one of
 this checkout, as `aha.zip` brings it. As a reader does, a rehearsal changes the parameters cell:
@@ -30,6 +31,13 @@ import servers
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.py"))
 RECORD = Path(__file__).with_name("record.json")
+PAGE = ROOT / "docs" / "rehearsal.md"
+TABLE = re.compile(r"(?s)(?<=<!-- table -->\n).*(?=<!-- end of table -->)")
+COLUMNS = {
+    "tiny": "tiny, one device",
+    "random": "random Gemma 3, eight devices",
+    "real": "Gemma 3 270M, eight devices",
+}
 PRESET = "gemma3-270m-short"
 DEVICES = 8
 TIMEOUT = 1200  # seconds of a cell
@@ -48,6 +56,7 @@ FEW = {
     "micro_batch": 8,
 }
 SHORTER = {"overrides": FEW}
+SHORTER_TINY = {"overrides": {"steps": 2}}  # as tests/test_notebooks.py has it
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class Rehearsal:
 def rehearse(name: str, how: Rehearsal, place: places.Place, values: dict | None = None) -> dict:
     """Run one notebook in a place; what `session.py` found, and how it was run."""
     notebook = jupytext.read(ROOT / f"notebooks/{name}.py")
-    wanted = {"preset": how.preset} | SHORTER | (values or {})
+    shorter = SHORTER_TINY if how.preset == "tiny" else SHORTER
+    wanted = {"preset": how.preset} | shorter | (values or {})
     changed = set_parameters(notebook, wanted)
     for cell in notebook.cells:
         cell.source = place.text(cell.source)
@@ -77,6 +87,7 @@ def rehearse(name: str, how: Rehearsal, place: places.Place, values: dict | None
         "working": place.inside(place.working),
         "ipython": str(place.folder / "ipython"),
         "watched": str(results / f"{name}.watched.json"),
+        "now": str(results / f"{name}.now"),  # the cell that is being run
         "executed": str(results / f"{name}.ipynb"),
     }
     request.write_text(json.dumps(asked))
@@ -136,21 +147,65 @@ def gibibytes(size: float) -> str:
     return f"{size / 2**30:.2f}"
 
 
-def in_words(went: dict) -> str:
-    """A line on how a rehearsal went."""
+def figures(went: dict) -> list[str]:
+    """Minutes, and GiB: of the host, of arrays and of scratch memory on the fullest device."""
     watched = went.get("devices", {})
-    arrays = max(watched.get("arrays", {"": 0}).values(), default=0)
-    figures = (
-        f"{went['minutes']:.1f} min, host {gibibytes(went['host'])} GiB, a device "
-        f"{gibibytes(arrays)} GiB of arrays and {gibibytes(watched.get('scratch', 0))} of scratch"
+    arrays = max(watched.get("arrays", {}).values(), default=0)
+    sizes = [gibibytes(size) for size in (went["host"], arrays, watched.get("scratch", 0))]
+    return [f"{went['minutes']:.1f}", *sizes]
+
+
+def in_words(went: dict) -> str:
+    """A line on how a rehearsal went, or a few."""
+    minutes, host, arrays, scratch = figures(went)
+    processor = f"{went['processor_minutes']:.1f} of one core"
+    took = (
+        f"{minutes} min ({processor}), host {host} GiB, a device {arrays} GiB of arrays, "
+        f"{scratch} of scratch"
     )
     if went["runs"]:
-        return f"{went['notebook']}: runs, {figures}"
+        return f"{went['notebook']}: runs, {took}"
     begins = went["source"].splitlines()[:3]
     return (
-        f"{went['notebook']}: fails in code cell {went['cell']} of {went['of']} ({figures})\n"
+        f"{went['notebook']}: fails in code cell {went['cell']} of {went['of']} ({took})\n"
         f"    {went['error'].splitlines()[0]}\n    in: " + "\n        ".join(begins)
     )
+
+
+def recorded() -> dict[str, list[dict]]:
+    """By column, how each notebook went."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def record(column: str, results: list[dict]) -> None:
+    """Keep results in the place of those of the same notebooks."""
+    kept = recorded()
+    by_name = {went["notebook"]: went for went in kept.get(column, [])}
+    for went in results:
+        by_name[went["notebook"]] = went
+    kept[column] = [by_name[name] for name in sorted(by_name)]
+    RECORD.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def with_table(page: str, kept: dict[str, list[dict]]) -> str:
+    """The page with its table as the record has it."""
+    head = ["notebook", *COLUMNS.values()]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    names = sorted({went["notebook"] for column in kept.values() for went in column})
+    for name in names:
+        cells = [name]
+        for column in COLUMNS:
+            found = [went for went in kept.get(column, []) if went["notebook"] == name]
+            cells.append(_cell(found[0]) if found else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    table = "\n".join(lines) + "\n"
+    return TABLE.sub(lambda _: table, page)
+
+
+def _cell(went: dict) -> str:
+    minutes, host, arrays, scratch = figures(went)
+    fate = "" if went["runs"] else f"fails in code cell {went['cell']}: "
+    return f"{fate}{minutes} min, {host}, {arrays} + {scratch}"
 
 
 def value(text: str) -> tuple[str, object]:
@@ -177,12 +232,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="another name of the parameters cell, as 'overrides={\"steps\": 1}'",
     )
+    parser.add_argument("--record", choices=COLUMNS, help="keep the results, as this column")
+    parser.add_argument("--table", action="store_true", help="write docs/rehearsal.md's table")
     parser.add_argument("--timeout", type=int, default=TIMEOUT, help="seconds of a cell")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
     asked = parse(arguments)
+    if asked.table:
+        PAGE.write_text(with_table(PAGE.read_text(), recorded()))
+        return 0
     folder = (asked.out or Path(tempfile.mkdtemp(prefix="rehearsal-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     model = asked.model
@@ -203,6 +263,8 @@ def main(arguments: list[str]) -> int:
             results.append(rehearse(name, how, place, dict(asked.set)))
             print(in_words(results[-1]), flush=True)
             (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            if asked.record:
+                record(asked.record, results[-1:])
     return 0 if all(went["runs"] for went in results) else 1
 
 

@@ -5,10 +5,12 @@ simulated machine. Imports nothing of aha_lib: the notebook has to find that its
 """
 
 import json
+import os
 import re
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -79,6 +81,7 @@ def main(request: Path, answer: Path) -> None:
     notebook = nbformat.reads(json.dumps(asked["notebook"]), as_version=4)
     watched = Path(asked["watched"])
     watched.unlink(missing_ok=True)
+    now = Path(asked["now"])
     startup = Path(asked["ipython"]) / "profile_default/startup/watch.py"
     startup.parent.mkdir(parents=True, exist_ok=True)
     startup.write_text(WATCH.replace("{file!r}", repr(str(watched))))
@@ -87,10 +90,11 @@ def main(request: Path, answer: Path) -> None:
         timeout=asked["timeout"],
         kernel_name="python3",
         resources={"metadata": {"path": asked["working"]}},
+        on_cell_start=lambda cell, cell_index: now.write_text(cell.source),
     )
     went = {"runs": True}
     began = time.monotonic()
-    memory = HostMemory(client)
+    kernel = Kernel(client)
     try:
         client.execute()
     except CellExecutionError as error:
@@ -98,19 +102,22 @@ def main(request: Path, answer: Path) -> None:
     except Exception as error:  # a dead kernel, a cell that takes too long
         went = failure(notebook, f"{type(error).__name__}: {error}")
     went["minutes"] = (time.monotonic() - began) / 60
-    went["host"] = memory.stop()
+    kernel.stop()
+    went["host"] = kernel.most
+    went["processor_minutes"] = kernel.seconds / 60
     went["said"] = warnings(notebook)
+    went["seconds"] = seconds(notebook)
     if watched.exists():
         went["devices"] = json.loads(watched.read_text())
     answer.write_text(json.dumps(went))
     Path(asked["executed"]).write_text(nbformat.writes(notebook))
 
 
-class HostMemory:
-    """The largest resident size of the kernel's process, in bytes, as Linux keeps it."""
+class Kernel:
+    """What the kernel's process has taken, as Linux keeps it: resident bytes at most, and time."""
 
     def __init__(self, client):
-        self.client, self.most = client, 0
+        self.client, self.most, self.seconds = client, 0, 0.0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
@@ -119,16 +126,20 @@ class HostMemory:
         while not self.ended.wait(0.5):
             process = getattr(getattr(self.client.km, "provisioner", None), "process", None)
             try:
-                status = Path(f"/proc/{process.pid}/status").read_text()
-                peak = re.search(r"VmHWM:\s+(\d+) kB", status)
-                self.most = max(self.most, 1024 * int(peak[1]))
+                self.look(Path(f"/proc/{process.pid}"))
             except (AttributeError, OSError, TypeError):  # not there yet, or not any more
                 continue
 
-    def stop(self) -> int:
+    def look(self, process: Path):
+        peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
+        self.most = max(self.most, 1024 * int(peak[1]))
+        after_name = (process / "stat").read_text().rpartition(")")[2].split()
+        ticks = int(after_name[11]) + int(after_name[12])  # in programs, and in the kernel for them
+        self.seconds = ticks / os.sysconf("SC_CLK_TCK")
+
+    def stop(self):
         self.ended.set()
         self.thread.join()
-        return self.most
 
 
 def failure(notebook, error: str) -> dict:
@@ -140,6 +151,18 @@ def failure(notebook, error: str) -> dict:
     return {"runs": False, "cell": number + 1, "of": len(code), "error": plain[:2000]} | {
         "source": code[number].source[:1000]
     }
+
+
+def seconds(notebook) -> list[float]:
+    """Of each code cell that was begun and ended."""
+    found = []
+    for cell in notebook.cells:
+        times = cell.metadata.get("execution", {})
+        if {"iopub.execute_input", "shell.execute_reply"} <= times.keys():
+            began, ended = times["iopub.execute_input"], times["shell.execute_reply"]
+            took = datetime.fromisoformat(ended) - datetime.fromisoformat(began)
+            found.append(round(took.total_seconds(), 1))
+    return found
 
 
 def warnings(notebook) -> list[str]:

@@ -20,7 +20,7 @@ from aha_lib import devices
 from aha_lib.model import export, vocabulary, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
-from aha_lib.presets import MODELS, PRETRAINING, PUZZLES, SETTINGS, Pretraining
+from aha_lib.presets import MODELS, PRETRAINING, PUZZLES, SETTINGS, Pretraining, shape
 from aha_lib.rl import sampler
 from aha_lib.run import pretrain, train
 from aha_lib.tasks import corpus, countdown
@@ -334,3 +334,16 @@ def test_bad_settings_are_a_sentence(tmp_path, capsys):
         assert ended.value.code == 2
         error = capsys.readouterr().err
         assert said in error and "Traceback" not in error
+
+
+def test_a_model_of_its_own_shape_begins():
+    """The small one: its own language, and numbers that start as waves."""
+    small = PRETRAINING["tinyzero-small"]
+    model, tokenizer = pretrain.begin(small)
+    assert model.config == MODELS["small"] and tokenizer.vocab_size == MODELS["small"].vocab
+    assert shape("tinyzero-small") == MODELS["small"]
+    plain, _ = pretrain.begin(dataclasses.replace(small, waves=False))
+    differs = np.asarray(model.embed[...] != plain.embed[...]).any(axis=1)
+    assert sorted(np.flatnonzero(differs)) == sorted(tokenizer.numbers().values())
+    tiny, words = pretrain.begin(TINY)
+    assert tiny.config == MODELS["tiny"] and words.vocab_size == TOKENIZER.vocab_size
