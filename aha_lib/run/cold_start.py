@@ -21,7 +21,10 @@ def base_of(out: Path) -> Path:
 
 
 def planned(settings: Settings) -> Pretraining | None:
-    """The settings of a run's cold start, from the run's own model; None where it has none."""
+    """The settings of a run's cold start, from the run's own model; None where it has none.
+
+    A run whose `model` is empty has a random one of the shape that the preset says.
+    """
     if not settings.cold_start:
         return None
     cold = PRETRAINING[settings.cold_start]
@@ -31,7 +34,8 @@ def planned(settings: Settings) -> Pretraining | None:
 
 def without_a_second(settings: Settings) -> Settings:
     """The settings without a cold start where `model` is what one has left: one is enough."""
-    if settings.cold_start and pretrain.is_finished(Path(settings.model)):
+    is_folder = settings.cold_start and settings.model
+    if is_folder and pretrain.is_finished(Path(settings.model)):
         return dataclasses.replace(settings, cold_start="", cold_start_steps=0)
     return settings
 

@@ -292,7 +292,7 @@ def test_another_seed_length_rate_or_corpus_compiles_nothing(whole, settings, tm
 def test_the_presets_name_theirs():
     """And start from a model that is there: no folder that another command has to make."""
     for name, settings in SETTINGS.items():
-        assert settings.model in ("tiny", *weights.HANDLES), name
+        assert settings.model in ("", "tiny", *weights.HANDLES), name
         cold = cold_start.planned(settings)
         if cold is None:
             continue
@@ -301,6 +301,8 @@ def test_the_presets_name_theirs():
         assert cold_start.planned(fewer) == dataclasses.replace(cold, steps=7, model="somewhere")
     with pytest.raises(ValueError, match="^cold_start is 'x': it has to be one of tiny, tiny-no"):
         Settings(cold_start="x")
+    with pytest.raises(ValueError, match="^model is empty: a random model needs a cold_start"):
+        Settings(model="")
     with pytest.raises(ValueError, match="^template is 'base', and the cold start tiny has"):
         Settings(cold_start="tiny", template="base")
 
