@@ -138,6 +138,8 @@ def test_the_clock_ends_it_too(whole, settings, tmp_path):
     assert folder.why_stopped(tmp_path).startswith("0 minutes left: the cold start, 4 supervised")
     assert pretrain.is_finished(tmp_path / "base")
     assert not (tmp_path / "metrics.jsonl").exists()
+    base = weights.load(tmp_path / "base")[0].layers.q[...]
+    np.testing.assert_array_equal(commands.opened(tmp_path)[0].layers.q[...], base)
     rows += train.train(settings, tmp_path)
     assert untimed(rows) == untimed(whole[1])
 
