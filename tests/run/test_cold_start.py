@@ -22,7 +22,7 @@ from aha_lib.model import export, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, SETTINGS, Settings
-from aha_lib.run import cold_start, folder, pretrain, train
+from aha_lib.run import cold_start, folder, pretrain, session, train
 
 # Adapters on a very small model of the tiny vocabulary, in a handful of steps.
 SMALL = dict(preset="small", model="x", rows=3, row_len=96, steps=4, warmup=1, lora=2)
