@@ -20,9 +20,10 @@ rl.sampler rl.objectives rl.packing rl.grpo
 tasks.countdown tasks.traces tasks.task tasks.last_first tasks.word_problems tasks.gym
 tasks.rollout tasks.corpus
 loop
-run.session run.folder run.checkpoints run.tracker run.cli run.train run.pretrain
+run.session run.folder run.checkpoints run.tracker run.cli run.programs run.ahead run.train
+run.pretrain
 look.record look.show look.dashboard look.steering
-tpu.chips tpu.programs tpu.forecast tpu.plan
+tpu.chips tpu.forecast tpu.plan
 commands
 """.split()
 NO_JAX = {  # and what they may import

@@ -27,7 +27,7 @@ from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import Settings
 from aha_lib.rl import grpo
-from aha_lib.run import checkpoints, folder, session, tracker
+from aha_lib.run import ahead, checkpoints, folder, session, tracker
 from aha_lib.run.folder import read_rows as read_rows  # for those who look at a run
 from aha_lib.tasks import task as tasks
 from aha_lib.tasks.rollout import (
@@ -130,6 +130,7 @@ def resume_or_start(
     with devices.use(mesh):
         policy, opt_state, reference, done = _restore_or_begin(s, out, task, mesh, manager)
         checkpoints.check_room(out, _kept(policy.model, opt_state, s))
+        ahead.compile_ahead(policy, opt_state, reference, mesh)
         if s.preflight and done < 0:
             folder.log(out, preflight(policy, devices.random_key(s.seed, "preflight")))
     folder.write_settings(out, s)

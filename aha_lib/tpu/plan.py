@@ -28,9 +28,9 @@ from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import MODELS, SETTINGS, Settings, shape
 from aha_lib.rl import sampler
 from aha_lib.run import cli
+from aha_lib.run.programs import GiB, Program, programs
 from aha_lib.tasks import task as tasks
 from aha_lib.tpu.chips import CHIPS, Chip, estimate
-from aha_lib.tpu.programs import GiB, Program, programs
 
 log = logging.getLogger(__name__)
 MODEL_NAMES = tuple({**MODELS, **SETTINGS})
