@@ -34,6 +34,7 @@ class Program:
     resident: float  # GiB of a core: arrays that are none of its arguments
     lower: Callable[[], jax.stages.Lowered]  # to be called with the mesh in use
     size: int = 0  # by which the largest of a name is known
+    shapes: tuple = ()  # by which the same program is known again
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,12 @@ def _sampling(run: Shapes) -> Iterator[Program]:
     rows = _rows_of(run, *max(found.prefills))
     for shape in sorted(found.decodes, reverse=True):
         yield _decode(run, rows, shape)
+    known = set()
     for move in sorted(found.moves, reverse=True):
-        yield from _moves(run, rows, move)
+        for program in _moves(run, rows, move):
+            if program.shapes not in known:  # a window that is full moves alike at every stage
+                known.add(program.shapes)
+                yield program
     for many, few in sorted({(m.rows, m.kept) for m in found.moves if m.picks and not m.is_first}):
         yield _pick(run, rows, many, few)
 
@@ -279,7 +284,7 @@ def _spread(run: Shapes, rows: sampler._Rows) -> sampler._Rows:
 
 
 def _moves(run: Shapes, rows: sampler._Rows, move: sampler.Move) -> Iterator[Program]:
-    """A move of the cache: a program for each of its arrays that is unlike the others.
+    """A move of the cache: a program for each of its arrays.
 
     The arrays move one after the other, and the old one goes when the new one is there. So while
     one moves, each of the others counts with the larger of its two sizes.
@@ -293,17 +298,15 @@ def _moves(run: Shapes, rows: sampler._Rows, move: sampler.Move) -> Iterator[Pro
     pairs = list(zip(before.cache, after.cache, strict=True))
     larger = [max(held(old), held(new)) for old, new in pairs]
     rest = run.beside_sampler + held((run.weights, after[:-1]))
-    known = set()
     for (old, new), mine in zip(pairs, larger, strict=True):
-        unchanged = order is None and old.shape == new.shape  # then it is not moved
-        if (old.shape, new.shape) in known or unchanged:
+        if order is None and old.shape == new.shape:  # then it is not moved
             continue
-        known.add((old.shape, new.shape))
         yield Program(
             name,
             rest + sum(larger) - mine,
             functools.partial(sampler._resize.lower, old, order, new.shape[3]),
             size=math.prod(old.shape) + math.prod(new.shape),
+            shapes=(old.shape, new.shape, move.picks),
         )
 
 
