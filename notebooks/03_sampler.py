@@ -20,13 +20,13 @@
 # |---|---|---|
 # | `tiny` | two CPU cores | 1 |
 #
-# Any other preset in `presets.SETTINGS` runs the same cells. That was not
-# timed; it takes a download and is meant for an accelerator.
+# Any other preset in `presets.SETTINGS` runs the same cells with fewer rows.
+# That was not timed; it takes a download and is meant for an accelerator.
 #
 # **You will see**
 #
 # 1. that sampling with a **KV cache** (the keys and values of earlier tokens,
-#    kept instead of computed again) writes the very same tokens as without;
+#    kept instead of computed again) writes the same tokens as without;
 # 2. that one uniform random number per token draws from the model's
 #    distribution, in steps of 2⁻²³;
 # 3. that the log-probabilities it returns are those which training computes;
@@ -61,29 +61,34 @@ devices.start()  # joins other hosts, and says which chips there are
 
 # %% tags=["parameters"]
 preset = "tiny"
+overrides = {}  # settings that are to be others: {"completion_len": 64}
 
 # %%
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS
 
-settings = SETTINGS[preset]
-model, tokenizer, config = weights.load(settings.model)
+settings = dataclasses.replace(SETTINGS[preset], **overrides)
+mesh = devices.make_mesh(tp=settings.tp)
+if mesh.size > 1:
+    jax.set_mesh(mesh)  # from here on weights and rows are spread over it
+model, tokenizer, config = weights.load(settings.model, mesh=mesh)
 print(f"Gemma {config.generation}, {config.parameters:,} parameters,")
 print(f"{config.layers} layers of width {config.width}")
 
 # %% [markdown]
-# All of this runs on *one* device and in float32, so that two ways to the
-# same number can be compared closely. Of a larger model one device holds
-# fewer rows:
+# The weights lie on all devices together, a share on each. Sections 1 to 6
+# compare two ways to the same number, so they compute in float32, and ask for
+# full precision where an accelerator would multiply in bfloat16. Section 7
+# measures speed, and computes as a run does.
 
 # %%
-tiny = preset == "tiny"
-P, G, draws = (16, 16, 4096) if tiny else (4, 4, 64)
-batches = (1, 8, 64, 256) if tiny else (1, 4, 16, 64)
-repeats = 10 if tiny else 1  # of a timing
+jax.config.update("jax_default_matmul_precision", "float32")
 
 # %% [markdown]
 # ## 1. One token at a time
@@ -102,7 +107,6 @@ print(texts[0])
 print(prompts[0])
 
 # %%
-import jax
 from flax import nnx
 
 
@@ -126,8 +130,18 @@ print("hidden", hidden.shape, "-> logits", logits.shape)
 # %%
 import matplotlib.pyplot as plt
 
+
+def word(token):
+    """A token in a picture: its number where the font may lack its text."""
+    text = tokenizer.decode([token])
+    shown = repr(text)[1:-1].replace("$", r"\$")
+    return shown if text.isascii() and text else f"#{token}"
+
+
 top = np.argsort(-np.asarray(logits))[:7]
-labels = [tokenizer.decode([i]) or "?" for i in top]
+labels = [word(i) for i in top]
+
+# %%
 x = np.arange(len(top))
 plt.figure(figsize=(8, 2.8), layout="constrained")
 for shift, T in ((-0.27, 0.5), (0, 1.0), (0.27, 2.0)):
@@ -135,7 +149,7 @@ for shift, T in ((-0.27, 0.5), (0, 1.0), (0.27, 2.0)):
     plt.bar(x + shift, probs[top], 0.27, label=f"T = {T}")
 plt.xticks(x, labels)
 plt.ylabel("probability")
-plt.title(f"What comes after   {texts[0][-40:]}")
+plt.title(f"What comes after   {texts[0][-40:]!r}")
 plt.legend()
 plt.show()
 
@@ -254,10 +268,11 @@ print(
 # ### Check: the cache changes nothing
 #
 # Three ways to the same greedy tokens: without a cache, with the loop above,
-# and with the library's sampler, which runs the loop on the device. (On an
-# accelerator, multiplications are asked for in full precision, so that
-# rounding does not decide between two nearly equal logits. What `stages`
-# are comes in section 6.)
+# and with the library's sampler, which runs the loop on the device. (What
+# `stages` are comes in section 6.) Rounding may decide between two tokens
+# whose logits are nearly equal, and then the ways part. So what is checked
+# is that no token written falls short of the likeliest one by more than a
+# thousandth, and that the ways are equal where none falls short.
 
 # %%
 from aha_lib.rl import sampler
@@ -267,18 +282,35 @@ padded, valid = sampler.pad_left(
 )
 plain = dict(stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, stages=1)
 key = jax.random.key(2)
-with jax.default_matmul_precision("float32"):
-    greedy = sampler.sample(
-        model,
-        padded[:8],
-        valid[:8],
-        key,
-        sampler.Sampling(group=1, length=length, temperature=0, **plain),
-    )
-    for ids, tokens, mask in zip(prompts[:8], *greedy[::2], strict=True):
-        ours = tokens[mask].tolist()
-        assert ours == cached_greedy(ids, length) == naive(ids, length)
-print("equal, token for token, for", len(greedy.tokens), "prompts")
+greedy = sampler.sample(
+    model,
+    padded[:8],
+    valid[:8],
+    key,
+    sampler.Sampling(group=1, length=length, temperature=0, **plain),
+)
+
+
+# %%
+def shortfall(ids, written):
+    """How far the logits of written tokens lie below the highest, at most."""
+    row = jnp.array([ids + written])
+    hidden = forward(model, row)[0, len(ids) - 1 : -1]
+    logits = model.logits(hidden)
+    return (logits.max(-1) - logits[np.arange(len(written)), written]).max()
+
+
+# %%
+equal, least = 0, 0.0
+for ids, tokens, mask in zip(prompts[:8], *greedy[::2], strict=True):
+    ways = naive(ids, length), cached_greedy(ids, length)
+    ways += (tokens[mask].tolist(),)
+    short = max(float(shortfall(ids, written)) for written in ways)
+    alike = ways[0] == ways[1] == ways[2]
+    assert short < 1e-3 and (alike or short > 0)
+    equal, least = equal + alike, max(least, short)
+print(f"equal, token for token, for {equal} of {len(greedy.tokens)} prompts;")
+print(f"no logit is more than {least:.1e} below the highest")
 
 # %% [markdown]
 # ## 3. Many rows at once
@@ -292,7 +324,7 @@ print("equal, token for token, for", len(greedy.tokens), "prompts")
 # %%
 from aha_lib.tasks.countdown import Puzzle
 
-toy = [Puzzle((20, 16, 4), 40), Puzzle((9, 8), 72)]
+toy = [Puzzle((20, 16, 4), 40), Puzzle((9, 8), 72)]  # prompts of a line
 ids = [tokenizer.encode(countdown.prompt(p, "tiny")) for p in toy]
 slots = max(map(len, ids)) + 1
 toy_tokens, toy_valid = sampler.pad_left(ids, slots, tokenizer.pad_id)
@@ -356,14 +388,80 @@ plt.show()
 # all rows at once. Where a row has finished, what lies in its slots is
 # marked as invalid, like padding, and nobody attends to it.
 #
+# ### Rows over devices
+#
+# Rows do not see each other, so they can be shared out. The library does that
+# wherever there is more than one device: each device keeps a share of every
+# weight, takes its own rows of a batch, and fetches the other shares of a
+# layer's weights when it needs them. Here is the array of tokens of one
+# batch, a row a completion, and the device on which each part of it lies:
+
+# %%
+spread = jax.jit(devices.shard_batch)(jnp.repeat(padded[:8], 2, axis=0))
+jax.debug.visualize_array_sharding(spread)
+print(spread.shape, "on", len(spread.sharding.device_set), "device(s)")
+
+# %% [markdown]
+# On a laptop that is one device with all rows. XLA can act as if a CPU were
+# eight devices, as long as it is told so before JAX starts. So another
+# process draws the same picture for eight, and samples from the tiny model
+# (whatever the preset is) on one of them and on all:
+
+# %%
+import os
+import subprocess
+
+ON_EIGHT = """
+import jax, numpy as np
+from aha_lib import devices
+from aha_lib.model import weights
+from aha_lib.rl import sampler
+
+how = sampler.Sampling(2, 16, stop_ids=(1,), pad_id=0, stages=1)
+prompts = 20 + np.arange(64).reshape(8, 8)
+found = []
+for count in (1, 8):
+    mesh = devices.make_mesh(jax.devices()[:count])
+    model = weights.load("tiny", mesh=mesh)[0]
+    with devices.use(mesh):
+        tokens = np.repeat(prompts, 2, axis=0)
+        spread = jax.jit(devices.shard_batch)(tokens)
+        key = jax.random.key(0)
+        found.append(sampler.sample(model, prompts, prompts > 0, key, how))
+jax.debug.visualize_array_sharding(spread)
+same = (found[0].tokens == found[1].tokens).all(axis=1)
+print(f"tokens equal on one device and on eight: {same.sum()} of 16 rows")
+"""
+
+# %%
+flag = "--xla_force_host_platform_device_count=8"
+path = os.pathsep.join(filter(None, sys.path))
+asked = dict(XLA_FLAGS=flag, JAX_PLATFORMS="cpu", PYTHONPATH=path)
+plain_text = {k: v for k, v in os.environ.items() if "COLOR" not in k}
+child = subprocess.run(
+    [sys.executable, "-c", ON_EIGHT],
+    env=plain_text | asked,
+    capture_output=True,
+    text=True,
+)
+print(child.stdout or child.stderr[-500:])
+
+# %% [markdown]
+# Eight devices write what one writes, because a row's random numbers depend
+# on the number of the row and not on the place where it lies.
+#
 # ### Check: a row is on its own
 #
 # A row's tokens must depend neither on its padding nor on its neighbours:
 # each row has its own random key, folded with the position of each token.
 # And another key must give other completions, or each step of training
-# would see the same luck again.
+# would see the same luck again. (The tiny model's rows are equal to the
+# last token. Of a model with more tokens a random number may fall on the
+# border between two of them, which rounding moves: one row of eight may
+# then go another way.)
 
 # %%
+least_alike = 1 if preset == "tiny" else 7 / 8  # share of rows that agree
 few = dict(group=4, length=32, **plain)
 wide, wide_valid = sampler.pad_left(
     prompts[:2], len(padded[0]) + 5, tokenizer.pad_id
@@ -376,8 +474,10 @@ new_key = jax.random.key(1)
 other = sampler.sample(
     model, padded[:4], valid[:4], new_key, sampler.Sampling(**few)
 )
-assert (four.tokens[:8] == two.tokens).all()
+same = (four.tokens[:8] == two.tokens).all(axis=1)
+assert same.mean() >= least_alike
 assert (four.tokens != other.tokens).any()
+print(f"{same.sum()} of 8 rows are the same;")
 print(
     len({tuple(row) for row in four.tokens[:4]}),
     "different completions in the first group of 4",
@@ -433,35 +533,38 @@ for i in np.flatnonzero(probs > 0.04):
     ax.text(
         sums[i] - probs[i] / 2,
         0,
-        tokenizer.decode([i]),
+        word(i),
         ha="center",
         va="center",
         color="white",
     )
 ax.plot(darts, np.full(len(darts), 0.62), "C1v", ms=10, clip_on=False)
 for u, token in zip(darts, draw(probs, darts), strict=True):
-    name = tokenizer.decode([token])
-    ax.text(u, 0.85, f"u = {u}: {name}", ha="center", color="C1")
+    ax.text(u, 0.85, f"u = {u}: {word(token)}", ha="center", color="C1")
 ax.set(xlim=(0, 1), ylim=(-0.4, 1.1), yticks=[], xlabel="u")
 ax.spines[["left", "right", "top"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# Tokens lie in the order of their ids. The pale parts are all the others,
-# each too thin to be drawn: one of them is hit now and then, and that is as
-# it should be.
+# Tokens lie in the order of their ids. The pale parts are all those of
+# probability below 0.04, too thin to be drawn one by one: one of them is hit
+# now and then, and that is as it should be.
 #
 # ### Check: draws against probabilities
 #
 # First without luck: of darts on an even grid, each token must be hit by
-# just its share. Then the library's sampler with thousands of draws of a
-# first token: the counts may differ from the expected ones by chance only.
+# just its share. Then the library's sampler with many draws of a first token
+# (fewer where the vocabulary is large, since each draw takes a row of
+# logits): the counts may differ from the expected ones by chance only. Tokens
+# that are expected less than once are counted together.
 
 # %%
 grid = (np.arange(100_000) + 0.5) / 100_000
 share = np.bincount(draw(probs, grid), minlength=len(probs)) / len(grid)
 assert np.abs(share - probs).max() < 2e-5
 
+# %%
+draws = min(4096, 2**26 // config.vocab)  # 256 MiB of logits at most
 first = sampler.sample(
     model,
     padded[:1],
@@ -471,7 +574,15 @@ first = sampler.sample(
 )
 counts = np.bincount(first.tokens[:, 0], minlength=len(probs))
 sigma = np.sqrt(draws * probs * (1 - probs))
-assert (np.abs(counts - draws * probs) < 5 * sigma + 1).all()
+
+# %%
+often = draws * probs >= 1
+together = [counts[~often].sum()], [probs[~often].sum()]
+hits = np.append(counts[often], together[0])
+shares = np.append(probs[often], together[1])
+chance = np.sqrt(draws * shares * (1 - shares))
+assert (np.abs(hits - draws * shares) < 5 * chance + 1).all()
+print(f"{often.sum()} tokens and the others together: {draws:,} draws agree")
 
 # %%
 plt.figure(figsize=(8, 2.6), layout="constrained")
@@ -531,19 +642,18 @@ print("training:", again[0, :6].round(4))
 
 # %%
 four_rows = dict(group=4, length=length, **plain)
-with jax.default_matmul_precision("float32"):
-    for T in (1.0, 0.7):
-        batch = sampler.sample(
-            model,
-            padded[:4],
-            valid[:4],
-            key,
-            sampler.Sampling(temperature=T, **four_rows),
-        )
-        again = training_logprobs(padded[:4], valid[:4], batch, T)
-        gap = np.abs(again - batch.logprobs).max()
-        print(f"T = {T}: largest difference {gap:.1e}")
-        assert gap < 1e-3
+for T in (1.0, 0.7):
+    batch = sampler.sample(
+        model,
+        padded[:4],
+        valid[:4],
+        key,
+        sampler.Sampling(temperature=T, **four_rows),
+    )
+    again = training_logprobs(padded[:4], valid[:4], batch, T)
+    gap = np.abs(again - batch.logprobs).max()
+    print(f"T = {T}: largest difference {gap:.1e}")
+    assert gap < 1e-3
 for tokens, mask in zip(batch.tokens, batch.mask, strict=True):
     assert tokens[mask][-1] in tokenizer.stop_ids or mask.all()
 
@@ -573,34 +683,54 @@ print(
 row = int(four.mask.sum(1).argmax())
 tokens = four.tokens[row][four.mask[row]][:32]
 sure = np.exp(four.logprobs[row, : len(tokens)])
-names = [tokenizer.decode([t]) or "end" for t in tokens]
+names = [word(t) if t not in tokenizer.stop_ids else "end" for t in tokens]
+slots = np.arange(len(sure))
 plt.figure(figsize=(10, 2.6), layout="constrained")
-plt.bar(
-    range(len(sure)), sure, color=["C1" if v < 0.7 else "C0" for v in sure]
-)
-plt.xticks(range(len(sure)), names, rotation=90, fontsize=8)
+for choice, color, name in (
+    (sure >= 0.7, "C0", "0.7 or more"),
+    (sure < 0.7, "C1", "less: a choice"),
+):
+    plt.bar(slots[choice], sure[choice], color=color, label=name)
+plt.xticks(slots, names, rotation=90, fontsize=8)
 plt.ylabel("probability")
-plt.title(f"One completion of   {texts[row // 4][-40:]}", fontsize=10)
+plt.title(f"One completion of   {texts[row // 4][-40:]!r}", fontsize=10)
+plt.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 plt.show()
 
 # %% [markdown]
-# Orange tokens were choices: which numbers to take, which sign, whether to
-# go on. The rest follows from them. Only at a choice can two completions of
-# a group part, and only there has RL something to prefer.
+# Orange tokens were choices. With the tiny preset they are which numbers to
+# take, which sign, and whether to go on; the rest mostly follows from them.
+# Two completions of a group can part at any token, and do so mostly at a
+# choice. So that is mostly where RL has something to prefer.
 
 # %% [markdown]
 # ## 6. Not everybody writes as long
 #
 # A batch is done when its longest row is done. How long are the rows of one
-# training step?
+# training step? The rows here are as many as the settings have, but no more
+# than 256, and no more than have room for their cache in a GiB of each
+# device.
 
 # %%
 length = min(settings.completion_len, 256)
 
 
-def rollout(stages, length=length, stop=True):
+def rows_that_fit(slots, most=256, gib=1):
+    """Rows, a power of two, whose cache takes so much of a device at most."""
+    numbers = 2 * config.kv_heads * config.head_dim * config.slots(slots)
+    bytes_of_row = numbers * model.dtype.itemsize
+    rows = min(most, gib * 2**30 * mesh.size / bytes_of_row)
+    return 2 ** int(np.log2(max(rows, 1)))
+
+
+# %%
+room = rows_that_fit(padded.shape[1] + length)
+G = min(settings.group, 16, room)
+P = max(1, min(settings.prompts, 16, room // G))
+
+
+def rollout(stages):
     """One step's completions, in so many stages."""
-    stop_ids = tokenizer.stop_ids if stop else ()
     return sampler.sample(
         model,
         padded[:P],
@@ -609,9 +739,7 @@ def rollout(stages, length=length, stop=True):
         sampler.Sampling(
             group=G,
             length=length,
-            stop_ids=stop_ids,
-            pad_id=tokenizer.pad_id,
-            stages=stages,
+            **plain | {"stages": stages},
         ),
     )
 
@@ -662,7 +790,9 @@ plt.show()
 
 # %% [markdown]
 # Areas are work. Orange is what is needed, grey what one loop computes that
-# runs until its longest row is finished, blue what stages do.
+# runs until its longest row is finished, blue what stages do. Where more than
+# half of the rows reach the limit, as those of a base that does not end its
+# answers, there is nothing to halve, and the two areas are the same.
 #
 # ### Check: the same tokens, for less work
 #
@@ -674,10 +804,10 @@ plt.show()
 import time
 
 
-def seconds(function, repeats):
-    """The shortest of so many timings."""
+def seconds(function, patience=1.0, most=50):
+    """The shortest of as many timings as so many seconds allow, at least 2."""
     times = []
-    for _ in range(repeats):
+    while len(times) < 2 or (len(times) < most and sum(times) < patience):
         start = time.perf_counter()
         jax.block_until_ready(function())
         times.append(time.perf_counter() - start)
@@ -685,21 +815,27 @@ def seconds(function, repeats):
 
 
 # %%
-assert (once.tokens == staged.tokens).all()
-np.testing.assert_allclose(once.logprobs, staged.logprobs, atol=1e-3)
+alike = (once.tokens == staged.tokens).all(axis=1)
+assert alike.mean() >= least_alike
+same_rows = once.logprobs[alike], staged.logprobs[alike]
+np.testing.assert_allclose(*same_rows, atol=1e-3)
 work = P * G * last, np.diff(np.minimum(bounds, last)) @ kept
-assert lengths.sum() <= work[1] < work[0]
-a, b = np.min(
-    [
-        [seconds(lambda n=n: rollout(n), 1) for n in (1, STAGES)]
-        for _ in range(repeats)
-    ],
-    axis=0,
-)
-print(
-    f"one stage: {work[0] / work[1]:.1f} times the work of {STAGES},",
-    f"{a / b:.1f} times the time",
-)
+assert lengths.sum() <= work[1] <= work[0]
+print(f"{alike.sum()} of {P * G} rows have the same tokens in both")
+
+# %%
+if work[1] < work[0]:
+    turns = [
+        [seconds(lambda n=n: rollout(n), 0) for n in (1, STAGES)]
+        for _ in range(3)
+    ]
+    a, b = np.min(turns, axis=0)
+    print(
+        f"one stage: {work[0] / work[1]:.1f} times the work of {STAGES},",
+        f"{a / b:.1f} times the time",
+    )
+else:
+    print("Most rows reach the limit: stages save no work here.")
 
 # %% [markdown]
 # Time and work need not agree. Work here counts rows, whatever they cost,
@@ -726,7 +862,7 @@ def decode_work(config, rows, slots, bytes_per_number=4):
 for rows in (1, 16, 256):
     flops, moved = decode_work(config, rows, 64)
     print(
-        f"{rows:3} rows: {flops / 1e6:6.1f} MFLOP {moved / 1e6:5.1f} MB,"
+        f"{rows:3} rows: {flops / 1e6:8,.1f} MFLOP {moved / 1e6:7,.1f} MB,"
         f" {flops / moved:5.1f} FLOP per byte"
     )
 
@@ -737,13 +873,12 @@ for rows in (1, 16, 256):
 #
 # ### Check: the count against the compiler's
 #
-# XLA counts the operations of the program it builds. It counts the body of a
-# loop over layers only once, so the check uses a single layer, of the same
-# shape. The parameters are counted from the arrays themselves.
+# XLA counts the operations of a program that it is given. It counts the body
+# of a loop over layers only once, so the check uses a single layer, of the
+# same shape. The program is only written down here, not compiled. The
+# parameters are counted from the arrays themselves.
 
 # %%
-import dataclasses
-
 from aha_lib.model.gemma import Gemma
 
 arrays = jax.tree.leaves(nnx.state(model))
@@ -768,79 +903,88 @@ def one_step(state, tokens, cache):
 # %%
 ints = jax.ShapeDtypeStruct((64, 1), jnp.int32)
 cache = jax.eval_shape(lambda: one_layer().empty_cache(64, 64))
-counted = jax.jit(one_step).lower(state, ints, cache).compile()
-ratio = counted.cost_analysis()["flops"] / decode_work(one, 64, 64)[0]
+counted = jax.jit(one_step).lower(state, ints, cache).cost_analysis()
+ratio = counted["flops"] / decode_work(one, 64, 64)[0]
 print(f"XLA counts {ratio:.2f} times our operations")
 assert 0.9 < ratio < 1.25
 
 # %% [markdown]
 # XLA also counts norms, rotations and the softmax, so it finds a little more.
-# Now the machine: how many operations per second does it reach in a large
-# matrix product, and how many bytes per second can it move? The latter
+# Now the machine: how many operations per second does a device reach in a
+# large matrix product, and how many bytes per second can it move? The latter
 # depends on how many they are: few may lie in a processor's cache, but are
 # not worth sharing out among its cores; many come from memory, through all.
+# From here on the numbers are of the run's own dtype and precision.
 
 # %%
-side = 512 if tiny else 4096
-square = jnp.ones((side, side))
+jax.config.update("jax_default_matmul_precision", None)
+model.dtype, _ = devices.dtypes(settings.dtype)
+side = 512 if jax.default_backend() == "cpu" else 4096
+with jax.default_device(jax.devices()[0]):
+    square = jnp.ones((side, side), model.dtype)
 matmul = jax.jit(lambda a: a @ a)
 matmul(square).block_until_ready()
-peak = 2 * side**3 / seconds(lambda: matmul(square), 300)
+peak = 2 * side**3 / seconds(lambda: matmul(square), most=300)
 
 
 def bandwidth(megabytes):
     """Bytes per second read by a sum over so much data."""
-    data = jnp.ones(megabytes * 250_000)
+    data = jnp.ones(int(megabytes * 250_000))
     total = jax.jit(lambda a: a.sum())
     total(data).block_until_ready()
-    return data.nbytes / seconds(lambda: total(data), 50)
+    return data.nbytes / seconds(lambda: total(data))
 
 
 # %%
-near = bandwidth(max(1, round(4 * config.parameters / 1e6)))
-far = bandwidth(256)
+size = model.dtype.itemsize
+weights_mb = size * config.parameters / 1e6
+with jax.default_device(jax.devices()[0]):
+    near = bandwidth(min(max(1, weights_mb), 256))
+    far = bandwidth(256)
 print(
-    f"{peak / 1e9:.0f} GFLOP/s, {near / 1e9:.0f} GB/s for as much as the",
-    f"weights,\n{far / 1e9:.0f} GB/s for a large array",
+    f"{peak / 1e9:.0f} GFLOP/s; {near / 1e9:.0f} GB/s for as much as the",
+    f"weights,\nor 256 MB if they are more; {far / 1e9:.0f} GB/s for 256 MB",
 )
 
 # %% [markdown]
 # These two numbers are the machine's **roofline**: at a low intensity the
 # memory sets the pace, at a high one the multipliers do, and where the two
-# meet is the **ridge**. Measure where
-# decode lies, for batches from 1 to 256 rows. Nothing stops early here, so
-# that the number of tokens is known. (A machine that is busy with other
-# things gives lower and less regular figures; run these cells again when it
-# is quiet.)
+# meet is the **ridge**. Measure where decode lies, for batches of up to 256
+# rows. On several devices each has its share of the rows and reads all layers
+# for them, so that the roof is drawn for one device and its rows. Nothing
+# stops early here, so that the number of tokens is known. (A machine that is
+# busy with other things gives lower and less regular figures; run these cells
+# again when it is quiet. And eight simulated devices share one CPU: they are
+# far below the roof that one of them has when it is alone.)
 
 # %%
-many, measured = 32, []
-for rows in batches:
-
-    def run(rows=rows):
-        return sampler.sample(
-            model,
-            padded[:1],
-            valid[:1],
-            key,
-            sampler.Sampling(
-                group=rows,
-                length=many,
-                stop_ids=(-1,),
-                pad_id=tokenizer.pad_id,
-                stages=1,
-            ),
-        )
-
-    run()
-    measured.append(rows * many / seconds(run, repeats))
+many = 32
 slots = padded.shape[1] + many
-work = [decode_work(config, rows, slots) for rows in batches]
+most = rows_that_fit(slots)
+batches = [n for n in (1, 8, 64, 256) if n % mesh.size == 0 and n <= most]
+
+
+def decode(rows):
+    """So many rows of one puzzle, none of which ends before `many` tokens."""
+    how = dict(stop_ids=(-1,), pad_id=tokenizer.pad_id, stages=1)
+    how = sampler.Sampling(group=rows, length=many, **how)
+    return sampler.sample(model, padded[:1], valid[:1], key, how)
+
+
+# %%
+measured = []
+for rows in batches:
+    decode(rows)  # compiles
+    measured.append(rows * many / seconds(lambda n=rows: decode(n)))
+on_each = [rows // mesh.size for rows in batches]
+work = [decode_work(config, rows, slots, size) for rows in on_each]
 
 # %%
 flops, moved = np.array(work).T
-rows, measured = np.array(batches), np.array(measured)
-roof = rows / np.maximum(flops / peak, moved / near)
+rows = np.array(batches)
+measured = np.array(measured) / mesh.size  # of one device, like the roof
+roof = rows / mesh.size / np.maximum(flops / peak, moved / near)
+reached = measured * flops / np.array(on_each) / 1e9
 for line in zip(rows, measured, measured / roof, strict=True):
     print("{:3} rows: {:7,.0f} tokens/s, {:.1%} of the roof".format(*line))
 
@@ -856,18 +1000,13 @@ for speed, name, style in ((near, "few", "C0-"), (far, "many", "C0--")):
         style,
         label=f"roof, {name} bytes at a time",
     )
-reached = measured * flops / rows / 1e9
 left.loglog(flops / moved, reached, "C1o-", label="decode, measured")
 for n, u, v in zip(rows, flops / moved, reached, strict=True):
     left.annotate(n, (u, v), (6, -10), textcoords="offset points")
-left.set(
-    xlabel="FLOP per byte",
-    ylabel="GFLOP/s",
-    title="Roofline; numbers are rows",
-)
+left.set(xlabel="FLOP per byte", title="GFLOP/s; numbers are rows")
 right.loglog(rows, roof, "C0-", label="roof")
 right.loglog(rows, measured, "C1o-", label="measured")
-right.set(xlabel="rows", ylabel="tokens per second", title="Throughput")
+right.set(xlabel="rows of all devices", title="Tokens/s of one device")
 right.set_xticks(rows, rows)
 right.minorticks_off()
 for ax in (left, right):  # whole decades, so that the axis has labels
@@ -877,15 +1016,15 @@ for ax in (left, right):  # whole decades, so that the axis has labels
 plt.show()
 
 # %% [markdown]
-# A roof leaves things out. The tiny model's matrices are 128 wide, so that
-# starting an operation may cost as much as doing it, and exponentials,
-# norms, copies and the drawing of tokens are not counted. What holds
-# everywhere is the slope: as long as memory sets the pace, more rows are
-# nearly free.
+# A roof leaves things out: exponentials, norms, copies and the drawing of
+# tokens are not counted. The tiny model's matrices are 128 wide, so that
+# starting an operation may cost as much as doing it. What holds everywhere
+# is the slope: as long as memory sets the pace, more rows are nearly free.
 #
 # ### Two programs side by side
 #
-# One cost of starting can be seen. XLA shares each operation out among a
+# One cost of starting can be seen, with the tiny model only, which is loaded
+# here whatever the preset is. XLA shares each operation out among a
 # CPU's cores and waits for the last of them; the tiny model's operations are
 # over in a fraction of a millisecond, and the waiting takes about as long as
 # the second core saves. So on a CPU `sample` shares out the *puzzles*, if the
@@ -895,38 +1034,31 @@ plt.show()
 
 
 # %%
+small, words, _ = weights.load("tiny", mesh=mesh)
+lines = [words.encode(countdown.prompt(p, "tiny")) for p in puzzles[:8]]
+lines, there = sampler.pad_left(lines, max(map(len, lines)), words.pad_id)
+
+
 def rate(puzzles, rows=256, new_tokens=32):
     """Tokens a second for so many rows, of so many puzzles."""
-    return (
-        rows
-        * new_tokens
-        / seconds(
-            lambda: sampler.sample(
-                model,
-                padded[:puzzles],
-                valid[:puzzles],
-                key,
-                sampler.Sampling(
-                    group=rows // puzzles,
-                    length=new_tokens,
-                    stop_ids=(-1,),
-                    pad_id=tokenizer.pad_id,
-                ),
-            ),
-            repeats,
-        )
-    )
+    how = dict(stop_ids=(-1,), pad_id=words.pad_id)
+    how = sampler.Sampling(rows // puzzles, new_tokens, **how)
+    given = lines[:puzzles], there[:puzzles], key
+    sampler.sample(small, *given, how)  # compiles
+    took = seconds(lambda: sampler.sample(small, *given, how))
+    return rows * new_tokens / took
 
 
-threads = devices.cpu_threads(nnx.state(model))
+# %%
+threads = devices.cpu_threads(nnx.state(small))
 print(
     f"one puzzle {rate(1):,.0f} tokens/s, eight {rate(8):,.0f}, the latter",
     f"in {threads} thread(s)",
 )
 
 # %% [markdown]
-# On an accelerator, and for a large model, it is one thread for both, and the
-# two rates differ little: there the operations are long.
+# On an accelerator, on several devices and for a large model it is one thread
+# for both: there the operations are long.
 #
 # ### A cache that forgets
 #
@@ -1016,13 +1148,13 @@ assert [
 # <details><summary>Answer</summary>
 #
 # ```python
-# bad = sampler.sample(model, toy_tokens, np.ones_like(toy_valid), key,
-#                      group=group, length=new, **plain)
+# how = sampler.Sampling(group=group, length=new, **plain)
+# bad = sampler.sample(model, toy_tokens, np.ones_like(toy_valid), key, how)
 # (bad.tokens == out.tokens).all(axis=1)
 # ```
 #
-# `[False False False False False False]`: both groups change, as both have
-# padding; the second prompt is shorter and has more of it. The model now
+# With the tiny preset `[False False False False False False]`: both groups
+# change, as both have padding; the second prompt is shorter and has more of it. The model now
 # reads `<pad>`, which it never saw in training, as the beginning of the text.
 # Nothing fails and nothing warns: what it writes still looks like an answer.
 #

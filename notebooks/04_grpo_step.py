@@ -11,8 +11,9 @@
 #
 # **What does a reward do to a model, and what do the many variants of GRPO
 # change about it?** We start with five answers to one puzzle, where every
-# expectation can be computed exactly, and end with seven published losses
-# side by side on one batch of a real model.
+# expectation can be computed exactly, go on to seven published losses side
+# by side on one batch of the tiny model, and take one step of the preset's
+# own model, by hand and by the package.
 #
 # (GRPO is from DeepSeekMath, and
 # [DeepSeek-R1](https://arxiv.org/abs/2501.12948) made it known;
@@ -22,6 +23,11 @@
 # | preset | machine | minutes |
 # |---|---|---|
 # | `tiny` | two CPU cores | about 1 |
+#
+# Sections 1 to 7, 9 and 10 show what needs no model, or what only the tiny
+# model can show in a minute: a batch with right answers, and fourteen whole
+# gradients side by side. They are the same for every preset, with the tiny
+# preset's settings (groups of 16). Section 8 is about the preset's model.
 #
 # **You will see**
 #
@@ -65,6 +71,7 @@ devices.start()  # joins other hosts, and says which chips there are
 
 # %% tags=["parameters"]
 preset = "tiny"
+overrides = {}  # settings that are to be others: {"completion_len": 64}
 
 # %%
 import dataclasses
@@ -80,10 +87,47 @@ from aha_lib.presets import SETTINGS, VARIANTS
 # %%
 from aha_lib.rl import grpo, objectives
 
-settings = SETTINGS[preset]
+settings = dataclasses.replace(SETTINGS[preset], **overrides)  # section 8
+tiny = SETTINGS["tiny"]  # all other sections
+mesh = devices.make_mesh(tp=settings.tp)
+if mesh.size > 1:
+    jax.set_mesh(mesh)  # from here on weights and rows are spread over it
 rng = np.random.default_rng(0)
 
 # %% [markdown]
+# ## The objective
+#
+# For a puzzle, the policy $\pi_\text{old}$ writes a group of $G$ answers.
+# Answer $i$ has $L_i$ tokens and the reward $r_i$. GRPO (group-relative
+# policy optimisation) maximises, here with a mean over all tokens,
+#
+# $$\frac{1}{\sum_i L_i} \sum_{i,t}
+# \min\big(\rho_{it} A_i,\ \mathrm{clip}(\rho_{it}, 1-\varepsilon_\text{low},
+# 1+\varepsilon_\text{high})\,A_i\big) - \beta\, k_{it}$$
+#
+# $$A_i = \frac{r_i - \mathrm{mean}(r)}{\mathrm{std}(r)} \qquad
+# \rho_{it} = \frac{\pi(y_{it})}{\pi_\text{old}(y_{it})}$$
+#
+# with $k$ an estimate of the divergence from the base model. Where it comes
+# from, in six lines:
+#
+# 1. Wanted is a high expected reward $J = \mathbb{E}_{y \sim \pi}[r(y)]$.
+# 2. As $\nabla \pi = \pi\,\nabla \log \pi$, its gradient is
+#    $\mathbb{E}[r(y)\,\nabla \log \pi(y)]$: a mean over samples.
+# 3. $\log \pi(y)$ is a sum over tokens, so each token of an answer gets the
+#    answer's reward.
+# 4. $\mathbb{E}[\nabla \log \pi] = 0$, so a constant may be taken off the
+#    reward: the group's mean. That lowers the noise.
+# 5. The division by the group's deviation gives all puzzles one scale.
+# 6. If another policy wrote the batch, each sample is weighted by the ratio
+#    of the two. The exact weight of an answer is the product of its tokens'
+#    ratios, which explodes with the length; PPO takes each token's own. That
+#    is no longer exact, and the clip keeps it from going far.
+#
+# **One update per batch is what every preset does.** In that update the two
+# policies are the same, all ratios are 1 up to rounding, and the clip never
+# acts. Sections 2 and 7 use a batch more than once, to see what it does.
+#
 # ## 1. REINFORCE on one puzzle
 #
 # A language model is a distribution over answers. Take it literally: one
@@ -120,14 +164,14 @@ for row in zip(answers, policy, values, strict=True):
 #
 # for *any* baseline $b$ that does not depend on $y$, because
 # $\mathbb{E}[\nabla \log \pi] = 0$. The baseline changes the noise, not the
-# mean. GRPO (group-relative policy optimisation) samples a **group** of
+# mean. GRPO samples a **group** of
 # answers to the same puzzle and takes its mean as the baseline. What is left
 # of a reward is the **advantage**. No second network has to learn how good a
 # puzzle's answers are on average.
 
 # %%
 exact = policy * (values - policy @ values)
-G = settings.group
+G = tiny.group
 draws = rng.choice(5, size=(20_000, G), p=policy)  # groups of answers
 score = np.eye(5)[draws] - policy  # gradient of log pi for each draw
 earned = values[draws]
@@ -184,10 +228,11 @@ axes[0].set_ylabel("a wrong answer")
 plt.show()
 
 # %% [markdown]
-# The group's mean contains the answer's own reward, so it is a little too
-# timid: by exactly $(G-1)/G$. Leaving the answer itself out of its baseline
-# (RLOO, Ahmadian et al., [2402.14740](https://arxiv.org/abs/2402.14740))
-# removes even that. It is the group's mean times $G/(G-1)$, no more.
+# The group's mean contains the answer's own reward, which shrinks the
+# estimate by the factor $(G-1)/G$. RLOO (Ahmadian et al.,
+# [2402.14740](https://arxiv.org/abs/2402.14740)) leaves the answer out of its
+# own baseline and so removes this shrinkage: its advantage is the group-mean
+# advantage times $G/(G-1)$.
 #
 # ### Check: baselines
 
@@ -279,7 +324,7 @@ assert last["no baseline, rewards + 10"] < 0.5 < 0.9 < last["group mean"]
 
 # %%
 log_ratio = jnp.linspace(-1, 1, 401)[None]
-LOW, HIGH = settings.clip_low, settings.clip_high
+LOW, HIGH = tiny.clip_low, tiny.clip_high
 
 
 def ppo(x, gain):
@@ -304,7 +349,7 @@ slopes = {
 # %%
 ratio = np.exp(log_ratio[0])
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-for gain, color in ((1.0, "tab:green"), (-1.0, "tab:red")):
+for gain, color in ((1.0, "C0"), (-1.0, "C1")):
     value = objectives.clipped(log_ratio, gain, LOW, HIGH)[0][0]
     axes[0].plot(ratio, value, color=color, label=f"A = {gain:+.0f}")
     name = f"A = {gain:+.0f}"
@@ -325,9 +370,9 @@ for axis, title in zip(axes, ("objective", "slope by log π"), strict=True):
 plt.show()
 
 # %% [markdown]
-# Follow the green solid line on the right: a good token that has already
+# Follow the blue solid line on the right: a good token that has already
 # become 1.28 times likelier gets no gradient at all. The dashed one levels
-# off instead. And note where the red line is *not* cut: a bad token that
+# off instead. And note where the orange line is *not* cut: a bad token that
 # became *likelier* (ratio above 1.28) still gets its full push down. The
 # clip is one-sided, on purpose.
 #
@@ -550,8 +595,8 @@ by_group = np.sqrt(solved / G * (1 - solved / G)) @ chance
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 odds = np.sqrt((1 - rates) / rates)
-axes[0].plot(rates, odds, color="tab:green", label="right: √((1-p)/p)")
-axes[0].plot(rates, -1 / odds, color="tab:red", label="wrong: -√(p/(1-p))")
+axes[0].plot(rates, odds, color="C0", label="right: √((1-p)/p)")
+axes[0].plot(rates, -1 / odds, color="C1", label="wrong: -√(p/(1-p))")
 axes[0].plot(solved / G, scaled[:, 0], "k.", label="the code")
 axes[0].plot(solved / G, scaled[:, -1], "k.")
 axes[0].set(
@@ -595,7 +640,7 @@ print("signal:   ", grpo.has_signal(all_alike))
 # off gets 0. Here nobody is right; fifteen are wrong, one is malformed:
 
 # %%
-one_malformed = np.full((1, G), settings.form_reward)
+one_malformed = np.full((1, G), tiny.form_reward)
 one_malformed[0, 0] = 0.0
 for divide in (True, False):
     advantage = grpo.advantages(one_malformed, scale_by_std=divide)[0, :2]
@@ -619,7 +664,7 @@ for divide in (True, False):
 # %%
 from types import SimpleNamespace
 
-on_policy = dataclasses.replace(settings, norm="token", kl=0.0)
+on_policy = dataclasses.replace(tiny, norm="token", kl=0.0)
 zero = np.zeros((G, 1))  # each completion has one token
 
 
@@ -688,7 +733,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 fine = np.concatenate([rates, 1 - np.geomspace(0.02, 1e-4, 60)])
 axes[0].plot(fine, fine, ":k", label="no change")
 for beta, color in zip(
-    (0.7, 2.0, 4.0, 8.0), "C2 C0 C1 C3".split(), strict=True
+    (0.7, 2.0, 4.0, 8.0), "C9 C0 C1 C4".split(), strict=True
 ):
     look = dict(color=color, label=f"β = {beta:g}")
     axes[0].plot(fine, next_p(fine, 0.1, beta), **look)
@@ -789,8 +834,10 @@ assert iterate(0.1, 8.0, 200, mirror=True)[-1] > 0.99
 # %% [markdown]
 # ## 7. A real batch, frozen
 #
-# Now the tiny base model writes: 8 puzzles, 16 completions each. Everything
-# below happens on this one batch.
+# Now the tiny base model writes, whatever the preset is: 8 puzzles, 16
+# completions each. This section happens on this one batch. It compares
+# gradients, so it asks for multiplications in full float32, which an
+# accelerator would otherwise round to bfloat16.
 
 # %%
 from aha_lib.loop import to_batch
@@ -798,8 +845,9 @@ from aha_lib.model import weights
 from aha_lib.tasks.rollout import Policy, rollout, score, training_puzzles
 from aha_lib.tasks.task import Countdown
 
-model, tokenizer, _ = weights.load(settings.model)
-short = dataclasses.replace(settings, prompts=8, seed=4, completion_len=96)
+jax.config.update("jax_default_matmul_precision", "float32")
+model, tokenizer, _ = weights.load("tiny", mesh=mesh)
+short = dataclasses.replace(tiny, prompts=8, seed=4, completion_len=96)
 task = Countdown.from_settings(short)
 policy = Policy(model, tokenizer, task, short)
 puzzles, key = training_puzzles(task, short, 1), jax.random.key(4)
@@ -970,11 +1018,12 @@ for name in names:
     )
 
 # %% [markdown]
-# The losses themselves say next to nothing: where every token counts the
-# same or the sequence is averaged, the loss on policy is about zero
-# *whatever* the model does, since the advantages of a group sum to zero. Do
-# not watch a GRPO loss fall. And norms differ by large factors, which Adam
-# takes out again. So compare directions:
+# The losses themselves tell next to nothing about the model. On policy, with
+# the mean over each sequence, the loss is zero *whatever* the model does,
+# since the advantages of a group sum to zero (GRPO, GSPO). With a mean over
+# tokens it is $-\sum_i A_i L_i / \sum_i L_i$: how advantage and length go
+# together (DAPO, CISPO). Do not watch a GRPO loss fall. And norms differ by
+# large factors, which Adam takes out again. So compare directions:
 
 
 # %%
@@ -1165,7 +1214,7 @@ assert abs(slope / length - 1) < 0.05
 #
 # This gradient came from one row per answer, with its prompt in front and
 # padding behind. The training step reads less: answers lie side by side. A
-# row has a prompt once (grey), then several of its answers (a colour each);
+# row has a prompt once (black), then several of its answers (a colour each);
 # an answer sees its prompt and itself, and not its neighbours. Without a KL
 # term, answers that have no advantage are left out, too.
 
@@ -1176,16 +1225,16 @@ packed = list(grpo.micro_batches(batch, 8, all_rows=s.kl > 0))
 segments = np.concatenate([micro.layout.segments for micro in packed])
 prefixes = np.concatenate([micro.layout.prefixes for micro in packed])
 used = (segments > 0).any(axis=1)
-shade = np.where(segments == prefixes, 0, 1 + segments % 8.0)
+shade = np.where(segments == prefixes, 0, 1 + segments % 7.0)
 shade[segments == 0] = np.nan
-colours = ListedColormap(["grey", *plt.get_cmap("Set2").colors])
+colours = ListedColormap(["black", *plt.get_cmap("Set2").colors[:7]])
 plt.figure(figsize=(9, 3), layout="constrained")
 plt.imshow(
     shade[used],
     aspect="auto",
     cmap=colours,
     vmin=0,
-    vmax=8,
+    vmax=7,
     interpolation="none",
 )
 plt.gca().set(xlabel="slot", ylabel="row")
@@ -1208,7 +1257,7 @@ assert same(both, ours) and segments.size < alone
 # %% [markdown]
 # ### The weights on the text
 #
-# One right and one wrong answer to the same puzzle, token by token. Green is
+# One right and one wrong answer to the same puzzle, token by token. Blue is
 # pulled up, red pushed down; each variant in units of its own largest
 # weight in the two, on the stale batch.
 
@@ -1246,7 +1295,7 @@ def painted(axis, row):
     w = np.stack([results["stale", name][1] for name in names])
     largest = np.abs(w[:, list(pair)]).max((1, 2))[:, None]
     shade = w[:, row, : lengths[row]] / np.maximum(largest, 1e-12)
-    image = axis.imshow(shade, cmap="RdYlGn", vmin=-1, vmax=1, aspect="auto")
+    image = axis.imshow(shade, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_xticks(
         range(len(words)),
@@ -1286,7 +1335,193 @@ for row, sign in zip(pair, (1, -1), strict=True):
     assert (sign * w > 0).all()
 
 # %% [markdown]
-# ## 8. Paying for length, on purpose
+# ## 8. One step of the preset's model
+#
+# Now the preset's model, with all that a run of it has: weights spread over
+# all devices, adapters where the setting `lora` is their rank, a copy of the
+# base where there is a KL term (with adapters the base is still there under
+# them), and the dtype and precision of a run. Only the puzzles are fewer and
+# the answers shorter. First the model, without any copy on the host:
+
+# %%
+from aha_lib.loop import reference_params
+from aha_lib.model import lora
+
+jax.config.update("jax_default_matmul_precision", None)
+dtype, param_dtype = devices.dtypes(settings.dtype)
+model, tokenizer, config = weights.load(
+    settings.model,
+    mesh=mesh,
+    dtype=dtype,
+    param_dtype=dtype if settings.lora else param_dtype,
+)
+if settings.lora:
+    lora.add(model, settings.lora, rngs=nnx.Rngs(0))
+model.remat = settings.remat
+
+# %%
+one = dataclasses.replace(
+    settings,
+    prompts=min(settings.prompts, 4),
+    completion_len=min(settings.completion_len, 128),
+    objective="clip",
+    norm="token",
+    entropy_bonus=0.0,
+    overlong=0,
+    updates=1,
+    warmup=0,
+)
+reference = reference_params(model, one)
+graph, params = nnx.split(model)
+trained, rest = grpo.trainable(params, one.lora)
+count = sum(x.size for x in jax.tree.leaves(trained))
+here = sum(
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params)
+)
+print(f"{config.parameters:,} parameters and {count:,} trained numbers;")
+print(f"{here / 2**20:,.1f} MiB of weights on the first device")
+
+# %% [markdown]
+# It writes a group for each puzzle. A base may solve nothing at all. Then all
+# rewards of a group are equal, its advantages are 0, and a step teaches
+# nothing: that is why a run asks for a base that solves something now and
+# then. To have a step to look at, every second answer then counts as right.
+
+# %%
+task = Countdown.from_settings(one)
+policy = Policy(model, tokenizer, task, one)
+puzzles, key = training_puzzles(task, one, 1), jax.random.key(8)
+out = rollout(policy, puzzles, key, group=one.group, temperature=1.0)
+paid = score(task, out, one.group)
+print("right in each group of", one.group, ":", (paid == 1).sum(1))
+print("groups with signal:", grpo.has_signal(paid))
+if not grpo.has_signal(paid).any():
+    print("None has signal: from here on every second answer is right.")
+    paid = np.indices(paid.shape)[1] % 2.0
+batch = to_batch(out, paid, one)
+print("the first one's end:", repr(out.texts[0][-60:]))
+
+# %% [markdown]
+# The sampler's log-probabilities against the trainer's again. In float32
+# they agree to a thousandth. In bfloat16, with 8 bits for a number, single
+# tokens differ by a tenth of a nat or more, and what matters is the mean.
+
+# %%
+capped = dataclasses.replace(one, importance_cap=2.0)
+again = grpo.rescore(graph, params, batch, capped)
+gap = np.abs(again.logprobs - batch.logprobs)[batch.mask]
+print(f"{dtype}: mean difference {gap.mean():.1e} nats, max {gap.max():.1e}")
+assert gap.mean() < 0.05
+
+# %% [markdown]
+# ### Loss and update in 25 lines
+#
+# This is the objective from the top of the page, written down once more, and
+# one step of AdamW on it. It reads one row per answer.
+
+
+# %%
+def logs_of(params, batch):
+    """Log-probabilities [B, T] of the completions' tokens."""
+    model = nnx.merge(graph, params)
+    batch = devices.shard_batch(batch)
+    rows = grpo.join_rows(*batch[:4])
+    hidden = model.hidden(*rows)[:, batch.prompts.shape[1] - 1 : -1]
+    T = one.temperature
+    return model.logprobs(hidden, batch.completions, temperature=T)[0]
+
+
+def loss(trained, rest, base_logs, batch):
+    """The negated objective: a mean over all tokens that were written."""
+    logs = logs_of(nnx.merge_state(trained, rest), batch)
+    ratio = jnp.exp(logs - batch.logprobs)
+    inside = jnp.clip(ratio, 1 - one.clip_low, 1 + one.clip_high)
+    A = batch.advantages[:, None]
+    value = jnp.minimum(ratio * A, inside * A)
+    x = base_logs - logs
+    value = value - one.kl * (jnp.expm1(x) - x)
+    return -jnp.where(batch.mask, value, 0).sum() / batch.mask.sum()
+
+
+@jax.jit
+def step(trained, rest, base_logs, batch):
+    """The gradient, and what one step of AdamW adds to the weights."""
+    grads = jax.grad(loss)(trained, rest, base_logs, batch)
+    adam = grpo.optimizer(one)
+    return grads, adam.update(grads, adam.init(trained), trained)[0]
+
+
+# %%
+before = jax.jit(logs_of)(params, batch)  # the base's too: no step was made
+by_hand, change = step(trained, rest, before, batch)
+
+# %% [markdown]
+# ### Check: the package's gradient and update
+#
+# The package packs answers side by side, in micro-batches, and reads its
+# reference where there is a KL term. Rounding differs, above all in bfloat16.
+# And Adam's first step is $\pm$ the learning rate for almost every weight, so
+# that a weight whose gradient is nothing but rounding goes either way. So
+# directions are compared.
+
+
+# %%
+def dot(a, b):
+    """The sum of the products of two trees' numbers."""
+    products = jax.tree.map(lambda x, y: (x * y).sum(), a, b)
+    return sum(jax.tree.leaves(products))
+
+
+@jax.jit
+def compare(a, b):
+    """Cosine of two trees, and the ratio of their lengths."""
+    lengths = jnp.sqrt(dot(a, a)), jnp.sqrt(dot(b, b))
+    return dot(a, b) / (lengths[0] * lengths[1]), lengths[0] / lengths[1]
+
+
+# %%
+gradient, _ = grpo.gradient(graph, params, reference, batch, one)
+cosine, ratio = compare(by_hand, gradient)
+print(f"gradients: cosine {cosine:.4f}, ratio of lengths {ratio:.3f}")
+assert cosine > 0.98 and abs(ratio - 1) < 0.05
+del by_hand, gradient  # each as large as what is trained
+
+# %%
+copy = jax.tree.map(jnp.copy, params)
+state = grpo.TrainState(copy, grpo.optimizer(one).init(trained))
+state = jax.device_put(state, devices.shardings(state, mesh))
+del copy  # the step is given its arrays
+state, metrics = grpo.train_step(graph, state, reference, batch, one)
+new, _ = grpo.trainable(state.params, one.lora)
+cosine, _ = compare(change, jax.tree.map(jnp.subtract, new, trained))
+print(f"updates: cosine {cosine:.4f}")
+assert cosine > 0.9 and metrics["skipped_updates"] == 0
+assert metrics["clip_fraction"] < 0.05  # of rounding at most
+del change, new
+
+# %% [markdown]
+# What did one step do? Better answers than their group's mean should have
+# become likelier, the others less likely, at a token by so much:
+
+# %%
+moved = np.asarray(jax.jit(logs_of)(state.params, batch) - before)
+better = batch.advantages[:, None] > 0
+for name, rows in (("better", better), ("worse", ~better)):
+    mean = moved[batch.mask & rows].mean()
+    print(f"answers {name} than the mean: {mean:+.1e} nats a token")
+weighted = (moved * batch.advantages[:, None])[batch.mask].mean()
+print(f"weighted by the advantage: {weighted:+.1e}")
+assert weighted > 0 or dtype != jnp.float32
+del state, reference, params, trained, rest, model, policy
+
+# %% [markdown]
+# With a learning rate of 1e-6, as for Gemma's whole weights, one step is
+# hardly seen, in bfloat16 perhaps not at all: the neighbours of 0.02 there
+# are 0.0001 apart. The parameters are float32 for that reason: in them steps
+# add up until the rounded weights move. With adapters, and with the tiny
+# preset, the rate is a hundred times as high or more.
+#
+# ## 9. Paying for length, on purpose
 #
 # Two of the recipes change the reward. DAPO's *soft overlong punishment*
 # falls from 0 to -1 over the last tokens before the limit, so that a
@@ -1320,7 +1555,7 @@ assert grpo.length_reward(three, three < 0).tolist() == [[0, 0, -0.5]]
 # In Countdown length *is* search. A reward for brevity works against the aha
 # that the next notebook is about; it is here to be understood and tried.
 #
-# ## 9. Does it matter? Short runs, paired seeds
+# ## 10. Does it matter? Short runs, paired seeds
 #
 # The frozen batch says how the variants differ at one moment, not where they
 # end. These are short runs of the tiny model, all with the same learning rate

@@ -20,7 +20,7 @@ from aha_lib.model import lora
 from aha_lib.model.gemma import Cache, Gemma
 from aha_lib.presets import ModelConfig, Settings
 from aha_lib.rl import grpo, sampler
-from aha_lib.run import checkpoints
+from aha_lib.run import checkpoints, cold_start, pretrain
 from aha_lib.tasks import rollout
 
 GiB = 2**30
@@ -79,7 +79,10 @@ def held(tree) -> float:
 
 
 def programs(config: ModelConfig, settings: Settings, mesh: Mesh) -> list[Program]:
-    """The largest of each kind: all that has to fit."""
+    """The largest of each kind: all that has to fit.
+
+    A run's cold start is over, and its arrays are gone, when GRPO begins.
+    """
     largest = {}
     with jax.set_mesh(mesh):
         found = list(every(absent(config, settings, mesh)))
@@ -87,7 +90,15 @@ def programs(config: ModelConfig, settings: Settings, mesh: Mesh) -> list[Progra
         known = largest.get(program.name)
         if known is None or program.size > known.size:
             largest[program.name] = program
-    return list(largest.values())
+    return [*_supervised(config, settings, mesh), *largest.values()]
+
+
+def _supervised(config: ModelConfig, settings: Settings, mesh: Mesh) -> list[Program]:
+    """The step of the run's cold start, if it has one."""
+    cold = cold_start.planned(settings)
+    if cold is None:
+        return []
+    return [Program("cold start: step", 0.0, pretrain.abstract_step(config, cold, mesh))]
 
 
 def every(run: Shapes) -> Iterator[Program]:

@@ -18,7 +18,8 @@ from pathlib import Path
 import jax
 from jax.sharding import AbstractMesh
 
-from aha_lib.presets import PRETRAINING, SETTINGS, ModelConfig, Pretraining, Settings, shape
+from aha_lib.presets import SETTINGS, ModelConfig, Settings, shape
+from aha_lib.run import cold_start
 from aha_lib.tasks import rollout
 from aha_lib.tpu.chips import CHIPS, Chip, estimate, estimate_supervised
 
@@ -147,7 +148,7 @@ def forecast(
         chip=chip,
         download=_download(config),
         compilation=_compilation(settings, chip, seconds),
-        cold_start=_cold_start(preset, settings, config, machine),
+        cold_start=_cold_start(settings, config, machine),
         run=_run(settings, config, machine),
         too_large=too_large or "",
         asked=too_large is not None,
@@ -199,23 +200,14 @@ def _decode_programs(settings: Settings, chip: Chip) -> int:
         return len(rollout.decode_shapes(settings))
 
 
-def _cold_start(preset: str, settings: Settings, config: ModelConfig, chip: Chip) -> Estimate:
+def _cold_start(settings: Settings, config: ModelConfig, chip: Chip) -> Estimate:
     """Of the supervised training before, where the preset has it."""
-    supervised = _supervised(preset, settings)
-    if supervised is None:
+    cold = cold_start.planned(settings)
+    if cold is None:
         return Estimate(0.0, "none")
-    steps = getattr(settings, "cold_start_steps", 0) or supervised.steps
-    roof = estimate_supervised(config, supervised, chip)
-    step = max(roof / SHARE, LEAST_STEP)
-    basis = f"{steps} steps of {supervised.rows} x {supervised.row_len} tokens, {step:.1f} s each"
-    return Estimate(steps * step / 60, basis)
-
-
-def _supervised(preset: str, settings: Settings) -> Pretraining | None:
-    """The cold start of a preset that starts from what it writes; None if it has none."""
-    if settings.model == SETTINGS[preset].model and Path(settings.model).name == "base":
-        return PRETRAINING.get(preset)
-    return PRETRAINING.get(getattr(settings, "cold_start", ""))
+    step = max(estimate_supervised(config, cold, chip) / SHARE, LEAST_STEP)
+    basis = f"{cold.steps} steps of {cold.rows} x {cold.row_len} tokens, {step:.1f} s each"
+    return Estimate(cold.steps * step / 60, basis)
 
 
 def _run(settings: Settings, config: ModelConfig, chip: Chip) -> Estimate:

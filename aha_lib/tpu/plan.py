@@ -38,6 +38,7 @@ MODEL_NAMES = tuple({**MODELS, **SETTINGS})
 
 # What to change where a program does not fit, by its phase.
 ADVICE = {
+    "cold start": "choose a cold start with fewer rows, or a shorter row_len",
     "keep": "train adapters",
     "sample": "lower prompts (or gather=False), or train adapters",
     "update": "lower micro_batch, or train adapters",
