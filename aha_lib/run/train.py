@@ -149,7 +149,8 @@ def go_on(run: Run) -> Iterator[dict]:
             if number:  # step 0 is none
                 run.watch.took(time.monotonic() - began)
             reason = run.watch.reason(number, s.steps, seen)
-            save_if_due(run, row, reason)
+            with devices.use(run.mesh):  # in which its checksum was compiled
+                save_if_due(run, row, reason)
             if reason is not Stop.NOT:
                 run.manager.wait_until_finished()
             run.watch.tell(reason, f"step {number} of {s.steps}")
