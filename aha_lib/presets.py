@@ -266,6 +266,7 @@ TEMPLATES = OneOf(("tiny", "short", "base"))
 DTYPES = OneOf(("auto", "float32", "bfloat16"))
 OBJECTIVES = OneOf(("clip", "sequence_clip", "cispo", "reinforce", "kimi"))
 NORMS = OneOf(("token", "sequence", "group", "constant"))
+AHEAD = OneOf(("auto", "always", "never"))
 TRACKERS = OneOf(("none", "tensorboard", "wandb"))
 
 # The most that settings may be: beyond what a machine can do, and within what 32 bits can count.
@@ -405,6 +406,12 @@ class Settings:
     preflight: bool = setting(
         False,
         "sample a step's completions first, and stop if they teach nothing",
+        changeable=True,
+    )
+    compile_ahead: str = setting(
+        "auto",
+        "compile all programs before the first step, side by side; auto: but on a CPU",
+        AHEAD,
         changeable=True,
     )
     tracker: str = setting("none", "where rows go too", TRACKERS, changeable=True)
