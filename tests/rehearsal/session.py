@@ -4,9 +4,11 @@
 simulated machine. Imports nothing of aha_lib: the notebook has to find that itself.
 """
 
+import ctypes
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -176,4 +178,5 @@ def warnings(notebook) -> list[str]:
 
 
 if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: not to outlive who asked
     main(Path(sys.argv[1]), Path(sys.argv[2]))
