@@ -21,9 +21,9 @@ tasks.countdown tasks.traces tasks.task tasks.last_first tasks.word_problems tas
 tasks.rollout tasks.worked tasks.faults tasks.corpus
 loop
 run.session run.folder run.stop run.checkpoints run.tracker run.cli run.pretrain run.cold_start
-run.train
+run.programs run.ahead run.train
 look.record look.placement look.measures look.show look.dashboard look.steering
-tpu.chips tpu.programs tpu.forecast tpu.plan
+tpu.chips tpu.forecast tpu.plan
 commands
 """.split()
 NO_JAX = {  # and what they may import

@@ -25,7 +25,7 @@ from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import Settings
 from aha_lib.rl import grpo
-from aha_lib.run import checkpoints, cold_start, folder, session, stop, tracker
+from aha_lib.run import ahead, checkpoints, cold_start, folder, session, stop, tracker
 from aha_lib.run.folder import read_rows as read_rows  # for those who look at a run
 from aha_lib.run.stop import Stop
 from aha_lib.tasks import task as tasks
@@ -124,6 +124,7 @@ def resume_or_start(
     with devices.use(mesh):
         policy, opt_state, reference, done = _restore_or_begin(s, out, task, mesh, manager)
         checkpoints.check_room(out, _kept(policy.model, opt_state, s))
+        ahead.compile_ahead(policy, opt_state, reference, mesh)
         if s.preflight and done < 0:
             folder.log(out, preflight(policy, devices.random_key(s.seed, "preflight")))
     folder.write_settings(out, s)
@@ -148,7 +149,8 @@ def go_on(run: Run) -> Iterator[dict]:
             if number:  # step 0 is none
                 run.watch.took(time.monotonic() - began)
             reason = run.watch.reason(number, s.steps, seen)
-            save_if_due(run, row, reason)
+            with devices.use(run.mesh):  # in which its checksum was compiled
+                save_if_due(run, row, reason)
             if reason is not Stop.NOT:
                 run.manager.wait_until_finished()
             run.watch.tell(reason, f"step {number} of {s.steps}")

@@ -10,6 +10,7 @@ task.
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from pathlib import Path
 import jax
 from jax.sharding import AbstractMesh
 
-from aha_lib.presets import PRETRAINING, SETTINGS, ModelConfig, Pretraining, Settings, shape
+from aha_lib.presets import SETTINGS, ModelConfig, Settings, shape
+from aha_lib.run import cold_start
 from aha_lib.tasks import rollout
 from aha_lib.tpu.chips import CHIPS, Chip, estimate, estimate_supervised
 
@@ -100,8 +102,8 @@ class Forecast:
         if not self.go:
             sessions = math.ceil(self.minutes / self.session)
             return (
-                f"No go in one session, which has {self.session:.0f} minutes: the run saves and "
-                f"stops before its end, and goes on in the next; some {sessions} sessions."
+                f"No go in one session, which has {self.session:.0f} minutes: the run saves, stops "
+                f"before the session ends and goes on in the next, {sessions} sessions in all."
             )
         memory = "all fits" if self.asked else "whether all fits was not asked (`aha plan` does)"
         if self.session is None:
@@ -119,7 +121,7 @@ def forecast(
     preset: str,
     chip: str,
     *,
-    hours: float | None = None,
+    hours: int | float | None = None,
     seconds: Mapping[str, float] | None = None,
     too_large: str | None = None,
     **changes,
@@ -139,15 +141,14 @@ def forecast(
     config, machine = shape(preset), CHIPS[chip]
     if hours is None and chip in SESSIONS:
         _, hours = SESSIONS[chip]
-    recorded = _recorded(preset, chip)
-    if too_large is None and recorded:
-        too_large = _too_large(recorded, machine)
+    if too_large is None and not changes:
+        too_large = _too_large(preset, chip)
     return Forecast(
         preset=preset,
         chip=chip,
         download=_download(config),
         compilation=_compilation(settings, chip, seconds),
-        cold_start=_cold_start(preset, settings, config, machine),
+        cold_start=_cold_start(settings, config, machine),
         run=_run(settings, config, machine),
         too_large=too_large or "",
         asked=too_large is not None,
@@ -164,22 +165,32 @@ def _download(config: ModelConfig) -> Estimate:
 
 def _compilation(settings: Settings, chip: str, seconds: Mapping[str, float] | None) -> Estimate:
     """Of all programs, side by side on the cores that a chip's host has."""
-    kept = _of_model(settings.preset, chip)
-    each = {name: one["seconds"] for name, one in kept["programs"].items()}
-    asked = {name: took for name, took in (seconds or {}).items() if name in each}
-    each |= asked
-    counts = {name: one["count"] for name, one in kept["programs"].items()}
+    kept = _nearest(settings.preset, chip)
+    counts = Counter(one["name"] for one in kept["programs"])
     counts["sample: decode"] = _decode_programs(settings, CHIPS[chip])
+    asked = {name: took for name, took in (seconds or {}).items() if name in counts}
+    each = _seconds_by_name(kept) | asked
     total = sum(counts[name] * took for name, took in each.items())
     longest = max(each.values())
     number = sum(counts.values())
-    side_by_side = max(longest, total / min(HOST_CORES[chip], number))
-    source = "by the compiler here" if asked else f"as kept of {kept['preset']} on {kept['chip']}"
+    workers = min(HOST_CORES[chip], number)
+    source = (
+        "as the compiler took here" if asked else f"as kept of {kept['preset']}, {kept['chip']}"
+    )
     basis = (
-        f"{number} programs, {total / 60:.0f} minutes one after the other, the longest "
+        f"{number} programs, {total / 60:.0f} min one after the other and the longest "
         f"{longest:.0f} s, side by side on {HOST_CORES[chip]} cores; {source}"
     )
-    return Estimate(side_by_side / 60, basis)
+    return Estimate(max(longest, total / workers) / 60, basis)
+
+
+def _seconds_by_name(record: dict) -> dict[str, float]:
+    """The mean of those programs of a name that were timed."""
+    timed = {}
+    for one in record["programs"]:
+        if "seconds" in one:
+            timed.setdefault(one["name"], []).append(one["seconds"])
+    return {name: sum(each) / len(each) for name, each in timed.items()}
 
 
 def _decode_programs(settings: Settings, chip: Chip) -> int:
@@ -189,25 +200,14 @@ def _decode_programs(settings: Settings, chip: Chip) -> int:
         return len(rollout.decode_shapes(settings))
 
 
-def _cold_start(preset: str, settings: Settings, config: ModelConfig, chip: Chip) -> Estimate:
+def _cold_start(settings: Settings, config: ModelConfig, chip: Chip) -> Estimate:
     """Of the supervised training before, where the preset has it."""
-    supervised = _supervised(preset, settings)
-    if supervised is None:
+    cold = cold_start.planned(settings)
+    if cold is None:
         return Estimate(0.0, "none")
-    roof = estimate_supervised(config, supervised, chip)
-    step = max(roof / SHARE, LEAST_STEP)
-    basis = (
-        f"{supervised.steps} steps of {supervised.rows} x {supervised.row_len} tokens, "
-        f"{step:.1f} s each"
-    )
-    return Estimate(supervised.steps * step / 60, basis)
-
-
-def _supervised(preset: str, settings: Settings) -> Pretraining | None:
-    """The cold start of a preset that starts from what it writes; None if it has none."""
-    if settings.model == SETTINGS[preset].model and Path(settings.model).name == "base":
-        return PRETRAINING.get(preset)
-    return PRETRAINING.get(getattr(settings, "cold_start", ""))
+    step = max(estimate_supervised(config, cold, chip) / SHARE, LEAST_STEP)
+    basis = f"{cold.steps} steps of {cold.rows} x {cold.row_len} tokens, {step:.1f} s each"
+    return Estimate(cold.steps * step / 60, basis)
 
 
 def _run(settings: Settings, config: ModelConfig, chip: Chip) -> Estimate:
@@ -234,29 +234,25 @@ def _records() -> list[dict]:
     return json.loads(RECORD.read_text())["runs"]
 
 
-def _recorded(preset: str, chip: str) -> dict | None:
-    """The record of a preset on a chip; None if there is none."""
-    for one in _records():
-        if (one["preset"], one["chip"]) == (preset, chip):
-            return one
-    return None
-
-
-def _of_model(preset: str, chip: str) -> dict:
+def _nearest(preset: str, chip: str) -> dict:
     """The record of a preset on a chip, or of the one whose model is nearest in size."""
     size = math.log(shape(preset).parameters)
 
-    def far(one):
-        return abs(math.log(shape(one["preset"]).parameters) - size), one["chip"] != chip
+    def distance(one):
+        other = math.log(shape(one["preset"]).parameters)
+        return abs(other - size), one["preset"] != preset, one["chip"] != chip
 
-    return _recorded(preset, chip) or min(_records(), key=far)
+    return min(_records(), key=distance)
 
 
-def _too_large(record: dict, chip: Chip) -> str | None:
-    """What of a record does not fit; "" if all does, None if no memory is recorded."""
-    for name, one in record["programs"].items():
-        if "GiB" not in one:
-            return None
-        if one["GiB"] > chip.hbm:
-            return f"{name} needs {one['GiB']:.1f} GiB of a core's {chip.hbm:g}."
-    return ""
+def _too_large(preset: str, chip: str) -> str | None:
+    """What does not fit, by the record of a preset on a chip; None where there is none."""
+    record = _nearest(preset, chip)
+    if (record["preset"], record["chip"]) != (preset, chip):
+        return None
+    hbm, names = CHIPS[chip].hbm, {one["name"] for one in record["programs"]}
+    asked = {one["name"]: one["GiB"] for one in record["programs"] if "GiB" in one}
+    for name, size in asked.items():
+        if size > hbm:
+            return f"{name} needs {size:.1f} GiB of a core's {hbm:g}."
+    return "" if asked.keys() == names else None
