@@ -202,11 +202,13 @@ def ask(argv: Sequence[str]) -> int:
 def opened(run: Path):
     """The model of a run of GRPO, of pre-training or in a folder; its tokenizer; its settings.
 
+    Between its cold start and GRPO a run's model is that of the former.
+
     Raises what `train.trained` and `weights.load` raise.
     """
     from aha_lib import devices
     from aha_lib.model import weights
-    from aha_lib.run import cold_start, folder
+    from aha_lib.run import cold_start, folder, pretrain
     from aha_lib.run import train as training
 
     try:
@@ -214,6 +216,8 @@ def opened(run: Path):
     except RuntimeError as error:
         cli.leave(str(error))
     devices.compilation_cache()
+    if not (run / "settings.json").exists() and pretrain.is_finished(cold_start.base_of(run)):
+        run = cold_start.base_of(run)  # its cold start is over, and GRPO has not begun
     file = run / "settings.json"
     said = folder.read_json(file) if file.exists() else {}
     if "group" in said or cold_start.is_going_on(run):  # GRPO's

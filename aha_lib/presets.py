@@ -281,7 +281,9 @@ class Settings:
 
     preset: str = setting("tiny", "the preset that the others come from", changeable=True)
     model: str = setting(
-        "tiny", '"tiny", a Kaggle handle, hf:OWNER/NAME or a folder, as weights.load takes it'
+        "tiny",
+        '"tiny", a Kaggle handle, hf:OWNER/NAME or a folder, as weights.load takes it; empty: a '
+        "random model, which needs a cold start",
     )
     cold_start: str = setting(
         "",
@@ -420,6 +422,14 @@ class Settings:
             names = ", ".join(PRETRAINING)
             raise ValueError(
                 f"cold_start is {self.cold_start!r}: it has to be one of {names}, or empty."
+            )
+        if not self.model and not self.cold_start:
+            raise ValueError("model is empty: a random model needs a cold_start. Set one of them.")
+        shown = PRETRAINING[self.cold_start].template if self.cold_start else self.template
+        if shown != self.template:
+            raise ValueError(
+                f"template is {self.template!r}, and the cold start {self.cold_start} has that of "
+                f"{shown!r}: set template to the same."
             )
         if self.overlong > self.completion_len:
             raise ValueError(
@@ -642,7 +652,8 @@ SETTINGS: dict[str, Settings] = {
     "tiny": Settings(micro_batch=8, remat=False),
     "tinyzero-small": Settings(
         preset="tinyzero-small",
-        model="runs/tinyzero-small/base",
+        model="",
+        cold_start="tinyzero-small",
         puzzles="tinyzero-200",
         steps=100,
         prompts=24,

@@ -610,15 +610,18 @@ except RuntimeError as error:  # no compiler here
 # counted by hand: float32 weights (with adapters, the frozen weights are in
 # the dtype of the arithmetic), two moments of Adam and a gradient for each
 # trained number, a copy of the base for the KL term, the sampler's own copy
-# of the layers, and the KV cache.
+# of the layers, and the KV cache. A core has its share of an array, or all of
+# it where nothing splits it (`eval_shape` and the table of shardings know).
 
 
 # %%
+import math
+
 from aha_lib.model import lora
 
 
-def trained_numbers(s):
-    """How many numbers a run trains: all, or its adapters'."""
+def on_a_core(s, cores):
+    """Numbers that a core has: of all parameters, and of the trained ones."""
 
     def build():
         model = Gemma(shape(s.preset), rngs=nnx.Rngs(0))
@@ -626,31 +629,41 @@ def trained_numbers(s):
             lora.add(model, s.lora, rngs=nnx.Rngs(0))
         return model
 
+    names = ("fsdp", "tp")
+    grid = jax.sharding.AbstractMesh((cores // s.tp, s.tp), names)
+
+    def count(params):
+        arrays = jax.tree.leaves(params)
+        where = jax.tree.leaves(devices.shardings(params, grid))
+        pairs = zip(arrays, where, strict=True)
+        return sum(math.prod(w.shard_shape(x.shape)) for x, w in pairs)
+
     params = nnx.state(nnx.eval_shape(build))
-    trained = grpo.trainable(params, s.lora)[0]
-    return sum(x.size for x in jax.tree.leaves(trained))
+    return count(params), count(grpo.trainable(params, s.lora)[0])
 
 
 # %%
 def by_hand(s, cores):
     """GiB of a core, by what it is for."""
-    c, trained = shape(s.preset), trained_numbers(s)
+    c, (numbers, trained) = shape(s.preset), on_a_core(s, cores)
     table = c.vocab * c.width
     layers = c.parameters - table
     b = 4 if s.dtype == "float32" else 2  # of the arithmetic's numbers
-    kept = b if s.lora else 4
-    rows = s.prompts * s.group
+    frozen = numbers - trained
+    # The sampler's layers are whole on each core, converted and gathered.
+    copied = layers if s.gather and cores > 1 else layers / cores
+    converted = 0 if s.lora or b == 4 else table / cores
     slots = c.slots(s.prompt_len + s.completion_len)
-    copied = layers * cores if s.gather and cores > 1 else layers
+    rows = s.prompts * s.group / cores
     sizes = {
-        "weights": kept * c.parameters,
+        "weights": b * frozen + 4 * trained,
         "Adam": 8 * trained,
         "gradient": 4 * trained,
-        "base for KL": 2 * c.parameters if s.kl and not s.lora else 0,
-        "sampler's copy": b * (copied + table * (b != kept)),
+        "base for KL": 2 * numbers if s.kl and not s.lora else 0,
+        "sampler's copy": b * (copied + converted),
         "KV cache": 2 * c.kv_heads * c.head_dim * b * slots * rows,
     }
-    return {name: size / cores / 2**30 for name, size in sizes.items()}
+    return {name: size / 2**30 for name, size in sizes.items()}
 
 
 # %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}

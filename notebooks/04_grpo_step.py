@@ -949,18 +949,26 @@ def token_slopes(name, logprobs, **changes):
 
 # %%
 @jax.jit
-def logprobs_of(params):
-    """Log-probabilities [B, T] of the frozen completions."""
+def logs_with(params, batch):
+    """Log-probabilities [B, T] of a batch's completions."""
     model = nnx.merge(graph, params)
-    batch = jax.tree.map(jnp.asarray, frozen)
     return grpo.completion_logprobs(model, batch, 1.0)[0]
 
 
 @jax.jit
-def to_gradient(params, w):
+def gradient_with(params, batch, w):
     """The sum of weights times the gradients of log-probabilities."""
-    (tree,) = jax.vjp(logprobs_of, params)[1](w)
+    pull_back = jax.vjp(lambda p: logs_with(p, batch), params)[1]
+    (tree,) = pull_back(w)
     return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+
+
+def logprobs_of(params):
+    return logs_with(params, frozen)
+
+
+def to_gradient(params, w):
+    return gradient_with(params, frozen, w)
 
 
 # %%
@@ -1022,8 +1030,9 @@ for name in names:
 # the mean over each sequence, the loss is zero *whatever* the model does,
 # since the advantages of a group sum to zero (GRPO, GSPO). With a mean over
 # tokens it is $-\sum_i A_i L_i / \sum_i L_i$: how advantage and length go
-# together (DAPO, CISPO). Do not watch a GRPO loss fall. And norms differ by
-# large factors, which Adam takes out again. So compare directions:
+# together (DAPO, whose penalty makes long answers worse; Dr. GRPO up to a
+# factor). Do not watch a GRPO loss fall. And norms differ by large factors,
+# which Adam takes out again. So compare directions:
 
 
 # %%

@@ -153,7 +153,8 @@ cold = cold_start.planned(cold_start.without_a_second(settings))
 if cold is None:
     print(f"No cold start: GRPO begins from {settings.model} as it is.")
 else:
-    print(f"Cold start of {cold.model}, in {out}/base, before GRPO:")
+    start = cold.model or "a random model"
+    print(f"Cold start of {start}, in {out}/base, before GRPO:")
     weights_ = f"adapters of rank {cold.lora}" if cold.lora else "all weights"
     print(f"{cold.steps} supervised steps of {cold.rows} rows; {weights_}.")
 

@@ -171,7 +171,8 @@ def panels(draw) -> None:
         draw(axis, kind)
         axis.set(title=title, xlabel="GRPO step", ylim=(0, None))
         axis.grid(axis="y", alpha=0.25)
-    axes[0].legend(frameon=False, title="habits of the base", fontsize=8)
+    if axes[0].lines:
+        axes[0].legend(frameon=False, title="habits of the base", fontsize=8)
     plt.show()
 
 

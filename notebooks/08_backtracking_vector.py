@@ -428,7 +428,8 @@ for row, layer in zip(axes, (1, 3) if record else (), strict=False):
             axis.axhline(level, color="black", ls=":", lw=1)
         axis.set(title=f"{title}, layer {layer}", ylim=(0, None))
         axis.grid(alpha=0.25)
-axes[0, 0].legend(frameon=False)
+if record:
+    axes[0, 0].legend(frameon=False)
 for axis in axes[1]:
     axis.set(xlabel="strength α")
 plt.show()
@@ -643,7 +644,8 @@ for axis, column, title in zip(
         xlabel="logits: numbers above <answer>, at ±½",
     )
     axis.grid(alpha=0.25)
-axes[0].legend(frameon=False, fontsize=8)
+if record:
+    axes[0].legend(frameon=False, fontsize=8)
 plt.show()
 
 # %%
@@ -840,7 +842,8 @@ axes[0].axhline(0.5, color="0.6", ls=":")
 axes[0].set(
     title="pairs in the right order", xlabel="after layer", ylim=(0.3, 1.02)
 )
-axes[0].legend(frameon=False, fontsize=8)
+if gemma:
+    axes[0].legend(frameon=False, fontsize=8)
 axes[1].plot(gemma.get("cosine", []), "C3", marker="o", ms=3)
 axes[1].axhline(0, color="0.6", ls=":")
 axes[1].set(

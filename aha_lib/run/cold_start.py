@@ -5,6 +5,7 @@ but its settings; how a model is trained on worked text is `pretrain`'s.
 """
 
 import dataclasses
+import gc
 from collections.abc import Generator
 from pathlib import Path
 
@@ -20,7 +21,10 @@ def base_of(out: Path) -> Path:
 
 
 def planned(settings: Settings) -> Pretraining | None:
-    """The settings of a run's cold start, from the run's own model; None where it has none."""
+    """The settings of a run's cold start, from the run's own model; None where it has none.
+
+    A run whose `model` is empty has a random one of the shape that the preset says.
+    """
     if not settings.cold_start:
         return None
     cold = PRETRAINING[settings.cold_start]
@@ -30,7 +34,8 @@ def planned(settings: Settings) -> Pretraining | None:
 
 def without_a_second(settings: Settings) -> Settings:
     """The settings without a cold start where `model` is what one has left: one is enough."""
-    if settings.cold_start and pretrain.is_finished(Path(settings.model)):
+    is_folder = settings.cold_start and settings.model
+    if is_folder and pretrain.is_finished(Path(settings.model)):
         return dataclasses.replace(settings, cold_start="", cold_start_steps=0)
     return settings
 
@@ -79,6 +84,7 @@ def steps(settings: Settings, out: Path, deadline: float) -> Generator[dict, Non
         folder.log(out, f"Cold start: {cold.steps} supervised steps in {base}, then GRPO.")
         for row in pretrain.learn(cold, base, watch):
             yield {"phase": PHASE} | row
+    gc.collect()  # a module is part of cycles: its arrays would lie beside those of GRPO
     if not pretrain.is_finished(base):
         return False
     # Its last step is no reason to stop: whether there is time for what follows is asked now.

@@ -143,26 +143,19 @@ def serve(model: Path) -> servers.Servers:
     )
 
 
-def gibibytes(size: float) -> str:
-    return f"{size / 2**30:.2f}"
-
-
 def figures(went: dict) -> list[str]:
-    """Minutes, and GiB: of the host, of arrays and of scratch memory on the fullest device."""
+    """Minutes (passed, and of one core), the host's memory, arrays and scratch of a device."""
     watched = went.get("devices", {})
     arrays = max(watched.get("arrays", {}).values(), default=0)
-    sizes = [gibibytes(size) for size in (went["host"], arrays, watched.get("scratch", 0))]
-    return [f"{went['minutes']:.1f}", *sizes]
+    minutes = f"{went['minutes']:.1f} min ({went['processor_minutes']:.1f})"
+    host = f"{went['host'] / 2**30:.2f} GiB"
+    return [minutes, host, f"{arrays / 2**20:.0f}", f"{watched.get('scratch', 0) / 2**20:.0f} MiB"]
 
 
 def in_words(went: dict) -> str:
     """A line on how a rehearsal went, or a few."""
     minutes, host, arrays, scratch = figures(went)
-    processor = f"{went['processor_minutes']:.1f} of one core"
-    took = (
-        f"{minutes} min ({processor}), host {host} GiB, a device {arrays} GiB of arrays, "
-        f"{scratch} of scratch"
-    )
+    took = f"{minutes}, host {host}, a device {arrays} (arrays) + {scratch} (scratch)"
     if went["runs"]:
         return f"{went['notebook']}: runs, {took}"
     begins = went["source"].splitlines()[:3]
@@ -205,7 +198,7 @@ def with_table(page: str, kept: dict[str, list[dict]]) -> str:
 def _cell(went: dict) -> str:
     minutes, host, arrays, scratch = figures(went)
     fate = "" if went["runs"] else f"fails in code cell {went['cell']}: "
-    return f"{fate}{minutes} min, {host}, {arrays} + {scratch}"
+    return f"{fate}{minutes}, {host}, {arrays} + {scratch}"
 
 
 def value(text: str) -> tuple[str, object]:

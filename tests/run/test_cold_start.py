@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -20,7 +22,7 @@ from aha_lib.model import export, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
 from aha_lib.presets import MODELS, PRETRAINING, SETTINGS, Settings
-from aha_lib.run import cold_start, folder, pretrain, train
+from aha_lib.run import cold_start, folder, pretrain, session, train
 
 # Adapters on a very small model of the tiny vocabulary, in a handful of steps.
 SMALL = dict(preset="small", model="x", rows=3, row_len=96, steps=4, warmup=1, lora=2)
@@ -136,6 +138,8 @@ def test_the_clock_ends_it_too(whole, settings, tmp_path):
     assert folder.why_stopped(tmp_path).startswith("0 minutes left: the cold start, 4 supervised")
     assert pretrain.is_finished(tmp_path / "base")
     assert not (tmp_path / "metrics.jsonl").exists()
+    base = weights.load(tmp_path / "base")[0].layers.q[...]
+    np.testing.assert_array_equal(commands.opened(tmp_path)[0].layers.q[...], base)
     rows += train.train(settings, tmp_path)
     assert untimed(rows) == untimed(whole[1])
 
@@ -244,12 +248,53 @@ def test_what_is_drawn_of_it(whole):
     assert all(title[0] == "Accuracy on held-out puzzles" for title in titles[2:])
     assert list(drawn[1].axes[0].lines[0].get_xdata()) == [1, 2, 3, 4]
     assert kept == rows[4:]
+    line, over = dashboard.state(out / "base")
+    assert over and re.fullmatch(r"finished: supervised step 4 of 4; loss \d\.\d{3}", line)
+
+
+def test_its_arrays_are_gone_when_grpo_begins(settings, monkeypatch, tmp_path):
+    """A device has no room for both."""
+
+    def begin(*_):
+        raise InterruptedError(sum(x.nbytes for x in jax.live_arrays()))
+
+    monkeypatch.setattr(train, "resume_or_start", begin)
+    before = sum(x.nbytes for x in jax.live_arrays())
+    with pytest.raises(InterruptedError) as ended:
+        list(train.train(settings, tmp_path))
+    model = sum(x.nbytes for x in jax.tree.leaves(nnx.state(weights.load(settings.model)[0])))
+    assert ended.value.args[0] - before < model / 10
+
+
+def test_supervised_training_alone_stops_as_a_run_does(settings, tmp_path, capsys):
+    typed = f"--preset small --model {settings.model} --out {tmp_path}".split()
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main([*typed, "--hours", "1e-6"])
+    assert ended.value.code == session.UNFINISHED
+    assert f"the same command, with --out {tmp_path}" in capsys.readouterr().err
+    assert folder.why_stopped(tmp_path).startswith(
+        "0 minutes left: supervised step 1 of 4 is saved"
+    )
+    pretrain.main([*typed, "--hours", "1"])
+    assert folder.why_stopped(tmp_path) is None and pretrain.is_finished(tmp_path)
+
+
+def test_another_seed_length_rate_or_corpus_compiles_nothing(whole, settings, tmp_path):
+    """Of a step's program: it has what it needs of the settings as arguments."""
+    compiled = pretrain.train_step._cache_size()
+    others = dict(seed=1, steps=1, learning_rate=1e-4, warmup=0, weight_decay=0.3, search=0.5)
+    small = dataclasses.replace(PRETRAINING["small"], model=settings.model, **others)
+    assert len(list(pretrain.pretrain(small, tmp_path / "other"))) == 1
+    assert pretrain.train_step._cache_size() == compiled
+    wider = dataclasses.replace(small, rows=4)
+    assert len(list(pretrain.pretrain(wider, tmp_path / "wider"))) == 1
+    assert pretrain.train_step._cache_size() == compiled + 1, "the test sees what is compiled"
 
 
 def test_the_presets_name_theirs():
     """And start from a model that is there: no folder that another command has to make."""
     for name, settings in SETTINGS.items():
-        assert settings.model in ("tiny", *weights.HANDLES), name
+        assert settings.model in ("", "tiny", *weights.HANDLES), name
         cold = cold_start.planned(settings)
         if cold is None:
             continue
@@ -258,6 +303,10 @@ def test_the_presets_name_theirs():
         assert cold_start.planned(fewer) == dataclasses.replace(cold, steps=7, model="somewhere")
     with pytest.raises(ValueError, match="^cold_start is 'x': it has to be one of tiny, tiny-no"):
         Settings(cold_start="x")
+    with pytest.raises(ValueError, match="^model is empty: a random model needs a cold_start"):
+        Settings(model="")
+    with pytest.raises(ValueError, match="^template is 'base', and the cold start tiny has"):
+        Settings(cold_start="tiny", template="base")
 
 
 # Several devices and hosts

@@ -336,8 +336,8 @@ def test_bad_settings_are_a_sentence(tmp_path, capsys):
         assert said in error and "Traceback" not in error
 
 
-def test_a_model_of_its_own_shape_begins():
-    """The small one: its own language, and numbers that start as waves."""
+def test_a_model_of_its_own_shape_begins(tmp_path):
+    """The small one: its own language, and numbers that start as waves; written and read again."""
     small = PRETRAINING["tinyzero-small"]
     model, tokenizer = pretrain.begin(small)
     assert model.config == MODELS["small"] and tokenizer.vocab_size == MODELS["small"].vocab
@@ -345,5 +345,9 @@ def test_a_model_of_its_own_shape_begins():
     plain, _ = pretrain.begin(dataclasses.replace(small, waves=False))
     differs = np.asarray(model.embed[...] != plain.embed[...]).any(axis=1)
     assert sorted(np.flatnonzero(differs)) == sorted(tokenizer.numbers().values())
+    export.save_hf(model, tmp_path / "small", tokenizer)
+    again, words, config = weights.load(tmp_path / "small")
+    assert config == MODELS["small"] and words.numbers() == tokenizer.numbers()
+    np.testing.assert_array_equal(again.embed[...], model.embed[...])
     tiny, words = pretrain.begin(TINY)
     assert tiny.config == MODELS["tiny"] and words.vocab_size == TOKENIZER.vocab_size
