@@ -90,7 +90,7 @@ def main(request: Path, answer: Path) -> None:
         timeout=asked["timeout"],
         kernel_name="python3",
         resources={"metadata": {"path": asked["working"]}},
-        on_cell_start=lambda cell, cell_index: now.write_text(cell.source),
+        on_cell_execute=lambda cell, cell_index: now.write_text(cell.source),
     )
     went = {"runs": True}
     began = time.monotonic()
