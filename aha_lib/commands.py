@@ -44,6 +44,7 @@ def summary(command: Callable) -> str:
 def train(argv: Sequence[str], program: str = "aha train") -> int:
     """Train a model by GRPO in a folder, or go on there.
 
+    A preset with a cold start has that first, in the same folder.
     Status 0: finished; 2: something to put right; 75: stopped early, the same command goes on;
     130: Ctrl-C; 143: SIGTERM.
     """
@@ -116,9 +117,10 @@ def draw_curve(out: Path) -> None:
     from aha_lib.look import show
     from aha_lib.run.train import read_rows
 
-    if jax.process_index() == 0:
+    rows = read_rows(out / "metrics.jsonl")
+    if rows and jax.process_index() == 0:  # none while the cold start goes on
         fresh = out / "curve.new.png"
-        show.curve(read_rows(out / "metrics.jsonl")).savefig(fresh, dpi=150)
+        show.curve(rows).savefig(fresh, dpi=150)
         fresh.replace(out / "curve.png")
 
 
@@ -200,11 +202,13 @@ def ask(argv: Sequence[str]) -> int:
 def opened(run: Path):
     """The model of a run of GRPO, of pre-training or in a folder; its tokenizer; its settings.
 
+    Between its cold start and GRPO a run's model is that of the former.
+
     Raises what `train.trained` and `weights.load` raise.
     """
     from aha_lib import devices
     from aha_lib.model import weights
-    from aha_lib.run import folder
+    from aha_lib.run import cold_start, folder, pretrain
     from aha_lib.run import train as training
 
     try:
@@ -212,9 +216,11 @@ def opened(run: Path):
     except RuntimeError as error:
         cli.leave(str(error))
     devices.compilation_cache()
+    if not (run / "settings.json").exists() and pretrain.is_finished(cold_start.base_of(run)):
+        run = cold_start.base_of(run)  # its cold start is over, and GRPO has not begun
     file = run / "settings.json"
     said = folder.read_json(file) if file.exists() else {}
-    if "group" in said:  # GRPO's
+    if "group" in said or cold_start.is_going_on(run):  # GRPO's
         return training.trained(run)
     model, tokenizer, _ = weights.load(str(run))
     settings = SETTINGS["tiny"]

@@ -50,6 +50,12 @@ GENERATOR = "threefry2x32"  # of all random keys, whatever `jax_default_prng_imp
 # Hours after which a session ends, as said by their pages of 2026; Colab's depends on the plan.
 SESSION_HOURS = {"Kaggle TPU": 9.0, "Kaggle": 12.0, "Colab": 12.0}
 
+# What outlives a session: Kaggle's output, which can be an input of the next one; Colab's Drive.
+KAGGLE_WORKING = Path("/kaggle/working")
+KAGGLE_INPUT = Path("/kaggle/input")
+DRIVE = Path("/content/drive/MyDrive")
+COMPILED = "aha_compiled"  # the folder there of compiled programs
+
 # What JAX says when it cannot have the chips -> what to do about it; the first match counts.
 HELD = (
     "Another process holds the TPU: shut down the notebook or program that uses it, or restart. "
@@ -297,11 +303,54 @@ def cache(name: str) -> Path:
 
 
 def compilation_cache() -> Path:
-    """Keep compiled programs in a folder, so that the next start need not compile them again."""
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache("jax"))
+    """Keep compiled programs in a folder, so that the next start need not compile them again.
+
+    The folder is what JAX_COMPILATION_CACHE_DIR names; else one that outlives the session on Kaggle
+    (its output, which the next session reads where it is attached as input) and on Colab (Drive,
+    where it is mounted), which a line tells; else one of the user's cache.
+    """
+    own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    lasting = None if own else _lasting_folder()
+    folder = Path(own) if own else lasting or cache("jax")
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # Of what lasts, the hundreds of programs that take no time are left out.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5 if lasting else 0.0)
     return folder
+
+
+def _lasting_folder() -> Path | None:
+    """A folder for compiled programs that outlives the session, with those of earlier ones."""
+    where = place()
+    roots = {"Kaggle": KAGGLE_WORKING, "Colab": DRIVE}
+    root = roots.get(where)
+    if root is None or not os.access(root, os.W_OK):
+        return None
+    folder = root / COMPILED
+    try:
+        folder.mkdir(exist_ok=True)
+        taken = _take_over(folder) if where == "Kaggle" else 0
+    except OSError as error:  # a full disk, or a Drive that is gone: it costs time, no more
+        print(f"Compiled programs are not kept for later sessions: {error}.", file=sys.stderr)
+        return None
+    count = len(list(folder.glob("*-cache")))
+    line = f"Compiled programs are kept in {folder}: {count} so far"
+    if where == "Kaggle":
+        line += f", {taken} of them from an input. Attach this output to the next session as one"
+    print(f"{line}.")
+    return folder
+
+
+def _take_over(folder: Path) -> int:
+    """Copy the compiled programs that earlier outputs have, attached as inputs; how many."""
+    taken = 0
+    for depth in ("*", "*/*", "*/*/*", "*/*/*/*"):  # how deep they lie is Kaggle's choice
+        for kept in sorted(KAGGLE_INPUT.glob(f"{depth}/{COMPILED}/*-cache")):
+            if not (folder / kept.name).exists():
+                part = folder / f"{kept.name}.part"  # a reader sees the whole file or none
+                shutil.copyfile(kept, part)
+                part.replace(folder / kept.name)
+                taken += 1
+    return taken
 
 
 def start_distributed() -> bool:

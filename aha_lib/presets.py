@@ -109,6 +109,17 @@ MODELS: dict[str, ModelConfig] = {
         global_every=2,
         window=128,
     ),
+    "small": _gemma3(
+        vocab=220,
+        layers=5,
+        width=192,
+        heads=4,
+        kv_heads=1,
+        head_dim=32,
+        ff=384,
+        global_every=6,  # none: a step of a search depends on the last one through a list alone
+        window=192,
+    ),
     "gemma-2b": _gemma1(layers=18, width=2048, heads=8, kv_heads=1, ff=16_384),
     "gemma-7b": _gemma1(layers=28, width=3072, heads=16, kv_heads=16, ff=24_576),
     "gemma2-2b": _gemma2(layers=26, width=2304, heads=8, kv_heads=4, head_dim=256, ff=9216),
@@ -146,6 +157,9 @@ class PuzzleRange:
     # None allows any rational intermediate value; otherwise the puzzle has a solution whose
     # numbers, intermediate values and target are all integers in 0..bound.
     bound: int | None = None
+    # How a target is drawn: uniformly among those that some numbers "reach", or from all of
+    # target_low..target_high, "uniform", and then numbers until they reach it.
+    targets: str = "reached"
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -156,6 +170,12 @@ class PuzzleRange:
 PUZZLES: dict[str, PuzzleRange] = {
     "tiny": PuzzleRange(3, low=1, high=20, target_low=10, target_high=99, bound=100),
     "tinyzero": PuzzleRange((3, 4), low=1, high=99, target_low=10, target_high=100),
+    # The same, but solvable in the arithmetic of a small model: integers from 0 to 200.
+    "tinyzero-200": PuzzleRange((3, 4), low=1, high=99, target_low=10, target_high=100, bound=200),
+    # Targets as Stream of Search (2404.03683) draws them.
+    "tinyzero-200-uniform": PuzzleRange(
+        (3, 4), low=1, high=99, target_low=10, target_high=100, bound=200, targets="uniform"
+    ),
 }
 
 
@@ -241,10 +261,12 @@ def check(settings) -> None:
 
 
 # Words that settings may be.
+SHAPES = OneOf(("tiny", "small"))
 TEMPLATES = OneOf(("tiny", "short", "base"))
 DTYPES = OneOf(("auto", "float32", "bfloat16"))
 OBJECTIVES = OneOf(("clip", "sequence_clip", "cispo", "reinforce", "kimi"))
 NORMS = OneOf(("token", "sequence", "group", "constant"))
+AHEAD = OneOf(("auto", "always", "never"))
 TRACKERS = OneOf(("none", "tensorboard", "wandb"))
 
 # The most that settings may be: beyond what a machine can do, and within what 32 bits can count.
@@ -258,7 +280,19 @@ class Settings:
     """All that determines a run: the same settings give the same run on the same machine."""
 
     preset: str = setting("tiny", "the preset that the others come from", changeable=True)
-    model: str = setting("tiny", '"tiny", a Kaggle handle or a folder, as weights.load takes it')
+    model: str = setting(
+        "tiny",
+        '"tiny", a Kaggle handle, hf:OWNER/NAME or a folder, as weights.load takes it; empty: a '
+        "random model, which needs a cold start",
+    )
+    cold_start: str = setting(
+        "",
+        "supervised training of the model before its first GRPO step, in the run's folder `base`: "
+        "a preset of `aha pretrain`; empty: none",
+    )
+    cold_start_steps: int = setting(
+        0, "steps of the cold start; 0: as many as its preset has", Range(0, MANY)
+    )
     task: str = setting(
         "countdown", "what is learnt: countdown, FILE.py:NAME, MODULE:NAME or gym:NAME"
     )
@@ -374,10 +408,29 @@ class Settings:
         "sample a step's completions first, and stop if they teach nothing",
         changeable=True,
     )
+    compile_ahead: str = setting(
+        "auto",
+        "compile all programs before the first step, side by side; auto: but on a CPU",
+        AHEAD,
+        changeable=True,
+    )
     tracker: str = setting("none", "where rows go too", TRACKERS, changeable=True)
 
     def __post_init__(self):
         check(self)
+        if self.cold_start and self.cold_start not in PRETRAINING:
+            names = ", ".join(PRETRAINING)
+            raise ValueError(
+                f"cold_start is {self.cold_start!r}: it has to be one of {names}, or empty."
+            )
+        if not self.model and not self.cold_start:
+            raise ValueError("model is empty: a random model needs a cold_start. Set one of them.")
+        shown = PRETRAINING[self.cold_start].template if self.cold_start else self.template
+        if shown != self.template:
+            raise ValueError(
+                f"template is {self.template!r}, and the cold start {self.cold_start} has that of "
+                f"{shown!r}: set template to the same."
+            )
         if self.overlong > self.completion_len:
             raise ValueError(
                 f"overlong is {self.overlong}: it has to be within completion_len, which is "
@@ -399,8 +452,13 @@ class Pretraining:
 
     preset: str = setting("tiny", "the preset that the others come from")
     model: str = setting(
-        "", "what to start from, as weights.load takes it; empty: a random tiny model"
+        "", "what to start from, as weights.load takes it; empty: a random model of its own shape"
     )
+    shape: str = setting("tiny", "shape and vocabulary of a model that starts at random", SHAPES)
+    waves: bool = setting(
+        False, "such a model's number embeddings start as waves: see vocabulary.add_waves"
+    )
+    puzzles: str = setting("tiny", "which puzzles the traces are of", OneOf(tuple(PUZZLES)))
     template: str = setting(
         "tiny",
         "prompt template of countdown.prompt, and the language of the traces",
@@ -413,6 +471,12 @@ class Pretraining:
     jump: float = setting(0.56, "share of traces that only answer", Range(0))
     check: float = setting(0.16, "share of traces with one attempt", Range(0))
     search: float = setting(0.08, "share of traces that try until it fits", Range(0))
+    drill_weight: float = setting(1.0, "weight in the loss of a result in a drill", Range(0))
+    leave: float = setting(
+        0.0,
+        "of searches: the chance, after each no, to leave the numbers at hand for those before",
+        Range(0, 1),
+    )
 
     # Training
     seed: int = setting(0, "of the documents, and of what starts at random", Range(0, 2**32 - 1))
@@ -434,6 +498,12 @@ class Pretraining:
     remat: bool = setting(True, "compute layers again in the backward pass: less memory, more work")
     checkpoint_every: int = setting(
         500, "steps between two checkpoints", Range(1, MANY), changeable=True
+    )
+    hours: float = setting(
+        0.0,
+        "after which it saves and stops; 0: when the session ends, if that is known",
+        Range(0),
+        changeable=True,
     )
 
     def __post_init__(self):
@@ -472,6 +542,53 @@ VARIANTS: dict[str, dict] = {
 }
 
 
+# The same corpus in two languages. Gemma can add already: a tenth of the tokens suffice.
+_COLD = Pretraining(
+    preset="gemma3-270m-short",
+    model="gemma3-270m",
+    template="short",
+    cut=True,
+    drill=0.2,
+    jump=0.4,
+    check=0.24,
+    search=0.16,
+    steps=400,
+    rows=3,
+    row_len=320,
+    learning_rate=1e-3,
+    warmup=20,
+    weight_decay=0.0,
+    lora=32,
+    checkpoint_every=50,
+)
+PRETRAINING: dict[str, Pretraining] = {
+    "tiny": Pretraining(),
+    # Controls: the same but for their habits. What is left out jumps instead.
+    "tiny-no-search": Pretraining(preset="tiny-no-search", jump=0.64, search=0.0),
+    "tiny-jumps": Pretraining(preset="tiny-jumps", jump=0.8, check=0.0, search=0.0),
+    "tinyzero-small": Pretraining(
+        preset="tinyzero-small",
+        shape="small",
+        waves=True,
+        puzzles="tinyzero-200",
+        drill=0.3,
+        drill_weight=3.0,
+        jump=0.45,
+        check=0.15,
+        search=0.1,
+        steps=7_000,
+        rows=12,
+        row_len=384,
+        learning_rate=4e-3,
+        warmup=200,
+        remat=False,
+        checkpoint_every=250,
+    ),
+    "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", dtype="float32", remat=False),
+    "gemma3-270m-short": _COLD,
+}
+
+
 def _gemma(name: str, **changes) -> Settings:
     """TinyZero's task and sizes, eight completions a puzzle, for a base Gemma on eight cores."""
     return Settings(
@@ -494,11 +611,12 @@ def _gemma(name: str, **changes) -> Settings:
     )
 
 
-# Countdown as short text, for real Gemma where little can be had: a cold start by
-# `aha_lib.run.pretrain` of the same preset, then GRPO from the folder that it writes.
+# Countdown as short text, for real Gemma where little can be had: a cold start of the same name,
+# then GRPO from what that has trained.
 _SHORT = Settings(
     preset="gemma3-270m-short",
-    model="runs/gemma3-270m-short/base",
+    model="gemma3-270m",
+    cold_start="gemma3-270m-short",
     template="short",
     steps=110,
     prompts=32,
@@ -516,7 +634,7 @@ _SHORT = Settings(
 _SHORT_CPU = replace(
     _SHORT,
     preset="gemma3-270m-cpu",
-    model="runs/gemma3-270m-cpu/base",
+    cold_start="gemma3-270m-cpu",
     remat=False,
     prompts=8,
     group=8,
@@ -532,6 +650,23 @@ _SHORT_CPU = replace(
 
 SETTINGS: dict[str, Settings] = {
     "tiny": Settings(micro_batch=8, remat=False),
+    "tinyzero-small": Settings(
+        preset="tinyzero-small",
+        model="",
+        cold_start="tinyzero-small",
+        puzzles="tinyzero-200",
+        steps=100,
+        prompts=24,
+        group=16,
+        prompt_len=8,
+        completion_len=1024,
+        learning_rate=4e-4,
+        micro_batch=8,
+        remat=False,
+        eval_every=20,
+        eval_puzzles=512,
+        pass_k=4,
+    ),
     "gemma3-270m-cpu": _SHORT_CPU,
     "gemma3-270m-short": _SHORT,
     "gemma3-270m": _gemma("gemma3-270m"),
@@ -539,37 +674,8 @@ SETTINGS: dict[str, Settings] = {
     "gemma2-2b": _gemma("gemma2-2b", micro_batch=8),
 }
 
-# The same corpus in two languages. Gemma can add already: a tenth of the tokens suffice.
-_COLD = Pretraining(
-    preset="gemma3-270m-short",
-    model="gemma3-270m",
-    template="short",
-    drill=0.2,
-    jump=0.4,
-    check=0.24,
-    search=0.16,
-    steps=400,
-    rows=3,
-    row_len=320,
-    learning_rate=1e-3,
-    warmup=20,
-    weight_decay=0.0,
-    lora=32,
-    checkpoint_every=50,
-)
-PRETRAINING: dict[str, Pretraining] = {
-    "tiny": Pretraining(),
-    # Controls: the same but for their habits. What is left out jumps instead.
-    "tiny-no-search": Pretraining(preset="tiny-no-search", jump=0.64, search=0.0),
-    "tiny-jumps": Pretraining(preset="tiny-jumps", jump=0.8, check=0.0, search=0.0),
-    "gemma3-270m-cpu": replace(
-        _COLD, preset="gemma3-270m-cpu", cut=True, dtype="float32", remat=False
-    ),
-    "gemma3-270m-short": _COLD,
-}
-
 
 def shape(name: str) -> ModelConfig:
     """The shape that a preset's model has, or a name in MODELS; KeyError for others."""
     cold = PRETRAINING.get(name)
-    return MODELS[name if cold is None else cold.model or "tiny"]
+    return MODELS[name if cold is None else cold.model or cold.shape]

@@ -11,23 +11,26 @@
 #
 # **What is in a Gemma checkpoint, and how does it get onto the chips?** A
 # language model is a tokenizer, a configuration and a folder of numbers.
-# This notebook opens all three, computes the model once more in NumPy to be
-# sure, and shows which device holds what.
+# This notebook opens all three, computes the model once more in NumPy, and
+# shows which device holds what.
 #
 # | preset | machine | minutes |
 # |---|---|---|
 # | `tiny` | two CPU cores | under 1 |
-#
-# Any other preset in `presets.SETTINGS` runs the same cells with a real
-# Gemma. That was not timed here; it takes a download.
+# | a Gemma | any with room for its weights | not timed; it is downloaded first |
 #
 # **You will see**
 #
 # 1. that the tokenizer gives every text back as it was;
 # 2. that more than half of the smallest Gemma is its vocabulary;
-# 3. that fifty lines of NumPy, reading the file on their own, compute the
-#    same numbers as the sharded model;
-# 4. that a model saved and loaded again is the same to the last bit.
+# 3. that seventy lines of NumPy, reading the file on their own, compute the
+#    same numbers as the library;
+# 4. how a model is shared out among devices, and that a model saved and
+#    loaded again is the same to the last bit.
+#
+# What takes the numbers apart (broken files, NumPy, saving) is shown with
+# the tiny model, whatever the preset. The tokenizer, the sharding and the
+# first words are those of your preset's model.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -58,10 +61,13 @@ devices.start()  # joins other hosts, and says which chips there are
 
 # %% [markdown]
 # `tiny` is a Gemma-shaped model that comes with the package: nothing to
-# download and no account. It is the only line to change for a real one.
+# download and no account. For a real one change the word `preset`.
+# `overrides` changes single settings: `{"model": "runs/x/model"}` loads a
+# Gemma from a folder of yours, in Kaggle's layout or in Hugging Face's.
 
 # %% tags=["parameters"]
 preset = "tiny"
+overrides = {}
 
 # %% [markdown]
 # ## 1. Where the weights come from
@@ -71,10 +77,13 @@ preset = "tiny"
 # it. Each published model has a handle:
 
 # %%
+import dataclasses
+
 from aha_lib.look import show
 from aha_lib.model import export, weights
 from aha_lib.presets import MODELS, SETTINGS
 
+settings = dataclasses.replace(SETTINGS[preset], **overrides)
 show.table(
     ["preset", "Kaggle handle", "parameters"],
     [
@@ -101,8 +110,14 @@ show.table(
 #    anywhere else, the token is the environment variable
 #    `KAGGLE_API_TOKEN` or the file `~/.kaggle/access_token`.
 #
-# Is there a token here? The cell only says yes or no; nothing in this
-# project prints one.
+# **From Hugging Face instead**: `overrides = {"model":
+# "hf:google/gemma-3-1b-pt"}` with any preset of that model. Accept the
+# licence on the model's page there, put a token of your account into
+# `HF_TOKEN` (an environment variable, or a secret of Kaggle or Colab), and
+# `%pip install huggingface_hub` where it is missing.
+#
+# Is there a token of Kaggle here? The cell only says yes or no; nothing in
+# this project prints one.
 
 # %%
 import kagglehub
@@ -115,50 +130,33 @@ print(
 )
 
 # %% [markdown]
-# If you have a folder with a Gemma already, in Kaggle's layout or in Hugging
-# Face's, give its path here or set `AHA_MODEL`, and run the notebook from
-# here on. Left empty, the preset decides.
-
-# %%
-import os
-
-import ipywidgets
-
-where = ipywidgets.Text(
-    value=os.environ.get("AHA_MODEL", ""),
-    placeholder="path of a folder",
-    description="folder",
-)
-where
-
-# %% [markdown]
 # ## 2. Loading
 #
 # The tensors go from the disk straight to where they will stay, a layer at
 # a time; a bar shows how far, if it takes more than two seconds. Which
-# device holds which part is said by a *mesh*: here all devices in one row.
+# device holds which part follows from a *mesh*, as in notebook 00.
+# Parameters are float32; `dtype` is that of the arithmetic, bfloat16 on
+# accelerators.
 
 # %%
-from aha_lib import devices
-
-mesh = devices.make_mesh()
-source = where.value or SETTINGS[preset].model
+mesh = devices.make_mesh(tp=settings.tp)
+dtype, _ = devices.dtypes(settings.dtype)
+source = settings.model
 print("devices:", mesh.size)
-print("source: ", "your folder" if where.value else source)
+print("source: ", source if source in MODELS else "your folder or handle")
 
 # %%
 try:
-    model, tokenizer, config = weights.load(source, mesh=mesh)
+    model, tokenizer, config = weights.load(source, mesh=mesh, dtype=dtype)
 except (OSError, ValueError) as problem:
     print(f"{problem}\nGoing on with the tiny model.")
-    source = "tiny"
-    model, tokenizer, config = weights.load(source, mesh=mesh)
+    model, tokenizer, config = weights.load("tiny", mesh=mesh)
 print(f"Gemma {config.generation}, {config.parameters:,} parameters")
 
 # %% [markdown]
 # Whatever goes wrong there is one sentence that says what to do: the licence
 # not accepted, no token, no network, a full disk, half a download, a file
-# cut off, a model that is no Gemma. Try some:
+# cut off, a model that is no Gemma. Try some, with the tiny model:
 
 # %%
 import tempfile
@@ -189,21 +187,19 @@ for step in ("no tokenizer", "a llama", "half a file"):
 
 
 # %%
+def knows(text):
+    """Whether the vocabulary has all of a text: a cut or tiny one may not."""
+    return tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def pieces(text):
     """Ids of a text, each with the text that it stands for."""
     ids = tokenizer.encode(text)
-    return show.table(
-        ["id", *ids],
-        [
-            [
-                "text",
-                *map(lambda i: f"`{tokenizer.decode([i]) or 'special'}`", ids),
-            ]
-        ],
-    )
+    texts = [f"`{tokenizer.decode([i]) or 'special'}`" for i in ids]
+    return show.table(["id", *ids], [["text", *texts]])
 
 
-text = "20 - 16 = 4 yes" if source == "tiny" else "Gemma counts: 20 - 16"
+text = next(filter(knows, ("Gemma counts: 20 - 16", "20 - 16 = 4", "20")))
 print(f"{tokenizer.vocab_size:,} pieces")
 pieces(text)
 
@@ -233,51 +229,59 @@ for name in ("pad_id", "bos_id", "eos_id", "stop_ids"):
 # %% [markdown]
 # ### Check: nothing is lost
 #
-# Texts come back as they were, whole and streamed. For the tiny vocabulary
-# they are drawn from its words.
+# Texts come back as they were, whole and streamed. They are drawn from the
+# words of the tiny vocabulary and from some that it lacks; words that a
+# vocabulary does not have are left out.
 
 # %%
 import random
 
 from aha_lib.model.tokenizer import TINY_WORDS
 
-words = [*TINY_WORDS]
-if source != "tiny":
-    words += ["Größe", "🦜", "\n"]
+words = [w for w in [*TINY_WORDS, "Größe", "🦜", "\n"] if knows(w)]
+missing = len(TINY_WORDS) + 3 - len(words)
+assert not missing or tokenizer.vocab_size < 200_000  # a whole Gemma's
 for seed in range(500):
     sample = " ".join(random.Random(seed).choices(words, k=seed % 20 + 1))
     ids = tokenizer.encode(sample)
     assert tokenizer.decode(ids) == sample
     assert "".join(tokenizer.stream(ids)) == sample
     assert ids.count(tokenizer.bos_id) == 1
-print("500 texts came back.")
+print(f"500 texts came back; {missing} words were left out.")
 
 # %% [markdown]
 # ## 4. Three generations in one table
 #
 # Gemma 1, 2 and 3 are one architecture with a few switches. The package has
-# one transformer; these numbers are all that differs.
+# one transformer, and these numbers are most of what differs; the others are
+# in `presets.ModelConfig`.
 
 # %%
-import dataclasses
-
 chosen = ["tiny", "gemma-2b", "gemma2-2b", "gemma3-270m", "gemma3-1b"]
+FIELDS = {
+    "vocab": "pieces of the vocabulary",
+    "layers": "layers",
+    "width": "numbers for each token",
+    "heads": "query heads",
+    "kv_heads": "heads of keys and values",
+    "head_dim": "numbers of a head",
+    "ff": "width of the feed-forward",
+    "global_every": "one layer in so many sees everything",
+    "window": "tokens that the others see",
+}
 show.table(
     ["", *chosen],
     [
-        [
-            field.name,
-            *(f"{getattr(MODELS[name], field.name):,}" for name in chosen),
-        ]
-        for field in dataclasses.fields(MODELS["tiny"])
+        [meaning, *(f"{getattr(MODELS[m], field):,}" for m in chosen)]
+        for field, meaning in FIELDS.items()
     ],
 )
 
 # %% [markdown]
 # What to look for: Gemma 2 brought norms after each block and a cap on the
 # logits; every second layer sees only a window. Gemma 3 dropped the caps,
-# normalises queries and keys instead, and only each sixth layer looks at
-# everything, with a slower rotation (`rope_base`).
+# normalises queries and keys instead, and only each sixth layer sees
+# everything.
 #
 # ## 5. Where the parameters live
 #
@@ -353,80 +357,179 @@ assert count(c)["vocabulary"] > total / 2
 print(f"{total:,}")
 
 # %% [markdown]
-# ## 6. What lies where
+# ## 6. A Gemma in seventy lines of NumPy
 #
-# Each parameter names its axes, and one table in `runtime` says which mesh
-# axis splits which of them. The layers are stacked: one array holds, say,
-# the query weights of all layers.
+# Everything between the file and the next token's probabilities, in plain
+# NumPy and float64: one row, no cache, no sharding, no code of the library.
+# It reads the tiny model's `model.safetensors` by its published names. All
+# of Gemma 3 is here; a larger one has more layers and wider ones.
 
 # %%
-layers = nnx.state(model)["layers"]
-show.table(
-    ["parameter", "shape", "axes", "a device holds"],
-    [
-        [
-            name,
-            p.shape,
-            ", ".join(map(str, p.get_metadata()["axes"])),
-            p.sharding.shard_shape(p.shape),
-        ]
-        for name, p in [("embed", model.embed), *layers.items()]
-    ],
-)
+import json
+
+import numpy as np
+from safetensors.numpy import load_file
+
+FILE = load_file(weights.TINY / "model.safetensors")
+SHAPE = json.loads((weights.TINY / "config.json").read_text())
+
+
+def get(name):
+    return FILE[f"model.{name}.weight"].astype(np.float64)
+
+
+ids = small_tokenizer.encode("20 16 4 = 40 : 20 - 16 = 4 , 4 + 4 = 8 no")
+x = get("embed_tokens")[ids] * SHAPE["hidden_size"] ** 0.5
+print(len(ids), "tokens, each a row of", x.shape[1], "numbers")
 
 # %% [markdown]
-# A single device holds everything. On a TPU with eight cores it would be an
-# eighth of each large array; what is small, such as the norms, is on all of
-# them. A mesh need not exist to be asked:
+# **The norm** divides a row by its root mean square, then multiplies each
+# column by `1 + w`. Gemma's files hold `w`, the difference from 1: where `w`
+# is 0 the column is left alone.
+
+
+# %%
+def norm(x, name):
+    mean = np.mean(x * x, axis=-1, keepdims=True)
+    return x / np.sqrt(mean + SHAPE["rms_norm_eps"]) * (1 + get(name))
+
+
+# %% [markdown]
+# **The rotation** (RoPE) tells a head where a token stands. It turns pairs
+# of a head's numbers by an angle that is the position times the pair's own
+# speed. The product of a query and a key then depends on the distance
+# between them, and on nothing else of their positions.
+
+
+# %%
+def angles(positions, base):
+    """Of each position and pair: fast pairs first, slow ones last."""
+    half = SHAPE["head_dim"] // 2
+    return positions[:, None] * base ** (-np.arange(half) / half)
+
+
+def rotate(x, base):
+    """Turn the pairs (i, i + half) of rows [T, heads, head_dim]."""
+    angle = angles(np.arange(len(x)), base)[:, None]
+    a, b = np.split(x, 2, axis=-1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+# %% [markdown]
+# **Attention** mixes, for each position, the values of positions before it.
+# How much of each is the softmax of query times key. A *global* layer sees
+# all positions before; a *local* one sees a window that slides along.
+#
+# Queries are **grouped**: the tiny model's four query heads share one head
+# of keys and values. The KV cache, which keeps these, is a quarter as large.
+
+
+# %%
+def visible(T, window):
+    """Which positions [T] (columns) each position (rows) sees."""
+    ago = np.arange(T)[:, None] - np.arange(T)
+    return (ago >= 0) & (ago < window)
+
+
+def attention(x, layer, kind):
+    """The mixed values [T, width], and the shares [heads, T, T]."""
+    T, h = len(x), SHAPE["head_dim"]
+    base = SHAPE["rope_parameters"][kind]["rope_theta"]
+    q, k, v = (
+        (x @ get(f"{layer}.{n}_proj").T).reshape(T, -1, h) for n in "qkv"
+    )
+    q = rotate(norm(q, f"{layer}.q_norm"), base)
+    k = rotate(norm(k, f"{layer}.k_norm"), base)
+    k, v = (np.repeat(z, q.shape[1] // z.shape[1], axis=1) for z in (k, v))
+    scores = np.einsum("qnh,knh->nqk", q, k)
+    scores /= SHAPE["query_pre_attn_scalar"] ** 0.5
+    local = kind == "sliding_attention"
+    seen = visible(T, SHAPE["sliding_window"] if local else T)
+    e = np.exp(np.where(seen, scores, -np.inf))
+    share = e / e.sum(-1, keepdims=True)
+    mixed = np.einsum("nqk,knh->qnh", share, v).reshape(T, -1)
+    return mixed @ get(f"{layer}.o_proj").T, share
+
+
+# %% [markdown]
+# The rotation's angles, and the two masks (the window is 6 here, to be seen;
+# the tiny model's is 128):
+
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws angles and masks
+figure, (a, b, c) = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
+of = angles(np.arange(64), SHAPE["rope_theta"])
+for pair, style in ((0, "-"), (2, "--"), (4, ":")):
+    a.plot(np.cos(of[:, pair]), style, label=f"pair {pair}")
+a.set(title="cosine of the angle", xlabel="position")
+a.legend(fontsize=8, loc="lower left")
+for axis, window, title in (
+    (b, 24, "global: causal"),
+    (c, 6, "local: window"),
+):
+    axis.imshow(visible(24, window), cmap="Blues")
+    axis.set(title=title, xlabel="sees", ylabel="position")
+plt.show()
+
+# %% [markdown]
+# **The feed-forward** works on each position alone: two projections up, one
+# of them through a smooth switch (GELU), their product, and one down. **A
+# layer** is attention and feed-forward, each with a norm before and after,
+# and each added to what was there.
+
+
+# %%
+def feed_forward(x, layer):
+    gate, up = (x @ get(f"{layer}.{n}_proj").T for n in ("gate", "up"))
+    cube = np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)
+    return gate / 2 * (1 + np.tanh(cube)) * up @ get(f"{layer}.down_proj").T
+
+
+def numpy_gemma(ids):
+    """Logits after each token of a row, and the last layer's shares."""
+    x = get("embed_tokens")[ids] * SHAPE["hidden_size"] ** 0.5
+    for i, kind in enumerate(SHAPE["layer_types"]):
+        p = f"layers.{i}"
+        y = norm(x, f"{p}.input_layernorm")
+        y, share = attention(y, f"{p}.self_attn", kind)
+        x = x + norm(y, f"{p}.post_attention_layernorm")
+        y = norm(x, f"{p}.pre_feedforward_layernorm")
+        y = feed_forward(y, f"{p}.mlp")
+        x = x + norm(y, f"{p}.post_feedforward_layernorm")
+    return norm(x, "norm") @ get("embed_tokens").T, share
+
+
+# %% [markdown]
+# Where does the last layer look? A row for each token, a column for each
+# that it sees; dark means a large share.
+
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the last layer's attention
+by_hand, share = numpy_gemma(ids)
+names = [small_tokenizer.decode([i]) or "bos" for i in ids]
+figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained")
+for head, axis in enumerate(axes):
+    image = axis.imshow(share[head], cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(ids)), names, fontsize=7)
+    axis.set_yticks(range(len(ids)), names, fontsize=7)
+    axis.set_title(f"last layer, head {head}")
+figure.colorbar(image, ax=axes, label="share")
+plt.show()
+
+# %% [markdown]
+# After `8` the second head looks at `40`, the target: whether the two are
+# equal decides between `yes` and `no`.
+#
+# ### Check: the library computes the same
+#
+# The library's model is written another way: layers stacked and scanned,
+# float32, and spread over all devices that are here. `forward` runs it.
+
 
 # %%
 import jax
-
-eight = jax.sharding.AbstractMesh((8, 1), ("fsdp", "tp"))
-for name, p in [("embed", model.embed), *layers.items()]:
-    axes = p.get_metadata()["axes"]
-    split = jax.sharding.NamedSharding(
-        eight, devices.spec(p.shape, axes, eight)
-    )
-    print(f"{name:<15}{p.shape!s:>18} -> {split.shard_shape(p.shape)}")
-
-# %% [markdown]
-# The embedding is split along its vocabulary if that divides by eight, else
-# along its width, as here; the layers are split along their width. And how
-# much memory is it, on each device of this machine?
-
-# %%
-held = dict.fromkeys(mesh.devices.flat, 0)
-for array in jax.tree.leaves(nnx.state(model)):
-    for shard in array.addressable_shards:
-        held[shard.device] += shard.data.nbytes
-for device, size in held.items():
-    has = (device.memory_stats() or {}).get("bytes_limit", 0) / 2**20
-    print(
-        f"{device}: {size / 2**20:.1f} MiB of parameters",
-        f"of {has:,.0f} MiB" * bool(has),
-    )
-
-# %% [markdown]
-# ### Check: the arithmetic
-#
-# Four bytes for each parameter, and nothing is on a device twice.
-
-# %%
-whole = 4 * config.parameters
-assert whole <= sum(held.values()) < 1.1 * whole
-print(f"{whole:,} bytes expected")
-
-# %% [markdown]
-# ## 7. What it says
-#
-# The model turns tokens into the probabilities of the next one.
-
-# %%
 import jax.numpy as jnp
-import numpy as np
-
-prompt = "20 16 4 = 40 :" if source == "tiny" else "The capital of France is"
 
 
 @nnx.jit
@@ -437,16 +540,107 @@ def forward(model, tokens):
     return model.logits(hidden)
 
 
-ids = tokenizer.encode(prompt)
-logits = np.asarray(forward(model, jnp.array([ids])))[0]
+with jax.default_matmul_precision("highest"):  # a TPU's is bfloat16
+    ours = devices.to_host(forward(small, jnp.array([ids])))[0]
+difference = np.abs(ours - by_hand).max()
+assert difference < 1e-4
+print(f"on {mesh.size} device(s): logits up to {np.abs(ours).max():.1f},")
+print(f"largest difference {difference:.0e}")
+
+# %% [markdown]
+# ## 7. What lies where
+#
+# Each parameter names its axes, and one table, `devices.RULES`, says which
+# mesh axis splits which of them. The layers are stacked: one array holds,
+# say, the query weights of all layers. What would one of eight devices hold?
+# A mesh need not exist to be asked.
+
+# %%
+eight = jax.sharding.AbstractMesh((8, 1), ("fsdp", "tp"))
+layers = nnx.state(model)["layers"]
+rows = []
+for name, p in [("embed", model.embed), *layers.items()]:
+    axes = p.get_metadata()["axes"]
+    split = jax.sharding.NamedSharding(
+        eight, devices.spec(p.shape, axes, eight)
+    )
+    here, of_eight = (x.shard_shape(p.shape) for x in (p.sharding, split))
+    rows.append([name, p.shape, ", ".join(map(str, axes)), here, of_eight])
+show.table(
+    ["parameter", "shape", "axes", "here a device has", "of eight, one has"],
+    rows,
+)
+
+# %% [markdown]
+# The layers are split along their width, `embed`. The embedding is split
+# along its vocabulary if the number of devices divides it, else along its
+# width, as with the tiny preset. What is small, such as the norms, is on all
+# devices. Drawn for the embedding and for one layer's `gate`:
+
+# %%
+from aha_lib.look import placement
+
+gate = model.layers.gate[...][0]
+drawn = {"embed": model.embed[...], "gate of layer 0": gate}
+for name, array in drawn.items():
+    print(name, array.shape)
+    jax.debug.visualize_array_sharding(array, use_color=False)
+
+# %%
+if mesh.size == 1:
+    print("One device has it all. Eight (simulated) devices:\n")
+    axes = [("vocab", "embed"), ("embed", "ff")]
+    shapes = [array.shape for array in drawn.values()]
+    named = zip(drawn, zip(shapes, axes, strict=True), strict=True)
+    print(placement.simulated(dict(named)))
+
+# %% [markdown]
+# And how much memory is it, on each device of this machine?
+
+# %%
+held = dict.fromkeys(mesh.local_devices, 0)
+once = 0  # bytes of what is on several devices, counted once
+for array in jax.tree.leaves(nnx.state(model)):
+    for shard in array.addressable_shards:
+        held[shard.device] += shard.data.nbytes
+        once += shard.data.nbytes * (shard.replica_id == 0)
+for device, size in held.items():
+    has = (device.memory_stats() or {}).get("bytes_limit", 0) / 2**20
+    print(
+        f"{device}: {size / 2**20:.1f} MiB of parameters",
+        f"of {has:,.0f} MiB" * bool(has),
+    )
+
+# %% [markdown]
+# ### Check: the arithmetic
+#
+# Four bytes for each parameter, and what is on every device is little.
+
+# %%
+whole = 4 * config.parameters
+assert once == whole or jax.process_count() > 1
+more = sum(held.values()) / once - 1
+print(f"{whole:,} bytes expected, {once:,} here; copies add {more:.1%}")
+
+# %% [markdown]
+# ## 8. What it says
+#
+# The model of your preset turns tokens into the probabilities of the next
+# one.
+
+# %%
+prompt = next(filter(knows, ("The capital of France is", "20 16 4 = 40 :")))
+prompt_ids = tokenizer.encode(prompt)
+logits = devices.to_host(forward(model, jnp.array([prompt_ids])))[0]
 logits.shape
 
 # %%
 probs = np.asarray(jax.nn.softmax(logits[-1]))
 top = np.argsort(-probs)[:10]
+names = [ascii(tokenizer.decode([i]))[1:-1] or "end" for i in top]
 plt.figure(figsize=(8, 2.6), layout="constrained")
 plt.bar(range(10), probs[top])
-plt.xticks(range(10), [tokenizer.decode([i]) or "end" for i in top])
+plt.xticks(range(10), names, parse_math=False)
 plt.ylabel("probability")
 plt.title(f"What comes after   {prompt}")
 plt.show()
@@ -459,20 +653,17 @@ plt.show()
 # %%
 from aha_lib.rl import sampler
 
-rows, valid = sampler.pad_left([ids], len(ids), tokenizer.pad_id)
-out = sampler.sample(
-    model,
-    rows,
-    valid,
-    jax.random.key(0),
-    sampler.Sampling(
-        group=1,
-        length=32,
-        temperature=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-    ),
+rows, valid = sampler.pad_left([prompt_ids], len(prompt_ids), tokenizer.pad_id)
+greedy = sampler.Sampling(
+    group=1,
+    length=32,
+    temperature=0,
+    stop_ids=tokenizer.stop_ids,
+    pad_id=tokenizer.pad_id,
+    gather=False,  # for one row no device needs the whole model
 )
+with devices.use(mesh):
+    out = sampler.sample(model, rows, valid, jax.random.key(0), greedy)
 print(prompt, "|", tokenizer.decode(out.tokens[0]))
 
 # %% [markdown]
@@ -480,114 +671,19 @@ print(prompt, "|", tokenizer.decode(out.tokens[0]))
 # look, not what earns a reward. To change that is what the other notebooks
 # are for. A real Gemma continues its sentence.
 #
-# ### Check: Gemma in NumPy
-#
-# Everything between the file and the probabilities, written a second time:
-# plain NumPy in float64, one row, no cache, no sharding, no shared code. It
-# reads `model.safetensors` of the tiny model by its published names and is
-# compared with the sharded one.
+# A large model is not needed any more; its memory is free once no name
+# refers to it.
 
 # %%
-import json
-
-from safetensors.numpy import load_file
-
-FILE = load_file(weights.TINY / "model.safetensors")
-SHAPE = json.loads((weights.TINY / "config.json").read_text())
-
-
-def get(name):
-    return FILE[f"model.{name}.weight"].astype(np.float64)
-
-
-def norm(x, name):
-    mean = np.mean(x * x, axis=-1, keepdims=True)
-    return x / np.sqrt(mean + SHAPE["rms_norm_eps"]) * (1 + get(name))
-
-
-def rotate(x, base):
-    """Turn pairs of numbers by angles that grow with the position."""
-    half = x.shape[-1] // 2
-    speed = base ** (-np.arange(half) / half)
-    angle = np.arange(len(x))[:, None, None] * speed
-    a, b = x[..., :half], x[..., half:]
-    return np.concatenate(
-        [
-            a * np.cos(angle) - b * np.sin(angle),
-            b * np.cos(angle) + a * np.sin(angle),
-        ],
-        -1,
-    )
-
+del model, layers, gate, drawn, array, shard, p
 
 # %% [markdown]
-# A layer is two steps, each with a norm before and after: look around
-# (attention), then think about it (feed-forward).
-
-
-# %%
-def attention(x, layer, kind):
-    """Each position mixes values of those before it, by similarity."""
-    T, h = len(x), SHAPE["head_dim"]
-    base = SHAPE["rope_parameters"][kind]["rope_theta"]
-    q, k, v = (
-        (x @ get(f"{layer}.{n}_proj").T).reshape(T, -1, h) for n in "qkv"
-    )
-    q = rotate(norm(q, f"{layer}.q_norm"), base)
-    k = rotate(norm(k, f"{layer}.k_norm"), base)
-    k, v = (np.repeat(z, q.shape[1] // z.shape[1], axis=1) for z in (k, v))
-    scores = np.einsum("qnh,knh->nqk", q, k)
-    scores /= SHAPE["query_pre_attn_scalar"] ** 0.5
-    ago = np.arange(T)[:, None] - np.arange(T)
-    seen = (ago >= 0) & (
-        ago < SHAPE["sliding_window"]
-        if kind == "sliding_attention"
-        else ago >= 0
-    )
-    e = np.exp(np.where(seen, scores, -np.inf))
-    mixed = np.einsum("nqk,knh->qnh", e / e.sum(-1, keepdims=True), v)
-    return mixed.reshape(T, -1) @ get(f"{layer}.o_proj").T
-
-
-# %%
-def feed_forward(x, layer):
-    gate, up = (x @ get(f"{layer}.{n}_proj").T for n in ("gate", "up"))
-    cube = np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)
-    return gate / 2 * (1 + np.tanh(cube)) * up @ get(f"{layer}.down_proj").T
-
-
-def numpy_gemma(ids):
-    """Logits after each token of one row."""
-    x = get("embed_tokens")[ids] * SHAPE["hidden_size"] ** 0.5
-    for i, kind in enumerate(SHAPE["layer_types"]):
-        p = f"layers.{i}"
-        y = norm(x, f"{p}.input_layernorm")
-        y = attention(y, f"{p}.self_attn", kind)
-        x = x + norm(y, f"{p}.post_attention_layernorm")
-        y = norm(x, f"{p}.pre_feedforward_layernorm")
-        y = feed_forward(y, f"{p}.mlp")
-        x = x + norm(y, f"{p}.post_feedforward_layernorm")
-    return norm(x, "norm") @ get("embed_tokens").T
-
-
-# %%
-text = "20 16 4 = 40 : 20 - 16 = 4 , 4 + 4 = 8 no 20 + 4 = 24"
-ids = small_tokenizer.encode(text)
-with jax.default_matmul_precision("highest"):  # a TPU's is bfloat16
-    ours = np.asarray(forward(small, jnp.array([ids])))[0]
-difference = np.abs(ours - numpy_gemma(ids)).max()
-assert difference < 1e-4
-print(
-    f"logits up to {np.abs(ours).max():.1f}, largest difference"
-    f" {difference:.0e}"
-)
-
-# %% [markdown]
-# ## 8. Out again
+# ## 9. Out again
 #
-# A trained model should not be a prisoner of the code that trained it.
-# `save_hf` writes what the `transformers` library opens, `save_kaggle` the
-# Orbax layout in which Gemma is published.
+# A trained model should be of use to other programs. `save_hf` writes what
+# the `transformers` library opens, `save_kaggle` the Orbax layout in which
+# Gemma is published. Here it is done with the tiny model; after a run,
+# notebook 05 does it with yours.
 
 # %%
 out = Path(tempfile.mkdtemp())

@@ -61,11 +61,14 @@ devices.start()  # joins other hosts, and says which chips there are
 
 # %% tags=["parameters"]
 preset = "tiny"
+overrides = {}
 
 # %%
+import dataclasses
+
 from aha_lib.presets import PUZZLES, SETTINGS
 
-settings = SETTINGS[preset]
+settings = dataclasses.replace(SETTINGS[preset], **overrides)
 ranges = PUZZLES[settings.puzzles]
 print("puzzles: ", settings.puzzles, ranges)
 print("template:", settings.template)
@@ -121,7 +124,8 @@ print("fractions:     ", Fraction(8) / (3 - Fraction(8, 3)))
 #
 # With three numbers there are 3! orders, 4 x 4 signs and two ways to set
 # the parentheses: 192 expressions. The cell below writes them all and keeps
-# one of those that differ by a swap under `+` or `*` only.
+# one of those that differ by a swap under `+` or `*` only. The puzzles are
+# those of the tiny preset, whatever yours is.
 
 # %%
 import itertools
@@ -158,8 +162,6 @@ def brute_force(puzzle):
 
 
 # %%
-import dataclasses
-
 from aha_lib.tasks.countdown import generate
 
 three = dataclasses.replace(PUZZLES["tiny"], bound=None)
@@ -172,10 +174,10 @@ print(f"{len(some)} puzzles: as many solutions as by brute force")
 # %% [markdown]
 # ## 2. An endless supply
 #
-# `generate(seed, index)` is a list without an end that is never stored: the
-# same seed and index give the same puzzle, on every machine. A training run
-# needs no data files, and one that is resumed at step 57 needs nothing but
-# the number 57.
+# `generate(seed, index)` computes puzzle number `index` on demand; nothing is
+# stored. The same seed and index give the same puzzle, on every machine. A
+# training run needs no data files, and one that is resumed at step 57 needs
+# nothing but the number 57.
 
 # %%
 for index in range(4):
@@ -212,10 +214,11 @@ b.set(
 plt.show()
 
 # %% [markdown]
-# Most puzzles have one to three solutions. That is one measure of
-# difficulty; a second one is how far *guessing* gets. The cell below draws
-# two numbers and a sign at random, until one number is left. What share of
-# such blind guesses is right?
+# With the tiny preset most puzzles have one to three solutions. With four
+# numbers up to 99 five is common: the same sum, added up in another order.
+# That is one measure of difficulty; a second one is how far *guessing* gets.
+# The cell below draws two numbers and a sign at random, until one number is
+# left. What share of such blind guesses is right?
 
 # %%
 import random
@@ -262,20 +265,22 @@ plt.show()
 # ## 3. What is held out
 #
 # To know whether a model learnt to search, it has to be tested on numbers
-# it has never trained on. An ordinary random split does not give that. With
-# few numbers the same three come up again and again, only the target
-# differs, and a model can remember what they make.
+# it has never trained on. An ordinary random split does not give that for
+# the tiny puzzles: the same three numbers come up again and again with
+# another target, and a model can remember what they make. With numbers up to
+# 99 it is rarer.
 
 # %%
 import math
 
-drawn = random.Random(0)
-span = range(ranges.low, ranges.high + 1)
-rows = [tuple(sorted(drawn.choices(span, k=3))) for _ in range(1856)]
-naive_train, naive_test = set(rows[:1600]), rows[1600:]
-shared = np.mean([row in naive_train for row in naive_test])
-print(f"{math.comb(len(span) + 2, 3):,} multisets of three exist")
-print(f"{shared:.0%} of a random test split's numbers are in its training")
+for name in ("tiny", "tinyzero"):
+    drawn = random.Random(0)
+    span = range(PUZZLES[name].low, PUZZLES[name].high + 1)
+    rows = [tuple(sorted(drawn.choices(span, k=3))) for _ in range(1856)]
+    naive_train, naive_test = set(rows[:1600]), rows[1600:]
+    shared = np.mean([row in naive_train for row in naive_test])
+    print(f"{name}: {math.comb(len(span) + 2, 3):,} multisets of three;")
+    print(f"  {shared:.0%} of a random test split's are in its training")
 
 # %% [markdown]
 # So the split goes by the *multiset*: the sorted numbers are hashed, a tenth
@@ -381,6 +386,12 @@ for completion in ladder:
 # The 0.1 is a stepping stone: a model that cannot solve anything yet still
 # learns that a well-formed answer is wanted. It is small on purpose, and
 # section 6 shows what it would invite if it were paid for less.
+#
+# A reward for form changes what is learnt first. Where no answer of a group
+# is right, all would earn the same without it, and nothing would be learnt;
+# with it, those that have the form are made likelier. R1-Zero's reward has
+# two parts as well: one for a right result, and one for the form, thinking
+# between `<think>` and `</think>`. Neither says how to think.
 #
 # How is an expression read without handing it to Python? By Dijkstra's
 # *shunting yard*: numbers go straight to the output, signs wait until all
@@ -664,7 +675,8 @@ print("5 exploits paid by TinyZero and not here; 4 right answers paid here")
 # with one character changed: no exception, and the full reward only where
 # the independent judge agrees.
 
-# %%
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Random completions
 ALPHABET = [*"0123456789+-*/().= \n×÷−٣", "**", "//"]
 TAGS = ["<answer>", "</answer>"]
 
@@ -678,7 +690,8 @@ def noise(rng):
     return answer(text) if rng.random() < 0.5 else text
 
 
-# %%
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title A right answer with one character changed
 def mutated(text, rng):
     """A text with one character replaced, dropped or inserted."""
     i = rng.randrange(len(text))
@@ -686,7 +699,8 @@ def mutated(text, rng):
     return text[:i] + new + text[i + rng.randrange(2) :]
 
 
-# %%
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Judges them all
 solved = [(p, solve(p)[0]) for p in panel[:200]]
 right = parsed = foreign = 0
 for p, solution in solved * 30:

@@ -13,13 +13,15 @@
 # answers, what was there before, and what can still go wrong?
 #
 # The notebook reads the folder of a run: its metrics and the held-out panel's
-# completions at every evaluation. Without a run of yours it takes the records
-# of three tiny runs, seeds 0 to 2, that come with the package. It trains
-# nothing.
+# completions at every evaluation. It trains nothing. Without a run of yours it
+# takes the records of three tiny runs, seeds 0 to 2, that come with the
+# package. What the text says of results it says of these three; with a run of
+# yours the same cells measure yours, and each check tells whether its
+# statement holds for yours, too.
 #
 # | preset | machine | what it does |
 # |---|---|---|
-# | `tiny` | any, no accelerator needed | reads and draws: under a minute |
+# | any | any, no accelerator needed | reads and draws: under a minute |
 #
 # You will see, each with a check cell:
 #
@@ -27,7 +29,8 @@
 #    its answers;
 # 2. what has grown is the *will* to search: to try before answering, and to
 #    go on after a "no". How often an attempt hits has hardly changed;
-# 3. most answers that are still wrong are loops, cut off by the limit;
+# 3. most answers that are still wrong are cut off by the limit while they
+#    repeat themselves, no more than the corpus's own rule would;
 # 4. trained model and base with as many draws as you like, and a base that
 #    is made to search, without any training;
 # 5. where counting words misleads, and how often our own rules err.
@@ -72,110 +75,109 @@ folder = f"runs/{preset}"  # a run's folder, as 05_train leaves it
 # %%
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 import aha_lib
-from aha_lib.look import record, show
+from aha_lib.look import measures, record, show
 from aha_lib.presets import PUZZLES
 from aha_lib.run import train
 from aha_lib.tasks import countdown, traces
 
 # %%
-shipped = record.DATA / "run"
-mine = pathlib.Path(folder)
-own = (mine / "rollouts.jsonl").exists()
-places = [mine] if own else sorted(shipped.glob("seed*"))
-
+shipped = [
+    record.read(path) for path in sorted((record.DATA / "run").glob("seed*"))
+]
+mine = record.read_evaluated(folder)
+if mine and mine.settings.task != "countdown":
+    print(
+        f"{folder} learns {mine.settings.task}: here only Countdown is read."
+    )
+    mine = None
+runs = [mine] if mine else shipped
+if not mine:
+    print(f"No run of yours in {folder}: the records of the tiny preset.")
 
 # %% [markdown]
 # Every completion is parsed once: attempts, sums with their truth, verdicts
 # (`aha_lib/tasks/traces.py`).
 
-
 # %%
-def parsed(run: record.Record) -> SimpleNamespace:
-    """The run, and its completions taken apart, a list a checkpoint."""
-    sides = {
-        kind: [
-            [
-                traces.parse(*pair)
-                for pair in zip(row[kind], run.panel, strict=True)
-            ]
-            for row in run.kept
-        ]
-        for kind in ("sampled", "greedy")
-    }
-    return SimpleNamespace(**vars(run), panel=run.panel, **sides)
-
-
-# %%
-runs = [parsed(record.read(place)) for place in places]
+sampled = [measures.take_apart(run) for run in runs]
+greedy = [measures.take_apart(run, "greedy") for run in runs]
 settings = runs[0].settings
 panel = runs[0].panel
 steps = [row["step"] for row in runs[0].kept]
-learnt = steps[-1] >= 40  # fewer steps promise nothing
 print(f"{', '.join(run.name for run in runs)}: {len(panel)} puzzles each,")
 print(f"at steps {steps}")
+
+
+# %%
+def check(statement: str, holds: bool) -> None:
+    """Tell whether a statement holds; of the recorded runs it has to."""
+    print("It holds:" if holds else "Not so in this run:", statement)
+    assert holds or mine, statement
+
 
 # %% [markdown]
 # ### Check
 # Do texts, puzzles and metrics belong together? The loop wrote its accuracies
-# while it ran; here they come out of the texts again. (At step 0 each puzzle
-# was answered 16 times and one of them is kept, so there the greedy ones have
-# to do.)
+# while it ran; here they come out of the texts again. (Where each puzzle was
+# answered more than once at step 0, one of the answers is kept, so there the
+# greedy ones have to do.)
 
 # %%
-for run in runs:
-    measured = [row for row in run.rows if "heldout_accuracy" in row]
-    for i, row in enumerate(measured):
-        right = [
-            np.mean([t.right for t in side[i]])
-            for side in (run.greedy, run.sampled)
-        ]
+for run, *sides in zip(runs, greedy, sampled, strict=True):
+    for i, row in enumerate(run.measured):
+        right = [np.mean([t.right for t in side[i]]) for side in sides]
         assert row["heldout_greedy"] == right[0]
-        assert row["heldout_accuracy"] == right[1] or i == 0
+        once = i > 0 or run.settings.pass_k == 1
+        assert row["heldout_accuracy"] == right[1] or not once
 print("All accuracies come out of the texts again.")
 
 # %% [markdown]
 # ## What rose
 # Each run is a thin line, their mean a thick one; one seed would be an
 # anecdote. The dotted line is the control: what the base does on the same
-# puzzles, each answered 16 times.
+# puzzles.
 
 # %%
 show.curve(*[run.rows for run in runs])
 
 # %%
 names = "accuracy", "length", "backtracks"
-ends = [[r for r in run.rows if "heldout_accuracy" in r] for run in runs]
 show.table(
     ["run", "step", *names],
     [
         [run.name, row["step"], *(row[f"heldout_{n}"] for n in names)]
-        for run, rows in zip(runs, ends, strict=True)
-        for row in (rows[0], rows[-1])
+        for run in runs
+        for row in (run.measured[0], run.measured[-1])
     ],
 )
 
 # %% [markdown]
 # ### Check
-# In every run all three rise. Of a share measured on n puzzles the standard
-# error is at most $\sqrt{0.25/n}$: the smallest gain in accuracy is many of
-# these.
+# All three rise. Of a share measured on n puzzles the standard error is at
+# most $\sqrt{0.25/n}$: the smallest gain in accuracy is many of these.
 
 # %%
 first, last = (
-    np.array([[rows[i][f"heldout_{n}"] for n in names] for rows in ends])
+    np.array(
+        [[run.measured[i][f"heldout_{n}"] for n in names] for run in runs]
+    )
     for i in (0, -1)
 )
 error = np.sqrt(0.25 / len(panel))
-if learnt:
-    assert (last[:, 0] - first[:, 0]).min() > 6 * error
-    assert (last[:, 1:] > 2 * first[:, 1:]).all()
 print("gains:", (last - first).round(2).tolist())
+check(
+    "accuracy rises by more than six standard errors",
+    (last[:, 0] - first[:, 0]).min() > 6 * error,
+)
+check(
+    "answers become twice as long, with twice as many backtracks",
+    (last[:, 1:] > 2 * first[:, 1:]).all(),
+)
 
 # %% [markdown]
 # ## One search, drawn
@@ -184,7 +186,7 @@ print("gains:", (last - first).round(2).tolist())
 # the numbers above count is rows.
 
 # %%
-after = runs[0].sampled[-1]
+after = sampled[0][-1]
 
 
 def comes_back(trace) -> bool:
@@ -192,8 +194,12 @@ def comes_back(trace) -> bool:
     return trace.right and len(set(rows)) < len(rows)
 
 
+with_attempts = [t for t in after if t.attempts]
 found = sorted(filter(comes_back, after), key=lambda t: len(t.attempts))
-show.tree((found or after)[0])
+if with_attempts:
+    display(show.tree((found or with_attempts)[0]))
+else:
+    print("No answer of this run makes an attempt: there is nothing to draw.")
 
 # %% [markdown]
 # ## Was it there before?
@@ -216,27 +222,20 @@ def mean_of(count, sides) -> list[float]:
 
 
 # %%
-ruled = np.array([mean_of(traces.behaviours, run.sampled) for run in runs])
+ruled = np.array([mean_of(traces.behaviours, sides) for sides in sampled])
 worded = np.array(
     [
         mean_of(traces.keyword_counts, [row["sampled"] for row in run.kept])
         for run in runs
     ]
 )
-
-# %%
-figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
-for counts, label, color in ((ruled, "rules", "C0"), (worded, "words", "C1")):
-    axis.plot(steps, counts.T, color=color, lw=0.8, alpha=0.5)
-    axis.plot(steps, counts.mean(0), "o-", color=color, label=label)
-axis.set(
-    title="backtracking",
-    xlabel="GRPO step",
-    ylim=(0, None),
-    ylabel="per completion",
+show.table(
+    ["backtracking per completion, by", *(f"step {step}" for step in steps)],
+    [
+        [name, *map(float, counts.mean(0))]
+        for name, counts in (("rules", ruled), ("words", worded))
+    ],
 )
-axis.legend(frameon=False, loc="lower right")
-plt.show()
 
 # %% [markdown]
 # It does not start at zero. And words mislead: a "no" that is followed by an
@@ -246,29 +245,27 @@ plt.show()
 # ### Check
 
 # %%
-assert (worded[:, 0] > ruled[:, 0]).all()  # "no", and an answer anyway
-assert (ruled[:, 0] > 0).all()  # it was there before
-grown = {
-    "rules": ruled[:, -1] / ruled[:, 0],
-    "words": worded[:, -1] / worded[:, 0],
-}
-if learnt:
-    assert (grown["rules"] > grown["words"]).all()
-for how, times in grown.items():
-    print(f"Backtracking by {how} has grown", times.round(1), "times.")
+check("the base goes back, in some answers", (ruled[:, 0] > 0).all())
+check(
+    "words see more of it in the base than rules do",
+    (worded[:, 0] > ruled[:, 0]).all(),
+)
+check(  # the fractions multiplied out, since the base may have none
+    "by rules it has grown more times than by words",
+    (ruled[:, -1] * worded[:, 0] > worded[:, -1] * ruled[:, 0]).all(),
+)
 
 # %% [markdown]
 # How deep did the base search? Attempts in a completion, as shares of all:
 
 # %%
-sides = {"base": 0, "trained": -1}
 made = {
-    name: [len(t.attempts) for run in runs for t in run.sampled[i]]
-    for name, i in sides.items()
+    name: [len(t.attempts) for sides in sampled for t in sides[i]]
+    for name, i in (("base", 0), ("trained", -1))
 }
+most = max(max(counts) for counts in made.values())
 depth = {
-    name: np.bincount(counts, minlength=1 + max(map(max, made.values())))
-    / len(counts)
+    name: np.bincount(counts, minlength=most + 1) / len(counts)
     for name, counts in made.items()
 }
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
@@ -284,10 +281,12 @@ plt.show()
 
 # %%
 searched = {name: float(share[2:].sum()) for name, share in depth.items()}
-assert searched["base"] > 0
-if learnt:
-    assert searched["trained"] > 2 * searched["base"]
 print("Searches: {base:.1%} before, {trained:.1%} after".format(**searched))
+check("the base searches, in some answers", searched["base"] > 0)
+check(
+    "the trained model does so at least twice as often",
+    searched["trained"] > 2 * searched["base"],
+)
 
 # %% [markdown]
 # ## More searching, or better searching?
@@ -296,16 +295,15 @@ print("Searches: {base:.1%} before, {trained:.1%} after".format(**searched))
 
 
 # %%
-def accuracy_of_checks(side: list) -> str:
-    checks = [t.right for t in side if traces.style(t) == "check"]
-    return f"{np.mean(checks):.0%} of {len(checks)}"
+def accuracy_of_checks(side: list) -> measures.Share:
+    return measures.share(t.right for t in side if traces.style(t) == "check")
 
 
 show.table(
     ["accuracy of answers with one attempt", "before", "after"],
     [
-        [run.name, *(accuracy_of_checks(run.sampled[i]) for i in (0, -1))]
-        for run in runs
+        [run.name, *(accuracy_of_checks(sides[i]) for i in (0, -1))]
+        for run, sides in zip(runs, sampled, strict=True)
     ],
 )
 
@@ -319,33 +317,21 @@ show.table(
 # - does it make **any attempt** before it answers?
 # - does it **go on** after its first "no"?
 # - how often does an **attempt hit** the target?
-
-
-# %%
-def will_and_skill(side: list) -> list[tuple[int, int]]:
-    """Of completions, of first noes, of attempts: how many, of how many."""
-    tried = [t for t in side if t.attempts]
-    refused = [t for t in tried if t.attempts[0].verdict == "no"]
-    attempts = [a for t in tried for a in t.attempts]
-    return [
-        (len(tried), len(side)),
-        (sum(len(t.attempts) > 1 for t in refused), len(refused)),
-        (sum(a.reached for a in attempts), len(attempts)),
-    ]
-
+#
+# (`measures.will_and_skill`.)
 
 # %%
-measures = "any attempt", "goes on after a no", "hits per attempt"
+three = "any attempt", "goes on after a no", "hits per attempt"
 found = {
-    (run.name, when): will_and_skill(run.sampled[i])
-    for run in runs
+    (run.name, when): measures.will_and_skill(sides[i])
+    for run, sides in zip(runs, sampled, strict=True)
     for when, i in (("before", 0), ("after", -1))
 }
 show.table(
-    ["run", "", *measures],
+    ["run", "", *three],
     [
-        [*key, *(f"{a}/{b} = {a / max(b, 1):.2f}" for a, b in pairs)]
-        for key, pairs in found.items()
+        [*key, *(shares[name] for name in three)]
+        for key, shares in found.items()
     ],
 )
 
@@ -354,35 +340,38 @@ show.table(
 # The first two go from a minority to all; of the third, the runs together
 # show no change that is larger than its error.
 
+
 # %%
-both = {
-    when: np.sum([found[run.name, when] for run in runs], axis=0)
-    for when in ("before", "after")
-}
-shares = {when: counts[:, 0] / counts[:, 1] for when, counts in both.items()}
-errors = {
-    when: np.sqrt(shares[when] * (1 - shares[when]) / counts[:, 1])
-    for when, counts in both.items()
-}
-change = shares["after"] - shares["before"]
-spread = np.hypot(errors["after"], errors["before"])
-for name, x, error in zip(measures, change, spread, strict=True):
-    print(f"{name:20} {x:+.2f}, standard error {error:.2f}")
-if learnt:
-    assert (change[:2] > 10 * spread[:2]).all()
-    assert shares["after"][:2].min() > 0.95
+def together(name: str, when: str) -> measures.Share:
+    """The share over all runs."""
+    each = [found[run.name, when][name] for run in runs]
+    return sum(each, start=measures.Share(0, 0))
+
+
+# A share of nothing is not a number, and no statement about it holds.
+for name in three:
+    before, after = together(name, "before"), together(name, "after")
+    change = after.value - before.value
+    spread = np.hypot(after.error, before.error)
+    print(f"{name}: {before} → {after}, standard error {spread:.2f}")
+    if name != "hits per attempt":
+        check("more by ten standard errors", change > 10 * spread)
+        check("in nearly all of them", after.value > 0.95)
 
 # %% [markdown]
-# So the gain is *will*: to try at all, and to try again. With some four
-# attempts a puzzle instead of less than one, an unchanged skill is enough.
+# So the gain of the recorded runs is *will*: to try at all, and to try again.
+# With some four attempts a puzzle instead of less than one, an unchanged skill
+# is enough.
 # (The errors here take attempts as independent. Attempts on one puzzle are
 # not, and hard puzzles take many of them: a trained model meets them again
 # and again. The next measure takes both away.)
 #
 # ### The first attempt alone, with many draws
 # `python tests/benchmarks/reach.py` has drawn each held-out puzzle many times,
-# from the base and from the trained model of seed 0. Does the *first* attempt
-# at a puzzle hit more often? And the second, the third?
+# from the tiny base and from the model that the recorded run of seed 0 has
+# trained. (Such draws exist for the tiny preset alone, so they are shown here
+# whatever the preset is.) Does the *first* attempt at a puzzle hit more often?
+# And the second, the third?
 
 # %%
 benchmarks = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
@@ -419,40 +408,17 @@ show.table(
 # %% [markdown]
 # What should one expect? The corpus of the base has a rule (`corpus.trace`): a
 # first operation at random, then the second one that comes closest to the
-# target. Whoever follows it hits at the first attempt with a chance that can
-# be counted out, without any model:
+# target; then the next first operation in a fixed order, round and round.
+# Whoever follows it without a mistake hits within so many attempts with a
+# chance that can be counted out, without any model:
 
 # %%
-from aha_lib.tasks import corpus
-
-
-def chance_by_rule(puzzle) -> float:
-    """Share of the first operations after which one more can hit."""
-    a, b, c = sorted(puzzle.numbers, reverse=True)
-    firsts = {
-        (value, rest) + (fact,)
-        for x, y, rest in ((a, b, c), (a, c, b), (b, c, a))
-        for fact, value in corpus.operations(x, y)
-    }
-    return float(
-        np.mean(
-            [
-                any(
-                    last == puzzle.target
-                    for _, last in corpus.operations(value, rest)
-                )
-                for value, rest, _ in firsts
-            ]
-        )
-    )
-
-
-# %%
-by_rule = {p: chance_by_rule(p) for p in panel} if preset == "tiny" else {}
-if by_rule:
-    print(
-        f"first attempts by the rule hit: {np.mean([*by_rule.values()]):.3f}"
-    )
+drawn_on = shipped[0].panel  # of the tiny preset
+by_rule = {
+    most: float(np.mean([measures.chance_by_rule(p, most) for p in drawn_on]))
+    for most in (1, 4, 8, 12)
+}
+print({most: round(chance, 3) for most, chance in by_rule.items()})
 
 # %% [markdown]
 # ### Check
@@ -460,54 +426,52 @@ if by_rule:
 # few points: about one in four.
 
 # %%
-for who, n in deep.items() if by_rule else ():
-    rate = n["hits at 1"] / n["attempt 1"]
-    error = np.sqrt(rate * (1 - rate) / n["attempt 1"])
-    print(f"{who:28} {rate:.3f}, standard error {error:.3f}")
-    assert abs(rate - np.mean([*by_rule.values()])) < 0.03
+for who, n in deep.items():
+    rate = measures.Share(n["hits at 1"], n["attempt 1"])
+    print(f"{who:28} {rate.value:.3f}, standard error {rate.error:.3f}")
+    assert abs(rate.value - by_rule[1]) < 0.03
 
 # %% [markdown]
 # So reward has hardly taught it to *choose* better; it has taught it to choose
 # at all, and again. (The third player is explained below.) Look at the last
 # two columns as well: a longer search repeats itself more, and its sums are
 # no truer than the base's.
-#
-# ## The styles over the steps
-# One run. The border between "check" and "search" says how often the first
-# attempt happened to hit; the one between "jump" and the rest says more.
-
-# %%
-measured = [row for row in runs[0].rows if "styles" in row]
-show.areas(measured, "styles", ("jump", "check", "search"))
 
 # %% [markdown]
 # ## Length, right and wrong apart
-# "It thinks longer" is an average over two kinds of answers. In this
-# language a word is a token, and the end is one more, unless the limit came
-# first. (With another tokenizer, words are a fair stand-in.)
-
+# "It thinks longer" is an average over two kinds of answers. In the language
+# of the tiny preset a word is a token, and the end is one more, unless the
+# limit came first. With another tokenizer only words are counted here, and an
+# answer counts as cut off where it is not complete.
 
 # %%
+word_is_token = settings.template == "tiny"
 limit = settings.completion_len
-
-
-def tokens(texts: list[str]) -> np.ndarray:
-    return np.minimum([len(text.split()) + 1 for text in texts], limit)
-
-
-# %%
 lengths = np.array(
-    [[tokens(row["sampled"]) for row in run.kept] for run in runs]
-)  # runs, checkpoints, puzzles
-right = np.array(
-    [[[t.right for t in side] for side in run.sampled] for run in runs]
-)
-cut = np.array(
     [
-        [[t.answer is None for t in side] for side in run.sampled]
+        [
+            [len(text.split()) + 1 for text in row["sampled"]]
+            for row in run.kept
+        ]
         for run in runs
     ]
-) & (lengths == limit)
+)  # runs, checkpoints, puzzles
+if word_is_token:
+    lengths = np.minimum(lengths, limit)
+
+
+# %%
+def flags(of) -> np.ndarray:
+    """A flag for each trace: runs, checkpoints, puzzles."""
+    return np.array(
+        [[[of(t) for t in side] for side in sides] for sides in sampled]
+    )
+
+
+right = flags(lambda t: t.right)
+cut = flags(lambda t: t.answer is None)
+if word_is_token:
+    cut &= lengths == limit
 
 
 # %%
@@ -515,8 +479,9 @@ def average(values, of) -> float:
     return float(values[of].mean()) if of.any() else float("nan")
 
 
+unit = "tokens" if word_is_token else "words"
 show.table(
-    ["step", "right", "tokens", "wrong", "tokens", "of these cut off"],
+    ["step", "right", unit, "wrong", unit, "of these cut off"],
     [
         [
             step,
@@ -537,35 +502,85 @@ show.table(
 )
 
 # %% [markdown]
-# All runs together. At the end the wrong answers are few, and most of them
-# are not answers at all: they were **cut off** at the limit. Right answers
-# are shorter *because* a search ends when it hits; a hard puzzle makes length
-# and failure together. So neither "longer is better" nor the opposite can be
-# read off such a table.
+# All runs together. At the end of the recorded runs the wrong answers are few,
+# and most of them are not answers at all: they were **cut off** at the limit.
+# Right answers are shorter *because* a search ends when it hits; a hard puzzle
+# makes length and failure together. So neither "longer is better" nor the
+# opposite can be read off such a table.
 #
 # ### What a failure looks like
 # Read some. The first three of the last checkpoint that were cut off:
 
 # %%
 cut_off = [
-    (run, i)
-    for run in runs
-    for i, t in enumerate(run.sampled[-1])
-    if t.answer is None
+    (run, i, sides[-1][i])
+    for run, sides in zip(runs, sampled, strict=True)
+    for i in range(len(panel))
+    if sides[-1][i].answer is None
 ]
-for run, i in cut_off[:3]:
-    display(
-        show.side_by_side(
-            panel[i],
-            {f"{run.name}, step {steps[-1]}": run.kept[-1]["sampled"][i]},
-        )
-    )
+for run, i, _ in cut_off[:3]:
+    heading = f"{run.name}, step {steps[-1]}"
+    text = run.kept[-1]["sampled"][i]
+    display(show.side_by_side(panel[i], {heading: text}))
+if not cut_off:
+    print("None was cut off at the last checkpoint.")
 
 # %% [markdown]
-# They are loops: attempts come back that were made already. (*Repeated* below
-# is the same calculation in whatever order, so that `16 - 7 + 4` repeats
-# `16 + 4 - 7`.) Is it the loop or the limit that fails? Let the same answers
-# go on, to twice the length:
+# Attempts come back that were made already. (*Repeated* below is the same
+# calculation in whatever order, so that `16 - 7 + 4` repeats `16 + 4 - 7`.)
+# Are these loops a fault of their own? Three numbers allow at most 12 first
+# operations, so whoever makes many attempts has to repeat some. Compare with
+# the corpus's rule, run on for as many attempts at the same puzzle
+# (`measures.rule_run_on`):
+
+# %%
+long = [t for *_, t in cut_off if t.attempts]
+correct = [t for sides in sampled for t in sides[-1] if t.right]
+repeats = {
+    "answers cut off": measures.repeated(long),
+    "right answers": measures.repeated(correct),
+    "right answers, 8 attempts or more": measures.repeated(
+        t for t in correct if len(t.attempts) >= 8
+    ),
+}
+if all(len(p.numbers) == 3 for p in panel):
+    repeats["the rule, as long as those cut off"] = measures.repeated(
+        measures.rule_run_on(t.puzzle, len(t.attempts), start)
+        for start, t in enumerate(long)
+    )
+    tried = measures.finished(long).of
+    print(f"{tried} of {len(cut_off)} cut off had tried a way that leads on")
+show.table(["attempts that are repeated", "share"], [*repeats.items()])
+
+# %% [markdown]
+# ### Check
+# The loops are an effect of length: long answers that were right repeat
+# themselves too, and the rule, as long, as much as the answers that failed.
+
+# %%
+if word_is_token:
+    assert (lengths <= limit).all()
+for of_run, run in zip(lengths, runs, strict=True):
+    if not mine:  # a word is a token: the loop counted the same
+        assert [n.mean() for n in of_run[1:]] == [
+            row["heldout_length"] for row in run.measured[1:]
+        ]
+shares = [repeated.value for repeated in repeats.values()]
+check(
+    "answers cut off repeat themselves more than right ones",
+    shares[0] > shares[1],
+)
+check(
+    "and as much as the rule does, to within 0.06",
+    len(shares) == 4 and abs(shares[0] - shares[3]) < 0.06,
+)
+
+# %% [markdown]
+# So the search is not stuck for want of room. It has been round, and either
+# left out the operation that leads to the target or fumbled it: about half of
+# the recorded ones had tried it, with a false sum or the wrong second
+# operation. Does more room help? The same answers of the tiny preset's seed 0,
+# to twice the length:
 
 # %%
 more = next((line for line in lines if "became" in line), None)
@@ -576,39 +591,11 @@ if more:
         more["became"],
     )
     print("accuracy {:.3f} -> {:.3f}".format(*more["accuracy"]))
-repeats = [
-    np.mean([a.repeated for a in run.sampled[-1][i].attempts])
-    for run, i in cut_off
-]
-others = [
-    a.repeated
-    for run in runs
-    for t in run.sampled[-1]
-    if t.right
-    for a in t.attempts
-]
-print(
-    f"attempts repeated: {np.mean(repeats or [0]):.0%} in these,"
-    f" {np.mean(others):.0%} in right answers"
-)
 
 # %% [markdown]
-# ### Check
-
-# %%
-assert (lengths <= limit).all()
-for of_run, rows in zip(lengths, ends, strict=True):
-    if preset == "tiny":  # a word is a token: the loop counted the same
-        assert [n.mean() for n in of_run[1:]] == [
-            row["heldout_length"] for row in rows[1:]
-        ]
-if learnt:
-    assert np.mean(repeats) > 2 * np.mean(others)
-
-# %% [markdown]
-# The loop. Of the nine of seed 0 none gets there with more room: six go on in
-# circles, two give up, one slips. And where they go beyond the lengths that
-# the model has ever seen, its language may come apart. The end of one:
+# None of them gets there: six go on, two give up, one slips. And where they go
+# beyond the lengths that the model has ever seen, its language may come apart.
+# The end of one:
 
 # %%
 if more:
@@ -619,7 +606,8 @@ if more:
 # A trained answer costs more tokens. Would the base do as well if it could
 # spend as many? Give it the most generous use of them: draw it k times and
 # let an oracle pick a right answer if there is one (*pass@k*). To be fair,
-# the trained model gets the same, at its own cost.
+# the trained model gets the same, at its own cost. (Again the draws of the
+# tiny preset, whatever the preset is.)
 #
 # First pass@k itself, from n draws of which some are right, without bias
 # (Chen et al., [2107.03374](https://arxiv.org/abs/2107.03374), eq. 1),
@@ -713,7 +701,7 @@ show.table(
 # *more*.
 
 # %%
-if {"base", "trained"} <= set(curves) and learnt:
+if {"base", "trained"} <= set(curves):
     (cost, passed), (price, once) = curves["base"], curves["trained"]
     enough = int(np.searchsorted(cost, price[0]))
     print(
@@ -730,40 +718,12 @@ if {"base", "trained"} <= set(curves) and learnt:
 
 # %% [markdown]
 # ## Puzzle by puzzle
-# Rows are the puzzles of one run, sorted by the step at which they are first
-# solved greedily. Look for rows that go light again: a solved puzzle is not
-# solved for good.
+# A solved puzzle is not solved for good. At which step is each puzzle of one
+# run first solved greedily, and how many of them are lost again later?
 
 # %%
-from matplotlib.patches import Patch
-
-solved = np.array([[t.right for t in side] for side in runs[0].greedy]).T
+solved = np.array([[t.right for t in side] for side in greedy[0]]).T
 at = np.where(solved.any(1), solved.argmax(1), len(steps))
-order = np.lexsort((-solved.sum(1), at))
-figure, axis = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
-axis.imshow(
-    solved[order],
-    aspect="auto",
-    cmap="Blues",
-    vmin=0,
-    vmax=1.3,
-    interpolation="nearest",
-)
-axis.set_xticks(range(len(steps)), steps)
-axis.set(xlabel="GRPO step", ylabel="held-out puzzles")
-shades = plt.get_cmap("Blues")
-axis.legend(
-    handles=[
-        Patch(fc=shades(1 / 1.3), label="solved greedily"),
-        Patch(fc=shades(0.0), ec="0.6", label="not solved"),
-    ],
-    loc="center left",
-    bbox_to_anchor=(1, 0.5),
-    frameon=False,
-)
-plt.show()
-
-# %%
 when = Counter(at.tolist())
 lost = (solved[:, :-1] & ~solved[:, 1:]).any(1)
 show.table(
@@ -814,8 +774,8 @@ fates = [
         "step": step,
         "outcomes": Counter(
             traces.outcome(t, not c)
-            for run, c_run in zip(runs, cut, strict=True)
-            for t, c in zip(run.sampled[i], c_run[i], strict=True)
+            for sides, c_run in zip(sampled, cut, strict=True)
+            for t, c in zip(sides[i], c_run[i], strict=True)
         ),
     }
     for i, step in enumerate(steps)
@@ -825,13 +785,13 @@ show.areas(fates, "outcomes", kinds)
 
 # %%
 def faults(side: list) -> list:
-    truths = [c.true for t in side for c in t.claims if c.true is not None]
-    tried = [a for t in side for a in t.attempts]
+    true = measures.will_and_skill(side)["true sums"]
+    again = measures.repeated(side)
     return [
-        len(truths),
-        float(np.mean(np.logical_not(truths))),
-        len(tried),
-        float(np.mean([a.repeated for a in tried])),
+        true.of,
+        1 - true.value,
+        again.of,
+        again.value,
         sum(t.found_then_abandoned for t in side),
     ]
 
@@ -851,7 +811,7 @@ show.table(
         [
             row["step"],
             *(row["outcomes"][kind] for kind in kinds),
-            *faults([t for run in runs for t in run.sampled[i]]),
+            *faults([t for sides in sampled for t in sides[i]]),
         ]
         for i, row in enumerate(fates)
     ],
@@ -863,10 +823,12 @@ show.table(
 # %%
 false = [
     (run, i)
-    for run in runs
-    for i, t in enumerate(run.sampled[-1])
+    for run, sides in zip(runs, sampled, strict=True)
+    for i, t in enumerate(sides[-1])
     if t.slips and not t.right
 ]
+if not false:
+    print("No wrong answer of the last checkpoint holds a false sum.")
 for run, i in false[:2]:
     display(
         show.side_by_side(
@@ -958,8 +920,11 @@ def view(i: int):
 
 # %%
 gained = show.select(panel, *texts, "solved after but not before")
-missed = [i for i, t in enumerate(runs[0].sampled[-1]) if not t.right]
-display(*map(view, gained[:2] + missed[-1:]))
+missed = [i for i, t in enumerate(sampled[0][-1]) if not t.right]
+if not gained:
+    print("No puzzle is solved at the end that was not at the start.")
+for i in gained[:2] + missed[-1:]:
+    display(view(i))
 
 # %% [markdown]
 # The explorer lets you choose: checkpoints, a filter, a puzzle. The button
@@ -971,9 +936,10 @@ show.explorer(panel, runs[0].kept)
 
 # %% [markdown]
 # ## What is shown here, and what is not
-# - **Shown:** a reward for right answers made a rare behaviour the rule, in
-#   every run; what has grown is how often the model tries and goes on; most
-#   failures at the end are loops.
+# - **Shown, with the tiny preset:** a reward for right answers made a rare
+#   behaviour the rule, in every run; what has grown is how often the model
+#   tries and goes on; most failures at the end are searches that have been
+#   round and go round again.
 # - **Not shown:** that RL invents behaviours. Every one was in the base, and
 #   was in its corpus because we put it there (notebook 05).
 # - The runs share the base and the panel: the spread over them is that of
@@ -983,11 +949,11 @@ show.explorer(panel, runs[0].kept)
 #
 # ## Exercises
 # 1. Do "any attempt" and "goes on" for the greedy completions instead of the
-#    sampled ones. What does the base do?
+#    sampled ones. What does the tiny preset's base do?
 #
 # <details><summary>Answer</summary>
 #
-# `will_and_skill(runs[0].greedy[0])` gives 0 attempts in 256 completions: the
+# `measures.will_and_skill(greedy[0][0])` gives 0 of 256 completions: the
 # greedy base always jumps. So of its searches nothing is seen in its
 # likeliest answers, and all in its samples: a behaviour of some percent is
 # there for RL, and invisible to a greedy look. (After training, all 256 make
@@ -1000,13 +966,14 @@ show.explorer(panel, runs[0].kept)
 #
 # <details><summary>Answer</summary>
 #
-# Of the samples of seed 0, in three at all steps together. One says "yes" and
+# Of the recorded samples of seed 0, in three at all steps together. One says "yes" and
 # is cut off right there by the limit; two write another expression than the
 # one they have found, with a number or a sign exchanged: errors of copying.
 #
 # </details>
 #
 # ## Summary
-# The rules live in `aha_lib/tasks/traces.py`, the figures in `aha_lib/look/show.py`,
-# records of runs in `aha_lib/look/record.py`. Next: **07_where_from** takes away
+# The rules live in `aha_lib/tasks/traces.py`, the shares in
+# `aha_lib/look/measures.py`, the figures in `aha_lib/look/show.py`, records of
+# runs in `aha_lib/look/record.py`. Next: **07_where_from** takes away
 # the habit that the reward found, and looks at a real Gemma.

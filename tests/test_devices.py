@@ -1,8 +1,10 @@
 """Where we run: told from files and environment, explained where JAX cannot start, laid out."""
 
+import errno
 import os
 import platform
 import pwd
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -340,6 +342,76 @@ def test_cache_without_a_home(monkeypatch):
     with pytest.raises(RuntimeError):
         Path.home()
     assert devices.cache("plan") == Path(tempfile.gettempdir(), f"aha_lib-{os.getuid()}", "plan")
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """Kaggle's and Colab's folders, empty; JAX's settings are put back."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    for name in ("KAGGLE_WORKING", "KAGGLE_INPUT", "DRIVE"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(devices, name, tmp_path / name)
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    return tmp_path, told
+
+
+def test_compiled_programs_are_kept_in_the_home(places, capsys):
+    tmp_path, told = places
+    assert devices.compilation_cache() == tmp_path / "home" / "aha_lib" / "jax"
+    assert told["jax_compilation_cache_dir"] == str(tmp_path / "home" / "aha_lib" / "jax")
+    assert told["jax_persistent_cache_min_compile_time_secs"] == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_compiled_programs_of_kaggle_go_from_output_to_input(places, on_kaggle, capsys):
+    tmp_path, told = places
+    folder = devices.compilation_cache()
+    assert folder == tmp_path / "KAGGLE_WORKING" / "aha_compiled" and folder.is_dir()
+    assert told["jax_compilation_cache_dir"] == str(folder)
+    assert told["jax_persistent_cache_min_compile_time_secs"] > 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "0 so far" in line and "Attach this output" in line
+    # The next session: the output lies below the inputs, at whatever depth, and can only be read.
+    (folder / "jit_f-123-cache").write_bytes(b"a program")
+    for depth in ("notebook", "notebooks/somebody/notebook"):
+        earlier = tmp_path / "KAGGLE_INPUT" / depth / "aha_compiled"
+        earlier.parent.mkdir(parents=True)
+        shutil.copytree(folder, earlier)
+        shutil.rmtree(folder)
+        assert devices.compilation_cache() == folder
+        assert (folder / "jit_f-123-cache").read_bytes() == b"a program"
+        assert "1 so far, 1 of them from an input" in capsys.readouterr().out
+        shutil.rmtree(earlier)
+    devices.compilation_cache()
+    assert "1 so far, 0 of them from an input" in capsys.readouterr().out
+
+
+def test_compiled_programs_of_colab_lie_on_the_drive_that_is_mounted(places, on_colab, capsys):
+    tmp_path, _ = places
+    assert devices.compilation_cache() == tmp_path / "DRIVE" / "aha_compiled"
+    assert "DRIVE" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "DRIVE")
+    assert devices.compilation_cache() == tmp_path / "home" / "aha_lib" / "jax"
+    assert capsys.readouterr().out == "", "there is none to tell of"
+
+
+def test_a_disk_that_is_full_costs_no_run(places, on_kaggle, capsys, monkeypatch):
+    tmp_path, _ = places
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    assert devices.compilation_cache() == tmp_path / "home" / "aha_lib" / "jax"
+    assert "not kept for later sessions" in capsys.readouterr().err
+
+
+def test_the_folder_that_the_environment_names_comes_first(places, on_kaggle, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/somewhere")
+    assert devices.compilation_cache() == Path("/somewhere")
+    assert capsys.readouterr().out == ""
 
 
 # Several hosts

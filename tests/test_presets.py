@@ -100,7 +100,7 @@ def test_nonsense_is_named_in_one_sentence(name, value):
         (Settings, "kl", None, "a number from 0 up"),
         pytest.param(Settings, "clip_low", 10**400, "a number from 0 to 1", id="400 digits"),
         (Settings, "model", 3, "a text"),
-        (Settings, "puzzles", ["tiny"], "one of tiny, tinyzero"),
+        (Settings, "puzzles", ["tiny"], "one of " + ", ".join(presets.PUZZLES)),
         (Settings, "lora", 1_000_000_000, "a whole number from 0 to 4096"),
         (Settings, "warmup", 10**20, "a whole number from 0 to 1000000000"),
         (Pretraining, "rows", 10**9, "a whole number from 1 to 65536"),
@@ -128,7 +128,7 @@ def test_adapters_need_a_model():
 
 def test_every_number_and_every_word_says_what_it_may_be():
     """At the field itself, in the text that the command line's help shows too."""
-    free = {"model", "adapters", "preset", "task"}  # names of files, presets and classes
+    free = {"model", "adapters", "preset", "task", "cold_start"}  # files, presets and classes
     for one in [*dataclasses.fields(Settings), *dataclasses.fields(Pretraining)]:
         allowed, shown = one.metadata["allowed"], one.metadata["help"]
         assert (allowed is None) == (one.type is bool or one.name in free), one.name

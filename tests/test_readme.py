@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aha_lib.look import record
+from aha_lib.look import measures, record
 from aha_lib.presets import MODELS, SETTINGS
 from aha_lib.run import train
 from aha_lib.tasks import traces
@@ -15,6 +15,7 @@ from aha_lib.tpu import plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CLOUDS = (ROOT / "docs/clouds.md").read_text()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -152,6 +153,24 @@ def test_one_vector():
     assert f"({gemma['base']['n']} puzzles, one run)" in text
 
 
+@pytest.mark.slow
+def test_what_gets_better_after_ten_steps():
+    """The first GPU run within eight attempts, the rule, and what its unfinished answers tried."""
+    run = record.read(record.DATA / "gemma3-270m/h100/seed0")
+    run = dataclasses.replace(run, kept=[run.kept[1], run.kept[-1]])
+    sides = measures.take_apart(run)
+    ten, last = (measures.reached_within(side, 8).value for side in sides)
+    text = " ".join(README.split())
+    assert f"it solves {ten:.2f} of the puzzles at step 10 and {last:.2f} at the end" in text
+    chances = [measures.chance_by_rule(puzzle, 8) for puzzle in run.panel]
+    rule = sum(chances) / len(chances)
+    assert f"followed without a mistake: {rule:.2f}." in text
+    before, after = (measures.finished(side).value for side in sides)
+    assert after > before + 0.1 and "it finishes more of what it begins well" in text
+    cut_off = [trace for trace in sides[-1] if trace.answer is None]
+    assert measures.finished(cut_off).of > 0.8 * len(cut_off) > 20
+
+
 def test_shares_in_the_text():
     """How often the base searches, and what it solves where it may not answer early."""
     text, found = " ".join((ROOT / "README.md").read_text().split()), []
@@ -217,9 +236,10 @@ def test_the_least_hours_of_each_machine():
 
 def test_the_zip_has_what_the_setup_cell_looks_for():
     """Its one command, in a clone; an export without .git cannot make it."""
-    (command,) = re.findall("^git archive .*", README, re.M)
+    (command,) = re.findall("^git archive .*", CLOUDS, re.M)
     *_, tree = command.partition(" HEAD ")
-    assert set(tree.split()) >= {"aha_lib", "notebooks", "tests/benchmarks", "pyproject.toml"}
+    wanted = {"aha_lib", "docs", "notebooks", "tests/benchmarks", "pyproject.toml"}
+    assert set(tree.split()) >= wanted
     assert "--prefix=aha/ -o aha.zip" in command
     for name in tree.split():
         assert (ROOT / name).exists(), name
@@ -241,7 +261,43 @@ def test_the_tree_lists_every_module():
     assert listed == {name for name in modules if "__" not in name}
 
 
-def test_everything_the_readme_links_to_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
-        if not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+def headings(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.*)$", re.sub(r"(?s)```.*?```", "", page), re.M)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/clouds.md"])
+def test_everything_a_page_links_to_is_there(page):
+    text = (ROOT / page).read_text()
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert targets
+    for target in targets:
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (ROOT / page).parent / file if file else ROOT / page
+        assert there.exists(), target
+        assert not anchor or anchor in headings(there.read_text()), target
+
+
+CLOUD_SECTIONS = re.findall(r"(?ms)^## (.*?)\n(.*?)(?=^## |\Z)", CLOUDS)
+
+
+@pytest.mark.parametrize("name, section", CLOUD_SECTIONS[1:], ids=lambda x: x[:12])
+def test_a_cloud_is_a_numbered_list_of_steps_that_says_what_is_seen(name, section):
+    steps = re.split(r"(?m)^(\d+)\. ", section)
+    numbers, bodies = [*map(int, steps[1::2])], steps[2::2]
+    assert numbers == [*range(1, len(numbers) + 1)] and len(numbers) > 1
+    assert all("→" in body for body in bodies), name
+
+
+def test_clouds_are_told_presets_and_outputs_that_exist():
+    """What a reader is told to type or to see is what the code has."""
+    for name in re.findall(r"--preset (\S+)", CLOUDS):
+        assert name in SETTINGS
+    install = (ROOT / "aha_lib/install.py").read_text()
+    for text in re.findall(r"^   (Unpacked|Installing|Installed) ", CLOUDS, re.M):
+        assert f'"{text}' in install, text
+    notebook = (ROOT / "notebooks/01_load_gemma.py").read_text()
+    assert "Kaggle knows who you are." in CLOUDS and "Kaggle knows who you are." in notebook

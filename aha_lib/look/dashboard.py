@@ -17,8 +17,8 @@ import jax
 from IPython.display import HTML
 
 from aha_lib.look import record, show
-from aha_lib.presets import Settings
-from aha_lib.run import cli, folder, session
+from aha_lib.presets import Pretraining, Settings
+from aha_lib.run import cli, cold_start, folder, pretrain, session
 from aha_lib.tasks import countdown
 from aha_lib.tasks import task as tasks
 from aha_lib.tasks.rollout import Policy, held_out_panel, rollout
@@ -35,6 +35,9 @@ def state(out: Path, dollars: float = 0.0) -> tuple[str, bool]:
     stopped = folder.why_stopped(out)
     if stopped:
         return stopped, True
+    supervised = _supervised_folder(out)
+    if supervised:
+        return _supervised_state(supervised, held, dollars)
     if not (out / "settings.json").exists():
         begins = "A run begins here" if held else f"No run in {out} yet"
         return f"{begins}: there is nothing to see before its first step.", False
@@ -54,6 +57,36 @@ def state(out: Path, dollars: float = 0.0) -> tuple[str, bool]:
         )
     left = session.estimate_time_left(rows, steps, dollars)
     return f"step {last} of {steps}, {left}{accuracy}", False
+
+
+def _supervised_folder(out: Path) -> Path | None:
+    """Where supervised training is what a folder's run is at; None where that is GRPO.
+
+    `base` in the folder of a run that is at its cold start, or a folder of `aha pretrain`.
+    """
+    if cold_start.is_going_on(out):
+        return cold_start.base_of(out)
+    file = out / "settings.json"
+    is_supervised = file.exists() and "row_len" in folder.read_json(file)
+    return out if is_supervised else None
+
+
+def _supervised_state(out: Path, held: bool | None, dollars: float) -> tuple[str, bool]:
+    """As `state`, of supervised training in `out`, in whose run's folder somebody is at work."""
+    rows = folder.read_rows(out / "metrics.jsonl")
+    steps = folder.read_settings(out, Pretraining).steps
+    last = rows[-1]["step"] if rows else 0
+    loss = f"; loss {rows[-1]['loss']:.3f}" if rows else ""
+    if pretrain.is_finished(out):
+        return f"finished: supervised step {last} of {steps}{loss}", True
+    if held is False:
+        return (
+            f"stopped without a word (killed?) at supervised step {last} of {steps}: the same "
+            f"command goes on from its last checkpoint{loss}",
+            True,
+        )
+    left = session.estimate_time_left(rows, steps, dollars)
+    return f"supervised step {last} of {steps}, {left}{loss}", False
 
 
 def newest(out: Path, count: int = 3) -> str:
@@ -77,8 +110,12 @@ def newest(out: Path, count: int = 3) -> str:
 
 
 def figures(out: Path) -> tuple[bytes, str]:
-    """The run's curves as a PNG, and its newest completions as HTML."""
+    """The run's curves as a PNG, and its newest completions as HTML; of a cold start its loss."""
     drawn = io.BytesIO()
+    supervised = _supervised_folder(out)
+    if supervised:
+        show.losses(folder.read_rows(supervised / "metrics.jsonl")).savefig(drawn, format="png")
+        return drawn.getvalue(), ""
     show.curve(record.read(out).rows, panels=9).savefig(drawn, format="png")
     return drawn.getvalue(), newest(out)
 
@@ -116,6 +153,11 @@ class _Watched:
             [widgets.HBox([self.button, self.line]), self.picture, self.completions]
         )
 
+    def has_rows(self) -> bool:
+        """Whether there is something to draw."""
+        seen = _supervised_folder(self.out) or self.out
+        return (seen / "metrics.jsonl").exists()
+
     def ask_to_stop(self, _) -> None:
         try:
             (self.out / "stop").touch()
@@ -132,7 +174,7 @@ class _Watched:
                 self.line.value, self.over = state(self.out, self.dollars)
                 began = time.monotonic()
                 is_time = self.over or began >= due
-                if is_time and (self.out / "metrics.jsonl").exists():
+                if is_time and self.has_rows():
                     self.picture.value, self.completions.value = figures(self.out)
                     took = time.monotonic() - began
                     due = began + took / share
@@ -168,7 +210,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="the run's folder")
     parser.add_argument("--stop", action="store_true", help="after the step, which is saved")
     args = parser.parse_args(argv)
-    if not (args.out / "settings.json").exists() and not folder.is_held(args.out):
+    begun = (args.out / "settings.json").exists() or cold_start.is_going_on(args.out)
+    if not begun and not folder.is_held(args.out):
         parser.exit(2, f"{args.out} holds no run.\n")
     try:
         line, over = state(args.out)

@@ -68,6 +68,18 @@ def read(folder: str | Path) -> Record:
     return Record(folder.name, settings, rows, [texts for texts in kept if texts["step"] <= last])
 
 
+def read_evaluated(folder: str | Path) -> Record | None:
+    """The run in a folder, if it has been measured at least once; else None.
+
+    So None where there is no folder, or where a cold start is all that there is yet. ValueError,
+    with the file and the line, if it is damaged.
+    """
+    if not (Path(folder) / "settings.json").exists():
+        return None
+    run = read(folder)
+    return run if run.kept else None
+
+
 def _unpack(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes())

@@ -219,20 +219,58 @@ def cycle(stations: Sequence[tuple[str, str, str]], back: str) -> Figure:
 
 
 def watch(run: Iterable[dict], before: Iterable[dict] = (), *, seconds: float = 3.0) -> list[dict]:
-    """Follow a run with a figure that is drawn anew at most every few seconds; gives all rows.
+    """Follow a run with a figure that is drawn anew at most every few seconds; gives GRPO's rows.
 
-    `before` are the rows that the run's folder already had: a resumed run overwrites some.
+    While a cold start goes on the figure is its loss. `before` are the rows that the run's folder
+    already had: a resumed run overwrites some.
     """
-    rows = {row["step"]: row for row in before}
+    cold: dict[int, dict] = {}
+    rows: dict[int, dict] = {}
+
+    def keep(row: dict) -> None:
+        phase = cold if is_of_cold_start(row) else rows
+        phase[row["step"]] = row
+
+    def drawing() -> Figure:
+        if cold and not rows:
+            return losses([*cold.values()])
+        return curve([*rows.values()], panels=4)
+
+    for row in before:
+        keep(row)
     handle = display(Markdown("Compiling …"), display_id=True)
     drawn = 0.0
     for row in run:
-        rows[row["step"]] = row
+        keep(row)
         if time.monotonic() - drawn > seconds:
-            handle.update(curve([*rows.values()], panels=4))
+            handle.update(drawing())
             drawn = time.monotonic()
-    handle.update(curve([*rows.values()], panels=4))
+    handle.update(drawing())
     return [*rows.values()]
+
+
+def is_of_cold_start(row: dict) -> bool:
+    """Whether a row is one of supervised training before GRPO, as `train.train` yields it."""
+    return row.get("phase") == "cold start"
+
+
+def losses(rows: Sequence[dict]) -> Figure:
+    """The loss of supervised training over its steps: thin, and its mean over the last ten steps.
+
+    `rows` have "step" and "loss", in nats.
+    """
+    steps, values = _steps_and_values(rows, "loss")
+    means = [np.mean(values[max(0, at - 9) : at + 1]) for at in range(len(values))]
+    figure, axis = plt.subplots(figsize=(5.6, 3.1), layout="constrained")
+    axis.plot(steps, values, color=GREY, lw=0.8, alpha=0.7, label="each step")
+    axis.plot(steps, means, color=BLUE, lw=2, label="mean of the last ten")
+    axis.set_title("Cold start: loss of the next token, nats", loc="left", fontsize=11)
+    axis.set(xlabel="supervised step", ylim=(0, None))
+    axis.grid(axis="y", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    plt.close(figure)
+    return figure
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence]) -> Markdown:

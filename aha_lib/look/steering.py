@@ -141,6 +141,25 @@ def _means(
     return activations[:, tries].mean(1), activations[:, ~tries].mean(1)
 
 
+def principal(
+    activations: Float[np.ndarray, "L N D"],
+) -> tuple[Float[np.ndarray, "L D"], Float[np.ndarray, " L"]]:
+    """Of each layer the first principal component, of length 1 and either sign, and the share of
+    the variance that lies along it. It needs no labels: a control for a direction that does.
+
+    Raises ValueError where there are not two activations to differ.
+    """
+    if activations.shape[1] < 2:
+        raise ValueError("Variance needs two decisions at least: draw more completions.")
+    components, shares = [], []
+    for cloud in activations:
+        centred = cloud - cloud.mean(0)
+        _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+        components.append(directions[0])
+        shares.append(sizes[0] ** 2 / np.sum(sizes**2))
+    return np.stack(components), np.array(shares, np.float32)
+
+
 def probe(
     activations: Float[np.ndarray, "L N D"], tries: Bool[np.ndarray, " N"], ridge: float = 0.1
 ) -> Float[np.ndarray, "L D"]:

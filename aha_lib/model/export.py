@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -32,7 +33,7 @@ def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None
     that no token has are left out. The host's memory must have room for the parameters. Raises
     ValueError, before anything is written, for a model with adapters, for a shape that
     transformers' Gemma cannot have, for another model's tokenizer, and where the folder holds a
-    checkpoint in several files.
+    checkpoint in several files. Of several hosts all call it, and the first writes.
     """
     folder = Path(folder)
     config = dataclasses.replace(
@@ -54,6 +55,8 @@ def save_hf(model: Gemma, folder: str | Path, tokenizer: Tokenizer | None = None
             "generation_config.json": {**ids, "do_sample": False},
         }
     tensors = dict(_hf_tensors(model, config))
+    if jax.process_index():  # of several hosts the first writes; all are asked for their parts
+        return
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", content)
     for name, text in texts.items():

@@ -176,13 +176,14 @@ def rounding(model: Gemma, dtype=jnp.bfloat16) -> Rounding:
 def save(model: Gemma, path: str | Path) -> None:
     """Write the adapters to a safetensors file, rounded to bfloat16: a file of a few MB.
 
-    Raises ValueError for a model that has none.
+    Of several hosts all call it, and the first writes. Raises ValueError for a model that has none.
     """
     adapters = _adapters(model)
     if not adapters:
         raise ValueError("The model has no adapters that could be written to a file.")
-    rounded = {name: np.asarray(x.astype(jnp.bfloat16)) for name, x in adapters.items()}
-    write_safetensors(rounded, Path(path))
+    rounded = devices.to_host({name: x.astype(jnp.bfloat16) for name, x in adapters.items()})
+    if jax.process_index() == 0:
+        write_safetensors(rounded, Path(path))
 
 
 def load(model: Gemma, path: str | Path) -> None:

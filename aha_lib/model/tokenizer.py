@@ -4,7 +4,7 @@ Knows nothing of JAX or of Countdown's rules; the tiny vocabulary is a SentenceP
 written by `tiny_model` and kept in `data/tiny`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import SupportsInt
 
@@ -14,6 +14,9 @@ from sentencepiece import sentencepiece_model_pb2
 SPACE = "▁"  # SentencePiece's, in the place of a blank
 TURN_START, TURN_END = "<start_of_turn>", "<end_of_turn>"
 TINY_WORDS = [*map(str, range(101)), *"+-*/=,:()", "no", "yes", "<answer>", "</answer>"]
+# For more than three numbers: also the list of those that are left, and the way back to it.
+SMALL_WORDS = [*map(str, range(201)), *"+-*/=,;:()", "no", "yes", "back", "<answer>", "</answer>"]
+WORDS = {"tiny": TINY_WORDS, "small": SMALL_WORDS}  # by the name of the model's shape
 TINY_PATH = Path(__file__).parents[1] / "data" / "tiny" / "tokenizer.model"
 
 
@@ -116,6 +119,13 @@ class Tokenizer:
         trainer.pad_id, trainer.eos_id, trainer.bos_id, trainer.unk_id = map(ids.index, special)
         return Tokenizer(proto.SerializeToString())
 
+    def numbers(self) -> dict[int, int]:
+        """The ids of the numbers from 0 up that are pieces of their own, up to the first gap."""
+        found: dict[int, int] = {}
+        while (token := self._pieces.piece_to_id(f"{SPACE}{len(found)}")) != self._pieces.unk_id():
+            found[len(found)] = token
+        return found
+
     @property
     def special_ids(self) -> list[int]:
         """The ids of `<pad>`, `<eos>`, `<bos>` and `<unk>`."""
@@ -164,14 +174,14 @@ def _alternating(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return written
 
 
-def tiny_model() -> bytes:
-    """The tiny vocabulary as a serialized SentencePiece model: one piece for every word."""
+def tiny_model(words: Sequence[str] = TINY_WORDS) -> bytes:
+    """The vocabulary of a language of words, as a serialized SentencePiece model: a piece each."""
     proto = sentencepiece_model_pb2.ModelProto()
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     for piece in ("<pad>", "<eos>", "<bos>"):
         proto.pieces.add(piece=piece, score=0.0, type=kinds.CONTROL)
     proto.pieces.add(piece="<unk>", score=0.0, type=kinds.UNKNOWN)
-    for word in TINY_WORDS:
+    for word in words:
         proto.pieces.add(piece=f"▁{word}", score=0.0, type=kinds.NORMAL)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     trainer.model_type, trainer.vocab_size = trainer.WORD, len(proto.pieces)

@@ -6,13 +6,15 @@ the whole model's, its softmax goes over fewer. Knows nothing of the task; takes
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from aha_lib.model.gemma import Gemma, abstract
+
+PERIODS = (2, 4, 5, 8, 10, 20, 25, 40, 50, 80, 100, 200, 400)  # of the waves in numbers
 
 
 def cut(model: Gemma, ids: Sequence[int]) -> Gemma:
@@ -41,3 +43,19 @@ def _with_embedding(model: Gemma, table: jnp.ndarray, padding: int) -> Gemma:
     nnx.update(other, nnx.state(model))
     nnx.update(other, {"embed": table})
     return other
+
+
+def add_waves(model: Gemma, numbers: Mapping[int, int]) -> None:
+    """Give numbers embeddings of which half the squared norm are waves; in place.
+
+    `numbers` maps a number to its id. Its row becomes the cosine and sine of 2 pi n / period for
+    each of PERIODS, beside what it was. Trained models have such features (2406.03445); a small
+    model that begins with them learns to add from fewer sums.
+    """
+    values = np.array(list(numbers))
+    ids = np.array(list(numbers.values()))
+    angles = 2 * np.pi * values[:, None] / np.array(PERIODS)
+    waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)  # squared norm: periods
+    rows = model.embed[...][ids] * 0.5**0.5
+    rows = rows.at[:, : waves.shape[1]].set(waves * (0.5 / len(PERIODS)) ** 0.5)
+    model.embed[...] = model.embed[...].at[ids].set(rows)

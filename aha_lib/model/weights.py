@@ -1,4 +1,4 @@
-"""A Gemma from outside to a sharded model: from Kaggle, or from a folder in one of two layouts.
+"""A Gemma from outside to a sharded model: from Kaggle, Hugging Face or a folder, in two layouts.
 
 Every tensor goes from disk to the devices with its sharding, a layer at a time, into the stacked
 parameters: host memory never holds the model twice. Knows nothing of training or of Countdown;
@@ -6,7 +6,6 @@ checkpoints of a run (optimizer, step) are read elsewhere, and `export` writes w
 """
 
 import dataclasses
-import errno
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm.auto import tqdm
 
 from aha_lib import devices
-from aha_lib.model import files, finite, layouts
+from aha_lib.model import download, files, finite, layouts
 from aha_lib.model.gemma import Gemma, abstract
 from aha_lib.model.tokenizer import TINY_PATH, Tokenizer
 from aha_lib.presets import MODELS, ModelConfig
@@ -79,15 +78,15 @@ def load(
     """A model from `source`, its arrays sharded over `mesh` (without one: on the first device).
 
     `source` is a preset's name ("tiny" comes with the package, the others from Kaggle), a Kaggle
-    handle, or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
+    handle, a model of Hugging Face as "hf:google/gemma-3-1b-pt" or "hf:google/gemma-3-1b-pt@main",
+    or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
     activations, `param_dtype` that of parameters. `tokenizer` is the path of a `tokenizer.model`
     that lies elsewhere. A shape that is no preset's needs a `config.json` in the folder. Raises
     ValueError or FileNotFoundError if it is no whole Gemma, or holds NaN or infinity, and what
-    `download` raises.
+    `download.folder_of` raises.
     """
     source = {"tiny": str(TINY), **HANDLES}.get(str(source), str(source))
-    is_handle = re.fullmatch(r"[\w.-]+(/[\w.-]+){3,4}", source) and not Path(source).exists()
-    folder = epath.Path(download(source) if is_handle else source)
+    folder = epath.Path(download.folder_of(source))
     checkpoint = find_gemma(files.open_checkpoint(folder))
     config = recognise(checkpoint, [checkpoint.files.path, folder])
     beside = [place / "tokenizer.model" for place in (folder, checkpoint.files.path, folder.parent)]
@@ -96,44 +95,6 @@ def load(
     _fill(model, checkpoint, mesh or devices.make_mesh(jax.devices()[:1]))
     finite.refuse_nonfinite(model, folder)
     return model, words, config
-
-
-def download(handle: str) -> Path:
-    """The local folder of a Kaggle model, downloaded with a progress bar unless it is there.
-
-    Credentials are kagglehub's: a Kaggle session's own, the environment, `~/.kaggle`, or Colab's
-    secret KAGGLE_API_TOKEN (without that one it finds no KAGGLE_USERNAME and KAGGLE_KEY there).
-    Raises OSError with one sentence that says what to do.
-    """
-    import kagglehub
-
-    try:
-        return Path(kagglehub.model_download(handle))
-    except Exception as error:
-        has_token = bool(kagglehub.config.get_kaggle_credentials())
-        advice = _download_advice(error, handle, has_token)
-    raise OSError(advice)  # outside of "except": a request's traceback may show the token
-
-
-def _download_advice(error: Exception, handle: str, has_token: bool) -> str:
-    """What to do about an error of kagglehub, in none of its own words: they may hold a token."""
-    kind = type(error).__name__
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    page = "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
-    if status == 403 and has_token:
-        return f"Accept Gemma's licence at {page} with the account of your Kaggle token."
-    if status in (401, 403) or kind in ("CredentialError", "UnauthenticatedError"):
-        return (
-            "Kaggle needs your token: create one on kaggle.com (Settings, API) and store it "
-            "as the environment variable, or Colab secret, KAGGLE_API_TOKEN."
-        )
-    if status == 404:
-        return f"Kaggle has no model {handle}: see {page} for the names."
-    if "Connect" in kind or "Timeout" in kind:
-        return "kaggle.com does not answer: switch the session's internet on, or give a folder."
-    if getattr(error, "errno", None) == errno.ENOSPC:
-        return f"The disk is full: make room for {handle}, or point KAGGLEHUB_CACHE elsewhere."
-    return f"The download of {handle} broke off ({kind}): call again to go on with it."
 
 
 def find_gemma(found: files.CheckpointFiles) -> Checkpoint:

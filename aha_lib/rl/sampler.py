@@ -31,7 +31,10 @@ from aha_lib.devices import (
 from aha_lib.model.gemma import Cache, Gemma
 
 BLOCK = 128  # tokens of which a draw adds up the probabilities at a time: the lanes of a TPU
-FEWEST = 8  # rows of a share are halved between stages, down to this part of them
+# Rows are halved between stages, down to this part of them: on a CPU, which compiles a program in
+# a second; and elsewhere, where it takes a minute and few rows cost hardly less than some more.
+FEWEST = 8
+FEWEST_ON_ACCELERATORS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Sampling:
     # Copy sharded layers whole to every device, once. False where they do not fit: they are then
     # gathered layer by layer, for every token.
     gather: bool = True
+    # Prompts for which programs are there: fewer are filled up, so that no others are compiled.
+    fill: int = 0
 
 
 class Completions(NamedTuple):
@@ -81,6 +86,49 @@ class DecodeShape(NamedTuple):
     rows: int
     slots: int  # of the cache
     length: int  # tokens at most
+
+
+class PrefillShape(NamedTuple):
+    """What distinguishes the prefill programs of one model and length of prompts."""
+
+    prompts: int
+    rows: int  # that are to be written
+
+
+class Move(NamedTuple):
+    """A change of the cache between two programs: one is compiled for each, and for each array."""
+
+    rows: int  # before it; for the first, prompts
+    slots: int
+    kept: int  # rows after it
+    longer: int  # their slots
+    is_first: bool
+
+    @property
+    def picks(self) -> bool:
+        """Whether rows are picked, not all kept as they are."""
+        return self.is_first or self.kept < self.rows
+
+
+@dataclasses.dataclass
+class CallShapes:
+    """The shapes of all programs that calls of `sample` can meet."""
+
+    prefills: set[PrefillShape] = dataclasses.field(default_factory=set)
+    decodes: set[DecodeShape] = dataclasses.field(default_factory=set)
+    moves: set[Move] = dataclasses.field(default_factory=set)
+
+    def add(self, others: "CallShapes") -> None:
+        self.prefills |= others.prefills
+        self.decodes |= others.decodes
+        self.moves |= others.moves
+
+
+class _Share(NamedTuple):
+    """Prompts that one thread answers."""
+
+    numbers: Int[np.ndarray, " N"]
+    size: int  # of the programs: N or more, the others only fill up
 
 
 class _Weights(NamedTuple):
@@ -158,42 +206,64 @@ def sample(
 
     def write(share):
         wanted = _wanted_rows(key, share, sampling.group)
-        return _write(weights, prompts[share], valid[share], wanted, sampling)
+        # The last prompts only fill the devices up: what does not divide is not spread.
+        filled = np.arange(whole_shares(share.size, "draws")) % len(share.numbers)
+        mine = share.numbers[filled]
+        return _write(weights, prompts[mine], valid[mine], wanted, sampling)
 
-    parts = run_in_threads(write, _shares(len(prompts), cpu_threads(params)))
+    shares = _shares(len(prompts), cpu_threads(params), sampling.fill)
+    parts = run_in_threads(write, shares)
     return Completions(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def shapes(prompts: int, prompt_len: int, sampling: Sampling, *, threads: int = 1) -> CallShapes:
+    """Of all programs that `sample` can meet for so many prompts of so many tokens.
+
+    Which of them it does meet depends on how soon completions end. `threads`: those of
+    `devices.cpu_threads`. Call it with the mesh in use, which rounds numbers of rows up.
+    """
+    found = CallShapes()
+    stages = _stages(prompt_len, sampling)
+    for share in _shares(prompts, threads, sampling.fill):
+        rows = whole_shares(sampling.group * share.size, "draws")
+        filled = whole_shares(share.size, "draws")
+        found.prefills.add(PrefillShape(filled, rows))
+        found.moves.add(Move(filled, prompt_len, rows, stages[0].slots, is_first=True))
+        found.decodes.add(DecodeShape(rows, stages[0].slots, stages[0].length))
+        before = [rows]  # none are dropped before the first stage
+        sizes = _halvings(rows, _fewest(rows))
+        for last, stage in itertools.pairwise(stages):
+            found.decodes |= {DecodeShape(size, stage.slots, stage.length) for size in sizes}
+            for many, few in itertools.product(before, sizes):
+                if few <= many:
+                    found.moves.add(Move(many, last.slots, few, stage.slots, is_first=False))
+            before = sizes
+    return found
 
 
 def decode_shapes(
     prompts: int, prompt_len: int, sampling: Sampling, *, threads: int = 1
 ) -> list[DecodeShape]:
-    """Of all decode programs that `sample` can meet for so many prompts of so many tokens.
-
-    Which of them it does meet depends on how soon completions end. `threads`: those of
-    `devices.cpu_threads`. Call it with the mesh in use, which rounds numbers of rows up.
-    """
-    found = set()
-    for share in _shares(prompts, threads):
-        count = sampling.group * len(share)
-        rows = whole_shares(count, "draws")
-        sizes = [rows]  # none are dropped before the first stage
-        for stage in _stages(prompt_len, sampling):
-            found |= {DecodeShape(size, stage.slots, stage.length) for size in sizes}
-            sizes = _halvings(rows, count // FEWEST)
-    return sorted(found, reverse=True)
+    """Those of `shapes` that are of decode programs, the largest first."""
+    return sorted(shapes(prompts, prompt_len, sampling, threads=threads).decodes, reverse=True)
 
 
-def _shares(prompts: int, threads: int) -> list[Int[np.ndarray, " N"]]:
+def _shares(prompts: int, threads: int, fill: int = 0) -> list[_Share]:
     """The numbers of the prompts that each thread answers."""
-    return np.array_split(np.arange(prompts), min(threads, prompts))
+    most = max(prompts, fill)
+    count = min(threads, most)
+    sizes = map(len, np.array_split(np.arange(most), count))
+    numbers = np.array_split(np.arange(prompts), count)
+    shares = map(_Share, numbers, sizes)
+    return [share for share in shares if len(share.numbers)]
 
 
-def _wanted_rows(key, share, group: int) -> _Wanted:
+def _wanted_rows(key, share: _Share, group: int) -> _Wanted:
     """The rows of a share of the prompts, whose numbers follow one another."""
-    count = group * len(share)
-    index = np.arange(whole_shares(count, "draws"))
-    prompt = np.minimum(index // group, len(share) - 1)  # those that fill up: the last one's
-    return _Wanted(key, group * int(share[0]), count, prompt)
+    prompts = len(share.numbers)
+    index = np.arange(whole_shares(group * share.size, "draws"))
+    prompt = np.minimum(index // group, prompts - 1)  # those that fill up: the last one's
+    return _Wanted(key, group * int(share.numbers[0]), group * prompts, prompt)
 
 
 def _stages(prompt_len: int, sampling: Sampling) -> list[Stage]:
@@ -214,11 +284,9 @@ def _write(
     wanted: _Wanted,
     sampling: Sampling,
 ) -> Completions:
-    """The wanted rows after these prompts."""
+    """The wanted rows after these prompts, of which the devices divide the number."""
     graph, params, window = weights
-    # The last prompts only fill the devices up: what does not divide is not spread.
-    filled = np.arange(whole_shares(len(prompts), "draws")) % len(prompts)
-    rows = _prefill(graph, params, prompts[filled], valid[filled], wanted)
+    rows = _prefill(graph, params, prompts, valid, wanted)
     index = np.arange(len(wanted.prompt))  # which row of `out` each row being written is
     order = wanted.prompt  # which rows of the cache go on: at first it has one a prompt
     out = _nothing_written(len(index), sampling)
@@ -233,7 +301,7 @@ def _write(
         if done.all():
             break
         order = None
-        keep = _rows_to_keep(len(index), int((~done).sum()), wanted.count // FEWEST)
+        keep = _rows_to_keep(len(index), int((~done).sum()), _fewest(len(wanted.prompt)))
         if keep < len(index):
             order = np.argsort(done, kind="stable")[:keep]
             index = index[order]
@@ -250,6 +318,13 @@ def _nothing_written(rows: int, sampling: Sampling) -> Completions:
 def _rows_to_keep(rows: int, unfinished: int, least: int) -> int:
     """Rows that go on: halved while the unfinished fit, so that there are few shapes to compile."""
     return min(size for size in _halvings(rows, least) if size >= unfinished)
+
+
+def _fewest(rows: int) -> int:
+    """To how few of `rows` they are halved."""
+    has_mesh = not jax.sharding.get_abstract_mesh().empty
+    slow = has_mesh or jax.default_backend() != "cpu"
+    return rows // (FEWEST_ON_ACCELERATORS if slow else FEWEST)
 
 
 def _halvings(rows: int, least: int) -> list[int]:
@@ -280,7 +355,7 @@ def prepare_weights(params: nnx.State, dtype: jnp.dtype, *, gather: bool = False
     where = None if mesh.empty else shardings(params, mesh_in_use(), gathered=gather)
 
     def convert(path, x, where=None):
-        wanted = x.dtype if "norm" in jax.tree_util.keystr(path) else dtype
+        wanted = dtype_as_read(path, x, dtype)
         in_place = where is None or x.sharding.is_equivalent_to(where, x.ndim)
         if x.dtype == wanted and in_place:
             return x  # jit would copy what it gives back
@@ -289,6 +364,11 @@ def prepare_weights(params: nnx.State, dtype: jnp.dtype, *, gather: bool = False
     if where is None:
         return jax.tree.map_with_path(convert, params)
     return jax.tree.map_with_path(convert, params, where)
+
+
+def dtype_as_read(path, x, dtype: jnp.dtype) -> jnp.dtype:
+    """Of the parameter at a path, in a forward pass whose activations have a dtype."""
+    return x.dtype if "norm" in jax.tree_util.keystr(path) else dtype
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "where"))
@@ -396,6 +476,9 @@ def _with_slots(rows: _Rows, order, slots: tuple[int, int, int, int]) -> _Rows:
     """Rows whose cache has its rows `order` (None: all) and so many slots in each array."""
     cache = []
     for array, count in zip(rows.cache, slots, strict=True):
+        if order is None and count == array.shape[3]:  # a window that is full
+            cache.append(array)
+            continue
         cache.append(_resize(array, order, count))
         array.delete()  # once copied: there are never two whole caches
     return rows._replace(cache=Cache(*cache))

@@ -63,16 +63,20 @@ def manager(out: Path, *, read_only: bool = False) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((out / "checkpoints").resolve(), options=options)
 
 
-def check_room(out: Path, tree) -> None:
-    """Raise OSError if the disk has no room for all checkpoints of `tree` that a run holds."""
-    need = (KEPT + 1) * sum(x.nbytes for x in jax.tree.leaves(tree))  # one is being written
+def check_room(out: Path, tree, model: int = 0) -> None:
+    """Raise OSError if the disk has no room for all checkpoints of `tree` that a run holds.
+
+    Nor for a model of so many bytes, which it writes at its end.
+    """
+    need = model + (KEPT + 1) * sum(x.nbytes for x in jax.tree.leaves(tree))  # one is being written
     there = sum(x.stat().st_size for x in (out / "checkpoints").rglob("*") if x.is_file())
     free = shutil.disk_usage(out).free + there
     if free < need:
+        also = ", and the model" if model else ""
         raise OSError(
             f"{out} has {free / 2**30:.3g} GiB of disk, and the checkpoints may take "
-            f"{need / 2**30:.3g} ({KEPT} are kept, one is written): choose another folder, or set "
-            "lora=16."
+            f"{need / 2**30:.3g} ({KEPT} are kept, one is written{also}): choose another folder, "
+            "or set lora=16."
         )
 
 

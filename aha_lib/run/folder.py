@@ -318,10 +318,10 @@ def keep_reason(out: Path, steps: int | float = math.inf) -> Iterator[None]:
 
 
 def _reason(error: BaseException, out: Path) -> str:
-    again = (
-        f"The last row is that of step {last_step(out)}; the same command goes on from the last "
-        "checkpoint."
-    )
+    again = "The same command goes on from the last checkpoint."
+    last = last_step(out)
+    if last >= 0:  # else it was at its cold start, or at its beginning
+        again = f"The last row is that of step {last}; {again.lower()}"
     if isinstance(error, GeneratorExit):
         return f"Closed by its caller. {again}"
     if isinstance(error, KeyboardInterrupt | SystemExit):

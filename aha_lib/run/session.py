@@ -5,6 +5,7 @@ puzzles or checkpoints; tells the loop, which saves and ends.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -161,9 +162,12 @@ def catch_signals() -> Iterator[set[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def preempted(step: int) -> bool:
+_asked = itertools.count()  # a number that no two steps of a process share, of whatever kind
+
+
+def preempted() -> bool:
     """Whether JAX was sent a SIGTERM, on any host; all hosts ask, once after every step."""
-    return jax.distributed.is_initialized() and reached_preemption_sync_point(step)
+    return jax.distributed.is_initialized() and reached_preemption_sync_point(next(_asked))
 
 
 # Output that nobody may read any more
@@ -201,13 +205,17 @@ def show_line(line: str) -> None:
 
 
 class Progress:
-    """tqdm's bar over steps 0 to `steps`, of which those before `first` are done."""
+    """tqdm's bar over `total` steps, of which `done` are done; shown by the first host."""
 
-    def __init__(self, first: int, steps: int):
+    def __init__(self, done: int, total: int, name: str | None = None):
         self._bar = tqdm(disable=True)
         with forgive_closed_output():
             self._bar = tqdm(
-                initial=first, total=steps + 1, unit="step", disable=jax.process_index() > 0
+                desc=name,
+                initial=done,
+                total=total,
+                unit="step",
+                disable=jax.process_index() > 0,
             )
 
     def advance(self, note: str = "") -> None:

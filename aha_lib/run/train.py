@@ -6,11 +6,9 @@ nothing of plots, nor of what a task's puzzles are.
 
 import contextlib
 import dataclasses
-import enum
 import math
-import signal
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -27,8 +25,9 @@ from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import Settings
 from aha_lib.rl import grpo
-from aha_lib.run import checkpoints, folder, session, tracker
+from aha_lib.run import ahead, checkpoints, cold_start, folder, session, stop, tracker
 from aha_lib.run.folder import read_rows as read_rows  # for those who look at a run
+from aha_lib.run.stop import Stop
 from aha_lib.tasks import task as tasks
 from aha_lib.tasks.rollout import (
     Policy,
@@ -38,19 +37,6 @@ from aha_lib.tasks.rollout import (
     training_puzzles,
 )
 from aha_lib.tasks.task import Task
-
-GO_ON = "The same command, or cell, goes on from there."
-
-
-class Stop(enum.Enum):
-    """Why a run ends after a step."""
-
-    NOT = "it goes on"
-    FINISHED = "the last step is done"
-    INTERRUPTED = "Ctrl-C"
-    TERMINATED = "SIGTERM"
-    ASKED = "the folder has a file `stop`"
-    LATE = "the session ends"
 
 
 @dataclasses.dataclass
@@ -65,10 +51,9 @@ class Run:
     manager: ocp.CheckpointManager
     rows: list[dict]
     track: tracker.Tracker
-    deadline: float  # time.monotonic() at which it has to have stopped
+    watch: stop.Watch
     next_step: int
     saved: float = dataclasses.field(default_factory=time.monotonic)  # when it last was
-    slowest: float = 0.0  # seconds of its longest step so far
 
     @property
     def settings(self) -> Settings:
@@ -78,6 +63,8 @@ class Run:
 def train(settings: Settings, out: str | Path, task: Task | None = None) -> Iterator[dict]:
     """Run, or resume, the run in folder `out`; yields a row of metrics after every step.
 
+    A run whose settings name a cold start has that first, in `out/base`: its rows have `"phase":
+    "cold start"`, `step` and `loss`, and GRPO starts from the model there.
     What is learnt is `task`, or what `settings.task` names; the folder remembers its name.
 
     Uses all devices, those of other hosts too (`devices.start_distributed`), which then have to
@@ -98,20 +85,27 @@ def train(settings: Settings, out: str | Path, task: Task | None = None) -> Iter
     """
     task = tasks.load(settings) if task is None else task
     settings = dataclasses.replace(settings, task=tasks.name_of(task))
+    settings = cold_start.without_a_second(settings)
     out, deadline = Path(out), session.deadline(settings.hours)
     folder.make(out)
     with session.fail_together(), folder.hold(out):
         changes = folder.changed_settings(out, settings)
         folder.remove_marks(out)
-        with (
-            folder.keep_reason(out, settings.steps),
-            checkpoints.disk_errors(out),
-            checkpoints.manager(out) as manager,
-        ):
-            run = resume_or_start(settings, out, task, manager, deadline)
-            for change in changes:
-                folder.log(out, f"Taken over: {change}")
-            yield from go_on(run)
+        with folder.keep_reason(out, settings.steps), checkpoints.disk_errors(out):
+            _mesh(settings)  # what cannot be is said before the cold start takes its time
+            may_begin = yield from cold_start.steps(settings, out, deadline)
+            if not may_begin:
+                return
+            with checkpoints.manager(out) as manager:
+                run = resume_or_start(settings, out, task, manager, deadline)
+                for change in changes:
+                    folder.log(out, f"Taken over: {change}")
+                yield from go_on(run)
+
+
+def rows_so_far(out: Path) -> list[dict]:
+    """The rows that a run's folder has, those of its cold start first; as `train` yields them."""
+    return cold_start.read_rows(out) + read_rows(out / "metrics.jsonl")
 
 
 def resume_or_start(
@@ -130,18 +124,20 @@ def resume_or_start(
     with devices.use(mesh):
         policy, opt_state, reference, done = _restore_or_begin(s, out, task, mesh, manager)
         checkpoints.check_room(out, _kept(policy.model, opt_state, s))
+        ahead.compile_ahead(policy, opt_state, reference, mesh)
         if s.preflight and done < 0:
             folder.log(out, preflight(policy, devices.random_key(s.seed, "preflight")))
     folder.write_settings(out, s)
     folder.truncate_after(out / "rollouts.jsonl", done)
     rows = folder.truncate_after(out / "metrics.jsonl", done)
-    return Run(out, policy, opt_state, reference, mesh, manager, rows, track, deadline, done + 1)
+    watch = stop.Watch((out,), deadline)
+    return Run(out, policy, opt_state, reference, mesh, manager, rows, track, watch, done + 1)
 
 
 def go_on(run: Run) -> Iterator[dict]:
     """The steps that are left, each measured, kept and saved where that is due."""
     s = run.settings
-    bar = session.Progress(run.next_step, s.steps)
+    bar = session.Progress(run.next_step, s.steps + 1)
     with contextlib.closing(bar), session.catch_signals() as seen:
         for number in range(run.next_step, s.steps + 1):
             began = time.monotonic()
@@ -150,16 +146,17 @@ def go_on(run: Run) -> Iterator[dict]:
                 row |= evaluate_if_due(run, number)
             keep_row(run, row)
             warn_if_needed(run)
-            run.slowest = max(run.slowest, time.monotonic() - began) if number else 0.0
-            reason = stop_reason(run, number, seen)
-            save_if_due(run, row, reason)
-            tell_stop(run, number, reason)
+            if number:  # step 0 is none
+                run.watch.took(time.monotonic() - began)
+            reason = run.watch.reason(number, s.steps, seen)
+            with devices.use(run.mesh):  # in which its checksum was compiled
+                save_if_due(run, row, reason)
+            if reason is not Stop.NOT:
+                run.manager.wait_until_finished()
+            run.watch.tell(reason, f"step {number} of {s.steps}")
             bar.advance(_note(row))
             yield row
-            if reason is Stop.INTERRUPTED:
-                raise KeyboardInterrupt
-            if reason is Stop.TERMINATED:
-                raise SystemExit(128 + signal.SIGTERM)
+            stop.leave(reason)
             if reason is not Stop.NOT:
                 return
 
@@ -209,26 +206,6 @@ def warn_if_needed(run: Run) -> None:
         folder.log(run.out, f"Step {number}: {left}, without evaluations.")
 
 
-def stop_reason(run: Run, number: int, seen: Set[signal.Signals]) -> Stop:
-    """Whether the run ends after this step, and why; the same on every host."""
-    left = run.deadline - time.monotonic()
-    interrupted, terminated, asked, late = session.any_host(
-        signal.SIGINT in seen,
-        signal.SIGTERM in seen or session.preempted(number),
-        (run.out / "stop").exists(),
-        left < 60 + 2 * run.slowest,
-    )
-    if interrupted:
-        return Stop.INTERRUPTED
-    if terminated:
-        return Stop.TERMINATED
-    if number == run.settings.steps:
-        return Stop.FINISHED
-    if late:
-        return Stop.LATE
-    return Stop.ASKED if asked else Stop.NOT
-
-
 def save_if_due(run: Run, row: dict, reason: Stop) -> None:
     """Write a checkpoint: every `checkpoint_every` steps, after so many minutes, and at the end."""
     s, number = run.settings, row["step"]
@@ -237,23 +214,6 @@ def save_if_due(run: Run, row: dict, reason: Stop) -> None:
     if long_ago or reason is not Stop.NOT or number % s.checkpoint_every == 0:
         checkpoints.save(run.manager, number, _kept(run.policy.model, run.opt_state, s), row)
         run.saved = time.monotonic()
-
-
-def tell_stop(run: Run, number: int, reason: Stop) -> None:
-    """Once the last step of this time is on the disk: say why there is no next one."""
-    if reason is Stop.NOT:
-        return
-    run.manager.wait_until_finished()
-    if jax.process_index() == 0:
-        (run.out / "stop").unlink(missing_ok=True)
-    if number == run.settings.steps:
-        return
-    why = "Stopped"
-    if reason is Stop.LATE:
-        minutes = max(run.deadline - time.monotonic(), 0) / 60
-        why = f"{minutes:.0f} minutes left"
-    folder.mark_stopped(run.out, f"{why}: step {number} of {run.settings.steps} is saved. {GO_ON}")
-    session.any_host(True)  # the other hosts wait: from here on they see the file
 
 
 def _note(row: dict) -> str:
@@ -301,8 +261,8 @@ def pass_at_k(right: np.ndarray, k: int) -> float:
     return float(1 - miss.mean())
 
 
-def begin(settings: Settings, mesh, task: Task):
-    """The graph, state, reference and tokenizer that a run starts from, on the devices.
+def begin(settings: Settings, mesh: Mesh, task: Task):
+    """The graph, state, reference and tokenizer that GRPO starts from, on the devices.
 
     Raises ValueError where a prompt could be too long, and what `weights.load` raises.
     """
@@ -349,10 +309,11 @@ def _restore_or_begin(
     s: Settings, out: Path, task: Task, mesh: Mesh, manager: ocp.CheckpointManager
 ) -> tuple[Policy, grpo.OptState, nnx.State | None, int]:
     """What a step needs, as the newest checkpoint has it, and its step; -1 if there is none."""
-    graph, state, reference, tokenizer = begin(s, mesh, task)
+    model = cold_start.model_of(s, out)
+    graph, state, reference, tokenizer = begin(dataclasses.replace(s, model=model), mesh, task)
     params, rest = grpo.trainable(state.params, s.lora)
     if s.lora or s.kl:  # else the base is not needed again
-        checkpoints.keep_base(out, rest if s.lora else params, s.model)
+        checkpoints.keep_base(out, rest if s.lora else params, model)
     shapes = checkpoints.shapes(_tree(params, state.opt_state))
     del params
     if manager.latest_step() is not None:
@@ -381,14 +342,19 @@ def trained(
     is whole, or the base is another now.
     """
     out = Path(out)
+    if cold_start.is_going_on(out):
+        raise FileNotFoundError(
+            f"The run in {out} is at its cold start: it has no checkpoint of GRPO yet."
+        )
     s = dataclasses.replace(folder.read_settings(out), kl=0.0)  # without a reference
     task = tasks.load(s) if task is None else task
+    model = cold_start.model_of(s, out)
     mesh = devices.make_mesh(tp=s.tp if jax.device_count() % s.tp == 0 else 1)
     with devices.use(mesh):
-        graph, state, _, tokenizer = begin(s, mesh, task)
+        graph, state, _, tokenizer = begin(dataclasses.replace(s, model=model), mesh, task)
         params, rest = grpo.trainable(state.params, s.lora)
         if s.lora:
-            checkpoints.check_base(out, rest, s.model)
+            checkpoints.check_base(out, rest, model)
         shapes = checkpoints.shapes(_tree(params, state.opt_state))
         del state, params  # what is restored takes their place in memory
         found = checkpoints.look(out, shapes, step)

@@ -19,36 +19,27 @@ import numpy as np
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import PUZZLES, Pretraining
 from aha_lib.tasks import countdown
+from aha_lib.tasks.worked import BOUND, Rule, operations, trace
 
-BOUND = 100  # every value in the traces is an integer from 0 to this
 DRILL = 6  # facts in a drill
 MAX_LEFT_OUT = 1_000  # documents in a row that are longer than a row: then none will ever fit
-
-
-def operations(a: int, b: int) -> list[tuple[str, int]]:
-    """Every legal operation on two numbers as (text, value): `20 - 16 = 4`, larger first."""
-    if a < b:
-        a, b = b, a
-    values = {"+": a + b, "-": a - b, "*": a * b}
-    if b and a % b == 0:
-        values["/"] = a // b
-    within = {sign: value for sign, value in values.items() if value <= BOUND}
-    return [(f"{a} {sign} {b} = {value}", value) for sign, value in within.items()]
 
 
 def is_held_out_fact(fact: str) -> bool:
     """Whether the corpus never shows this sum or difference: one in 32 of all of them.
 
-    Products and quotients within 0..100 are a small table that has to be known, not derived.
+    Products and quotients within the bound are a small table that has to be known, not derived.
     """
     return any(op in fact for op in "+-") and zlib.crc32(fact.encode()) % 32 == 0
 
 
-def document(settings: Pretraining, index: int) -> list[tuple[str, bool]]:
-    """Text number `index` of the corpus that the settings name: pieces, and whether to learn each.
+def document(settings: Pretraining, index: int) -> list[tuple[str, float]]:
+    """Text number `index` of the corpus that the settings name, in pieces.
 
-    A drill is a list of facts of which only the results are learnt, a trace is a prompt (not
-    learnt) and a worked solution.
+    Each piece comes with its weight in the loss: 0 is not learnt. A drill is a list of facts, of
+    which only the results are learnt; a trace is a prompt, not learnt, and a worked solution.
+    Held-out facts are not learnt: documents that show one are left out. Of searches with four
+    numbers that would leave few; in a corpus with such the result of a held-out fact has weight 0.
     """
     rng = random.Random(f"{settings.seed} {index}")
     shares = settings.shares
@@ -56,72 +47,74 @@ def document(settings: Pretraining, index: int) -> list[tuple[str, bool]]:
     while True:
         prompt = []
         if style == "drill":
-            pieces = _drill(rng)
+            pieces = _drill(rng, settings)
         else:
-            puzzle = countdown.generate(settings.seed, rng.getrandbits(48), PUZZLES["tiny"])
-            prompt = [(countdown.prompt(puzzle, settings.template), False)]
-            pieces = [(trace(puzzle, style, rng), True)]
+            puzzle = _puzzle(settings, rng)
+            prompt = [(countdown.prompt(puzzle, settings.template), 0.0)]
+            pieces = [(trace(puzzle, style, rng, rule(settings)), 1.0)]
         shown = _facts(" ".join(text for text, _ in pieces))
         if not any(is_held_out_fact(fact) for fact in shown):
             break
-    if settings.template == "short":
-        pieces = [(compact(text), is_learnt) for text, is_learnt in pieces]
+        if style != "drill" and is_deep(settings):
+            pieces = _without_held_out_results(pieces[0][0])
+            break
+    if settings.template == "short" and style == "drill":
+        pieces = [(compact(text), weight) for text, weight in pieces]
+    elif settings.template == "short":
+        pieces = _compacted(pieces)
     return prompt + pieces
 
 
-def _drill(rng: random.Random) -> list[tuple[str, bool]]:
+def rule(settings: Pretraining) -> Rule:
+    """How the searches of this corpus go."""
+    return Rule(bound=PUZZLES[settings.puzzles].bound or BOUND, leave=settings.leave)
+
+
+def is_deep(settings: Pretraining) -> bool:
+    """Whether there are searches that return to a partial result: with four numbers or more."""
+    return max(PUZZLES[settings.puzzles].counts) > 3
+
+
+def _puzzle(settings: Pretraining, rng: random.Random) -> countdown.Puzzle:
+    return countdown.generate(settings.seed, rng.getrandbits(48), PUZZLES[settings.puzzles])
+
+
+def _without_held_out_results(text: str) -> list[tuple[str, float]]:
+    """The text in pieces, of which the results of held-out facts are not to be learnt."""
+    words = text.split()
+    pieces = []
+    start = 0
+    for i in range(3, len(words) - 1):
+        is_fact = words[i] == "=" and words[i - 2] in "+-*/"
+        if is_fact and is_held_out_fact(" ".join(words[i - 3 : i + 2])):
+            pieces += [(" ".join(words[start : i + 1]), 1.0), (words[i + 1], 0.0)]
+            start = i + 2
+    pieces.append((" ".join(words[start:]), 1.0))
+    return [piece for piece in pieces if piece[0]]
+
+
+def _compacted(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The pieces of a trace such that, joined, they are the compact text of the whole."""
+    found = []
+    words, done = "", ""
+    for text, weight in pieces:
+        words = f"{words} {text}".strip()
+        whole = compact(words)
+        found.append((whole[len(done) :], weight))
+        done = whole
+    return found
+
+
+def _drill(rng: random.Random, settings: Pretraining) -> list[tuple[str, float]]:
     """A list of random facts in pieces: each is asked, then answered; the answers are learnt."""
+    facts_by_sign = _facts_by_sign(rule(settings).bound)
     pieces = []
     # Sums and differences are many and have to be derived, products and quotients are few.
-    for facts in rng.choices(_facts_by_sign(), [4, 4, 1, 1], k=DRILL):
+    for facts in rng.choices(facts_by_sign, [4, 4, 1, 1], k=DRILL):
         question, result = rng.choice(facts).rsplit(" ", 1)
         separator = ", " if pieces else ""
-        pieces += [(separator + question, False), (result, True)]
+        pieces += [(separator + question, 0.0), (result, settings.drill_weight)]
     return pieces
-
-
-def trace(puzzle: countdown.Puzzle, style: str, rng: random.Random) -> str:
-    """A worked solution in one of the three styles; only "search" goes on after a no.
-
-    It goes through the first operations in a fixed order from a random one on, round and round,
-    and for each tries the second operation that comes closest to the target.
-    """
-    lines = []
-    for first, value, rest in _first_operations(puzzle.numbers, rng):
-        seconds = operations(value, rest)
-        rng.shuffle(seconds)
-        if style != "jump":  # a jump does not look at the target, the others try the closest
-            seconds.sort(key=lambda second: abs(second[1] - puzzle.target))
-        second, result = seconds[0]
-        hit = result == puzzle.target
-        lines += [first, ",", second, "yes" if hit else "no"]
-        if style != "search" or hit:
-            break
-    answer = f"<answer> {_nested(first, value, second)} </answer>"
-    return answer if style == "jump" else " ".join([*lines, answer])
-
-
-def _first_operations(numbers: tuple[int, ...], rng: random.Random) -> list[tuple[str, int, int]]:
-    """All first operations on two of three numbers: text, value, and the number that is left.
-
-    Their order is fixed, but begins at a random one and goes round.
-    """
-    a, b, c = sorted(numbers, reverse=True)
-    found = []
-    for x, y, rest in ((a, b, c), (a, c, b), (b, c, a)):
-        found += [(fact, value, rest) for fact, value in operations(x, y)]
-    found = list(dict.fromkeys(found))  # of equal numbers the same operation comes twice
-    start = rng.randrange(len(found))
-    return found[start:] + found[:start]
-
-
-def _nested(first: str, value: int, second: str) -> str:
-    """The second operation, with the first in brackets where its value stands."""
-    inner = f"( {first.split(' = ')[0]} )"
-    left, sign, right = second.split(" = ")[0].split()
-    if left == str(value):
-        return f"{inner} {sign} {right}"
-    return f"{left} {sign} {inner}"
 
 
 def compact(words: str) -> str:
@@ -131,16 +124,16 @@ def compact(words: str) -> str:
     """
     words = re.sub(r"^, ", "\n", words)  # the next fact of a drill
     words = re.sub(r" (no|yes) ", r" \1\n", words)
-    return re.sub(r" ?([-+*/=,()]) ?| ?(</?answer>) ?", r"\1\2", words)
+    return re.sub(r" ?([-+*/=,;:()]) ?| ?(</?answer>) ?", r"\1\2", words)
 
 
 @functools.cache
-def _facts_by_sign() -> list[list[str]]:
+def _facts_by_sign(bound: int = BOUND) -> list[list[str]]:
     """All facts that the traces' arithmetic has, a list for each of + - * /."""
     by_sign = {sign: [] for sign in "+-*/"}
-    for a in range(BOUND + 1):
+    for a in range(bound + 1):
         for b in range(a + 1):
-            for fact, _ in operations(a, b):
+            for fact, _ in operations(a, b, bound):
                 sign = fact.split()[1]
                 by_sign[sign].append(fact)
     return list(by_sign.values())
@@ -162,45 +155,50 @@ def rows(
     """`count` packed rows of the corpus from document `start` on, and the next document's index.
 
     Returns arrays [count, row_len]: `tokens`, `positions` in the document, `segments` (1, 2, … for
-    the documents of a row, 0 for padding) and `weights` (1 where a token is to be predicted).
-    Documents longer than a row are left out. Raises ValueError where 1,000 in a row are.
+    the documents of a row, 0 for padding) and `weights` in the loss.
+    Documents longer than a row are left out; ValueError where 1,000 in a row are. Where there are
+    searches that return to partial results nothing is left out: the last document of a row is cut.
+    Without its long searches a corpus would teach that searches are short.
     """
     shape = count, settings.row_len
     out = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
     out["weights"] = np.zeros(shape, np.float32)
-    documents = _documents_that_fit(settings, start, tokenizer)
-    ids, is_learnt, index = next(documents)
+    documents = _documents_to_pack(settings, start, tokenizer)
+    ids, weights, index = next(documents)
     for row in range(count):
         filled, segment = 0, 0
-        while filled + len(ids) <= settings.row_len:
+        while filled < settings.row_len:
+            room = settings.row_len - filled
+            if len(ids) > room and not is_deep(settings):
+                break  # this document opens the next row
+            ids, weights = ids[:room], weights[:room]
             segment += 1
             here = slice(filled, filled + len(ids))
             out["tokens"][row, here] = ids
             out["positions"][row, here] = np.arange(len(ids))
             out["segments"][row, here] = segment
-            out["weights"][row, here] = is_learnt
+            out["weights"][row, here] = weights
             filled = here.stop
-            ids, is_learnt, index = next(documents)
-        # The document that did not fit any more opens the next row.
+            ids, weights, index = next(documents)
     return out, index
 
 
-def _documents_that_fit(
+def _documents_to_pack(
     settings: Pretraining, start: int, tokenizer: Tokenizer
-) -> Iterator[tuple[list[int], list[bool], int]]:
-    """The documents from `start` on that are no longer than a row: ids, which to learn, index."""
+) -> Iterator[tuple[list[int], list[float], int]]:
+    """The documents from `start` on that are not left out: ids, their weights, index."""
     left_out: list[int] = []  # lengths of the last documents, if they were all too long
     for index in itertools.count(start):
-        ids, is_learnt = [tokenizer.bos_id], [False]
-        for text, piece_is_learnt in document(settings, index):
+        ids, weights = [tokenizer.bos_id], [0.0]
+        for text, weight in document(settings, index):
             tokens = tokenizer.encode(text, bos=False)
             ids += tokens
-            is_learnt += [piece_is_learnt] * len(tokens)
+            weights += [weight] * len(tokens)
         ids.append(tokenizer.eos_id)
-        is_learnt.append(True)
-        if len(ids) <= settings.row_len:
+        weights.append(1.0)
+        if len(ids) <= settings.row_len or is_deep(settings):
             left_out.clear()
-            yield ids, is_learnt, index
+            yield ids, weights, index
             continue
         left_out.append(len(ids))
         if len(left_out) == MAX_LEFT_OUT:

@@ -9,7 +9,7 @@ import operator
 import random
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
@@ -68,7 +68,8 @@ def generate(
 
     Deterministic in (seed, index, held_out) and the ranges, on every platform. Numbers are drawn
     uniformly with replacement; the held-out multisets appear with `held_out=True` only, the others
-    without it only. The target is uniform among those that the numbers reach.
+    without it only. The target is uniform among those that the numbers reach, or, where
+    `ranges.targets` is "uniform", in its range.
 
     Raises:
       ValueError: the ranges contradict each other, or 1,000 draws held no puzzle.
@@ -76,17 +77,27 @@ def generate(
     _check_ranges(ranges)
     # random() after seeding with a string is the one sequence that Python promises to keep.
     rng = random.Random(f"{seed} {index} {bool(held_out)}")
-    for _ in range(MAX_DRAWS):
+    target, draws = None, MAX_DRAWS
+    if ranges.targets == "uniform":
+        draws *= 100  # few numbers reach a target that is drawn before them
+        # Three numbers reach a target more rarely than four: the mix is kept if it comes first.
+        ranges = replace(ranges, numbers=_draw_count(rng, ranges))
+        target = ranges.target_low + int(
+            rng.random() * (ranges.target_high - ranges.target_low + 1)
+        )
+    for _ in range(draws):
         drawn = _draw_numbers(rng, ranges)
         if is_held_out(drawn) != bool(held_out):
             continue
         targets = _targets(
             tuple(sorted(drawn)), ranges.bound, ranges.target_low, ranges.target_high
         )
-        if targets:
+        if target in targets:
+            return Puzzle(drawn, target)
+        if targets and target is None:
             return Puzzle(drawn, targets[int(rng.random() * len(targets))])
     raise ValueError(
-        f"No {'held-out' if held_out else 'training'} puzzle in {MAX_DRAWS} draws of "
+        f"No {'held-out' if held_out else 'training'} puzzle in {draws} draws of "
         f"{ranges.numbers} numbers from {ranges.low}..{ranges.high} with targets "
         f"{ranges.target_low}..{ranges.target_high} and bound {ranges.bound}: widen a range or "
         "raise the bound."
@@ -107,11 +118,23 @@ def _check_ranges(ranges: PuzzleRange) -> None:
             f"{ranges.target_high}: let each range start at 0 or more and end no earlier than it "
             "starts."
         )
+    if ranges.targets not in ("reached", "uniform"):
+        raise ValueError(f'targets is {ranges.targets!r}: it has to be "reached" or "uniform".')
+    if ranges.targets == "uniform" and ranges.bound is not None:
+        if ranges.target_high > ranges.bound:
+            raise ValueError(
+                f"Targets to {ranges.target_high} cannot be reached within {ranges.bound}: raise "
+                "the bound."
+            )
+
+
+def _draw_count(rng: random.Random, ranges: PuzzleRange) -> int:
+    return ranges.counts[int(rng.random() * len(ranges.counts))]
 
 
 def _draw_numbers(rng: random.Random, ranges: PuzzleRange) -> tuple[int, ...]:
     """Some numbers of the range, with replacement, in the order in which they are shown."""
-    count = ranges.counts[int(rng.random() * len(ranges.counts))]
+    count = _draw_count(rng, ranges)
     width = ranges.high - ranges.low + 1
     return tuple(ranges.low + int(rng.random() * width) for _ in range(count))
 

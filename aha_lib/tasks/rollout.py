@@ -4,6 +4,7 @@ Joins the text side (puzzles, prompts, rewards) to the array side (tokens, log-p
 nothing of advantages or updates.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,23 +56,29 @@ def held_out_panel(task: Task, settings: Settings) -> list:
 
 
 def sampler_calls(settings: Settings) -> list[tuple[int, int]]:
-    """How many prompts, and completions of each, the calls of the sampler in a run have."""
+    """How many prompts, and completions of each, the calls of the sampler in a run have.
+
+    What is left for a last call is filled up to the size of the others.
+    """
     s = settings
     calls = {(s.prompts, s.group)}
     for group in (1, s.pass_k):  # of the held-out panel
-        at_a_time = _prompts_at_a_time(s, group)
-        first_ones, last_one = min(s.eval_puzzles, at_a_time), s.eval_puzzles % at_a_time
-        calls |= {(prompts, group) for prompts in (first_ones, last_one) if prompts}
+        calls.add((min(s.eval_puzzles, _prompts_at_a_time(s, group)), group))
     return sorted(calls)
 
 
-def decode_shapes(settings: Settings, *, threads: int = 1) -> list[sampler.DecodeShape]:
-    """Of all decode programs that a run can meet, see `sampler.decode_shapes`."""
-    found = set()
+def shapes(settings: Settings, *, threads: int = 1) -> sampler.CallShapes:
+    """Of all programs of the sampler that a run can meet, see `sampler.shapes`."""
+    found = sampler.CallShapes()
     for prompts, group in sampler_calls(settings):
         sampling = sampler.Sampling(group, settings.completion_len, stop_ids=(), pad_id=0)
-        found |= {*sampler.decode_shapes(prompts, settings.prompt_len, sampling, threads=threads)}
-    return sorted(found, reverse=True)
+        found.add(sampler.shapes(prompts, settings.prompt_len, sampling, threads=threads))
+    return found
+
+
+def decode_shapes(settings: Settings, *, threads: int = 1) -> list[sampler.DecodeShape]:
+    """Those of `shapes` that are of decode programs, the largest first."""
+    return sorted(shapes(settings, threads=threads).decodes, reverse=True)
 
 
 def _prompts_at_a_time(settings: Settings, group: int) -> int:
@@ -99,6 +106,9 @@ def rollout(
     ids = [tokenizer.encode(policy.task.prompt(puzzle)) for puzzle in puzzles]
     prompts, valid = sampler.pad_left(ids, s.prompt_len, tokenizer.pad_id)
     at_a_time = _prompts_at_a_time(s, group)
+    sampling = _sampling(policy, group, temperature)
+    if len(puzzles) > at_a_time:  # the last call may have fewer, and takes the others' programs
+        sampling = dataclasses.replace(sampling, fill=at_a_time)
     parts = []
     for first in range(0, len(puzzles), at_a_time):
         rows = slice(first, first + at_a_time)
@@ -108,7 +118,7 @@ def rollout(
                 prompts[rows],
                 valid[rows],
                 jax.random.fold_in(key, first),
-                _sampling(policy, group, temperature),
+                sampling,
             )
         )
     completions = sampler.Completions(*map(np.concatenate, zip(*parts, strict=True)))

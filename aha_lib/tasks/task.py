@@ -93,13 +93,29 @@ class Countdown(Task[countdown.Puzzle]):
         puzzles: Sequence[countdown.Puzzle],
         ended: Sequence[bool],
     ) -> dict[str, float | dict[str, int]]:
-        """How often an answer goes on after a "no", how it ends, and its style."""
+        """How often an answer goes on after a "no", how it ends, and its style.
+
+        Of puzzles with several counts of numbers, the accuracy for each count too, and how often
+        an answer returns to a partial result.
+        """
         parsed = [traces.parse(*pair) for pair in zip(texts, puzzles, strict=True)]
-        return {
+        found = {
             "backtracks": sum(trace.backtracks for trace in parsed) / len(parsed),
             "outcomes": dict(Counter(map(traces.outcome, parsed, ended))),
             "styles": dict(Counter(map(traces.style, parsed))),
         }
+        if len(PUZZLES[self.puzzles].counts) > 1:
+            found |= _by_count(parsed)
+            found["returns"] = sum(trace.returns for trace in parsed) / len(parsed)
+        return found
+
+
+def _by_count(parsed: Sequence[traces.Trace]) -> dict[str, float]:
+    """The accuracy for each count of numbers, by a name that says the count."""
+    right: dict[int, list[bool]] = {}
+    for trace in parsed:
+        right.setdefault(len(trace.puzzle.numbers), []).append(trace.right)
+    return {f"accuracy_{count}": sum(each) / len(each) for count, each in sorted(right.items())}
 
 
 def is_held_out(text: str) -> bool:

@@ -10,6 +10,8 @@ Rules on structure and words, the same for the tiny vocabulary and for free text
   that was rejected. Any other starts a new attempt, perhaps from a result of an earlier one.
 - A *verdict* is the first yes-like or no-like expression between a claim and the next one.
 - A claim that uses the target as if it were a number works backward; it is part of no attempt.
+- A smaller puzzle, `; 35 25 7 = 91 :`, says what is left after the claim before it. The attempts
+  that follow go on from there, and `back 44 35 19 7 = 91 :` returns (see tasks/worked.py).
 
 Knows nothing of JAX, tokens or models. How often the rules err is measured in their tests.
 """
@@ -45,8 +47,8 @@ _SIGNS = {
 _SIGN = re.compile("|".join(f"({words})" for words in _SIGNS.values()), re.ASCII | re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3}){1,2}(?![\d,])", re.ASCII)
 # A list of steps without blanks, `20*5=100,100-18=82`: after the comma the result is used, or a
-# number stands that no thousands separator has before it.
-_BARE_STEPS = re.compile(r"=(\d+),(?:\1|\d{1,2}|\d{4,})[-+*/]", re.ASCII)
+# number stands that no thousands separator has before it; or a puzzle stood after a result.
+_BARE_STEPS = re.compile(r"=(\d+),(?:\1|\d{1,2}|\d{4,})[-+*/]|=\d+;  ", re.ASCII)
 # In such a list, digits and comma between a result and a step, which may be cut off.
 _RESULT_THEN_STEP = re.compile(r"(?<==)\d{1,3},[1-9]\d{2}(?=[-+*/=]|\Z)", re.ASCII)
 _TERM = r"(?:\( *){0,8}(?<![\w.])(?:0|[1-9]\d{0,8})(?![\w%^!]|\.\d)(?: *\)){0,8}"
@@ -73,6 +75,8 @@ _GOAL = re.compile(
     r"(?! ?[-+*/×÷=])|\b(?:multiple of|close to) (?:a |the )?(?:\d|target)",
     re.ASCII | re.IGNORECASE,
 )
+# The numbers left, where a text states them after an operation or on going back.
+_LIST = re.compile(r"(?:;|\bback\b) ?(\d{1,9}(?: \d{1,9}){1,9}) ?= ?\d{1,9} ?:", re.ASCII)
 _KEYWORDS = (  # of the four behaviours, in the order of `Behaviours`
     r"(?i)\b(?:check|verify|correct|yes|works)\b",
     r"(?i)\b(?:wait|no|again|instead|another|different|backtrack|actually)\b",
@@ -115,6 +119,7 @@ class Attempt:
     repeated: bool  # the same calculation, in whatever order, as an earlier attempt
     slips: int  # false claims
     reached: bool  # the target, without a slip, with every number exactly once
+    returned: bool = False  # it goes on from a result of an earlier attempt
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,17 @@ class Trace:
     backtracks: int  # attempts left for another attempt, said or unsaid
     slips: int  # false claims
     found_then_abandoned: bool  # an attempt reached the target, the answer is not right
+
+    @property
+    def returns(self) -> int:
+        """Attempts that return to a partial result, so that less than all is given up."""
+        return sum(attempt.returned for attempt in self.attempts)
+
+    @property
+    def first_operations(self) -> tuple[str, ...]:
+        """What was tried first on the given numbers, each once, in order."""
+        begun = [attempt.claims[0] for attempt in self.attempts if not attempt.returned]
+        return tuple(dict.fromkeys(claim.expression for claim in begun))
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,7 @@ class _Draft:
     marks: list[float | None]  # of it, see `_marks`
     shown: Number | None  # its value on the page
     verdict: str | None
+    returned: bool  # it goes on from a result of an earlier attempt
 
     def add(self, claim: Claim, whole: Postfix, shown: Number | None) -> None:
         """Take up a claim that stands for `whole`."""
@@ -169,7 +186,8 @@ def parse(completion: str, puzzle: Puzzle) -> Trace:
     """Take a completion apart, whatever the string. The module's docstring has the rules."""
     judged = reward(completion, puzzle)
     text = _before_the_answer(completion)
-    claims, drafts = _gather(text, puzzle)
+    gather = _gather_by_lists if _LIST.search(text) else _gather
+    claims, drafts = gather(text, puzzle)
     attempts = _attempts(drafts, puzzle)
     right = judged.value == 1.0
     reached = any(attempt.reached for attempt in attempts)
@@ -216,6 +234,55 @@ def _gather(text: str, puzzle: Puzzle) -> tuple[list[Claim], list[_Draft]]:
         drafts[-1].add(claim, whole, shown)
         claims.append(claim)
     return claims, drafts
+
+
+Piece = tuple[Number, Postfix]  # a number at hand, and what it was made of
+
+
+def _gather_by_lists(text: str, puzzle: Puzzle) -> tuple[list[Claim], list[_Draft]]:
+    """As `_gather`, of a text that says which numbers are left, and when it goes back."""
+    claims: list[Claim] = []
+    drafts: list[_Draft] = []
+    lists: list[list[Piece]] = [[(number, [number]) for number in puzzle.numbers]]
+    at_hand = list(lists[0])
+    end = 0
+    goes_on = False  # with the attempt of the claim before
+    # A puzzle that is stated claims nothing, nor does its `=` say that the target is reached.
+    for claim, postfix in _claims(_LIST.sub(_blank, text), puzzle.target):
+        for stated in _LIST.finditer(text, end, claim.start):
+            if stated[0].startswith(";"):
+                lists.append(_listed(stated[1], at_hand))
+            else:
+                lists = lists[:-1] or lists
+            at_hand = list(lists[-1])
+        if not goes_on:
+            at_hand = list(lists[-1])
+        if not goes_on:
+            drafts.append(_new_draft(returned=any(len(made) > 1 for _, made in at_hand)))
+        whole = _fill(postfix, at_hand)
+        shown = claim.value if claim.stated is None else claim.stated
+        at_hand.append((shown, whole))
+        drafts[-1].add(claim, whole, shown)
+        drafts[-1].unused = [(n, made) for n, made in at_hand if len(made) > 1 and made != whole]
+        claims.append(claim)
+        end = claim.end
+        goes_on = claim.verdict is None
+    return claims, drafts
+
+
+def _blank(match: re.Match) -> str:
+    return ";".ljust(len(match[0]))
+
+
+def _listed(numbers: str, at_hand: list[Piece]) -> list[Piece]:
+    """The pieces that a list names; a number that was not at hand stands for itself."""
+    rest = list(at_hand)
+    rest.sort(key=lambda piece: -len(piece[1]))  # of equal numbers the result first
+    found = []
+    for number in map(int, numbers.split()):
+        whole = _fill([number], rest)
+        found.append((number, whole))
+    return found
 
 
 def _is_backward(claim: Claim, postfix: Postfix, puzzle: Puzzle, made: dict) -> bool:
@@ -311,8 +378,13 @@ def _place(postfix: Postfix, drafts: list[_Draft], numbers: tuple[int, ...], mad
         if is_of_given and restates and draft.verdict != "no":
             draft.unused = []
             return _fill_from_all(postfix, made, numbers)
-    drafts.append(_Draft(claims=[], unused=[], whole=[], marks=[], shown=None, verdict=None))
-    return _fill_from_all(postfix, made, numbers)
+    whole = _fill_from_all(postfix, made, numbers)
+    drafts.append(_new_draft(returned=len(whole) > len(postfix)))
+    return whole
+
+
+def _new_draft(*, returned: bool) -> _Draft:
+    return _Draft([], unused=[], whole=[], marks=[], shown=None, verdict=None, returned=returned)
 
 
 def _fill_from_all(postfix: Postfix, made: dict, numbers: tuple[int, ...]) -> Postfix:
@@ -360,6 +432,7 @@ def _attempt(draft: _Draft, puzzle: Puzzle, *, repeated: bool) -> Attempt:
         repeated=repeated,
         slips=slips,
         reached=used == given and distance == 0 and not slips,
+        returned=draft.returned,
     )
 
 

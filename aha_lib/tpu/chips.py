@@ -6,7 +6,7 @@ Tables and arithmetic. Knows nothing of what is installed here; asks no device.
 import math
 from dataclasses import dataclass
 
-from aha_lib.presets import ModelConfig, Settings
+from aha_lib.presets import ModelConfig, Pretraining, Settings
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ def estimate(config: ModelConfig, settings: Settings, chip: Chip) -> dict[str, f
     return {"prefill": step.prefill, "decode": step.decode, "update": step.update}
 
 
+def estimate_supervised(config: ModelConfig, settings: Pretraining, chip: Chip) -> float:
+    """Seconds per step of supervised training if the machine reached its peaks.
+
+    Every token has its logits; rows are filled up to what the cores divide.
+    """
+    s = settings
+    tokens = -(-s.rows // chip.cores) * chip.cores * s.row_len
+    passes = 3 + s.remat  # as in `_Step.update`
+    compute = passes * _forward(config, chip, tokens, s.row_len, logits=tokens)
+    return max(compute, 3 * _layer_bytes(config) / chip.ici)
+
+
 @dataclass(frozen=True)
 class _Step:
     """A training step of a model on a machine, whose work is spread evenly over the cores."""
@@ -60,7 +72,8 @@ class _Step:
     def prefill(self) -> float:
         """Seconds to read all prompts, each once."""
         s = self.settings
-        compute = self._forward(s.prompts * s.prompt_len, s.prompt_len)
+        # Without logits: those after the prompt are the first of decoding.
+        compute = self._forward(s.prompts * s.prompt_len, s.prompt_len, logits=0)
         return max(compute, self._layer_bytes / self.chip.ici)
 
     @property
@@ -77,10 +90,10 @@ class _Step:
         # Of layers that are gathered beforehand each core reads a whole copy and none is sent.
         layers_read = self._layer_bytes if s.gather else self._layer_bytes / self.chip.cores
         layers_sent = 0 if s.gather else self._layer_bytes
-        head_read = 2 * self._head_parameters / self.chip.cores
+        head_read = 2 * _head_parameters(self.config) / self.chip.cores
         read = layers_read + head_read + self._rows / self.chip.cores * cache_of_row
         token = max(
-            self._forward(self._rows, context),
+            self._forward(self._rows, context, logits=self._rows),
             read / self.chip.bandwidth,
             layers_sent / self.chip.ici,
         )
@@ -94,7 +107,8 @@ class _Step:
         has_reference = s.kl > 0
         # Forward, and backward twice its work; again forward where layers are recomputed.
         passes = 3 + s.remat + has_reference
-        compute = passes * self._forward(self._rows * length, length)
+        written = self._rows * s.completion_len  # no token of a prompt is a target
+        compute = passes * self._forward(self._rows * length, length, logits=written)
         # Each micro-batch gathers the layers forward and backward, and scatters the gradient.
         transfers = (3 + has_reference) * math.ceil(self._rows / s.micro_batch)
         return max(compute, transfers * self._layer_bytes / self.chip.ici) * s.updates
@@ -104,19 +118,32 @@ class _Step:
         return self.settings.prompts * self.settings.group
 
     @property
-    def _head_parameters(self) -> int:
-        return self.config.vocab * self.config.width
-
-    @property
     def _layer_bytes(self) -> int:
-        """Of all layers' parameters in bfloat16."""
-        return 2 * (self.config.parameters - self._head_parameters)
+        return _layer_bytes(self.config)
 
-    def _forward(self, tokens: int, context: int | float) -> float:
-        """Seconds of arithmetic of a forward pass over tokens that each attend to `context`.
+    def _forward(self, tokens: int, context: int | float, *, logits: int) -> float:
+        return _forward(self.config, self.chip, tokens, context, logits=logits)
 
-        2 N + 4 L H h S operations a token (scaling book, "transformers").
-        """
-        c = self.config
-        operations = 2 * c.parameters + 4 * c.layers * c.heads * c.head_dim * context
-        return tokens * operations / self.chip.cores / self.chip.flops
+
+def _head_parameters(config: ModelConfig) -> int:
+    return config.vocab * config.width
+
+
+def _layer_bytes(config: ModelConfig) -> int:
+    """Of all layers' parameters in bfloat16."""
+    return 2 * (config.parameters - _head_parameters(config))
+
+
+def _forward(
+    config: ModelConfig, chip: Chip, tokens: int, context: int | float, *, logits: int
+) -> float:
+    """Seconds of arithmetic of a forward pass over tokens that each attend to `context`.
+
+    2 N + 4 L H h S operations a token (scaling book, "transformers"); of the N parameters those of
+    the vocabulary are for tokens alone whose `logits` are computed.
+    """
+    c = config
+    layers = 2 * (c.parameters - _head_parameters(c))
+    attention = 4 * c.layers * c.heads * c.head_dim * context
+    operations = tokens * (layers + attention) + logits * 2 * _head_parameters(c)
+    return operations / chip.cores / chip.flops

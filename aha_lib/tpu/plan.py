@@ -28,15 +28,17 @@ from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import MODELS, SETTINGS, Settings, shape
 from aha_lib.rl import sampler
 from aha_lib.run import cli
+from aha_lib.run.programs import GiB, Program, programs
 from aha_lib.tasks import task as tasks
 from aha_lib.tpu.chips import CHIPS, Chip, estimate
-from aha_lib.tpu.programs import GiB, Program, programs
+from aha_lib.tpu.forecast import Forecast, forecast
 
 log = logging.getLogger(__name__)
 MODEL_NAMES = tuple({**MODELS, **SETTINGS})
 
 # What to change where a program does not fit, by its phase.
 ADVICE = {
+    "cold start": "choose a cold start with fewer rows, or a shorter row_len",
     "keep": "train adapters",
     "sample": "lower prompts (or gather=False), or train adapters",
     "update": "lower micro_batch, or train adapters",
@@ -79,12 +81,28 @@ class Plan:
         return not self.too_large
 
     @property
+    def forecast(self) -> Forecast | None:
+        """Minutes of the run, by what the compiler took; None of a model without a preset."""
+        if self.model not in SETTINGS:
+            return None
+        s, base = self.settings, SETTINGS[self.model]
+        names = [one.name for one in dataclasses.fields(Settings)]
+        changes = {
+            name: getattr(s, name) for name in names if getattr(s, name) != getattr(base, name)
+        }
+        seconds = {program.name: program.seconds for program in self.programs}
+        advice = " ".join(self._advice())
+        return forecast(self.model, self.chip, seconds=seconds, too_large=advice, **changes)
+
+    @property
     def too_large(self) -> list[Memory]:
         """The programs that do not fit."""
         return [program for program in self.programs if program.total > CHIPS[self.chip].hbm]
 
     def __str__(self) -> str:
         lines = [self._title(), *self._table(), *self._advice(), self._time_and_price()]
+        if self.forecast:
+            lines.append(str(self.forecast))
         return "\n".join(lines)
 
     def _title(self) -> str:

@@ -97,6 +97,21 @@ def test_the_records_have_the_backtracks_that_the_rules_see(folder):
         assert row["heldout_backtracks"] == sum(backtracks) / len(backtracks)
 
 
+def test_a_run_that_has_not_been_measured_is_none_to_read(tmp_path):
+    """As in the minutes of a cold start, which has a folder of its own, and before step 0."""
+    assert record.read_evaluated(tmp_path / "nowhere") is None
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/settings.json").write_text("{}")
+    (tmp_path / "base/metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    assert record.read_evaluated(tmp_path) is None
+    (tmp_path / "settings.json").write_text(json.dumps(dataclasses.asdict(SMALL)))
+    (tmp_path / "rollouts.jsonl").write_text('{"step": 0, "sampled": [], "greedy": []}\n')
+    assert record.read_evaluated(tmp_path) is None, "its texts are there, its row is not yet"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "heldout_accuracy": 0.0}\n')
+    found = record.read_evaluated(tmp_path)
+    assert found == record.read(tmp_path) and len(found.kept) == 1
+
+
 def test_there_are_records():
     places = {path.parts[-2] for path in RECORDS}
     assert places == {"run", "gemma3-270m", "h100", "h100_2e-4"}

@@ -237,6 +237,23 @@ def test_a_direction_that_is_there_is_found():
     assert abs(steering.separation(cloud[0] @ steering.probe(cloud, tries)[0], swapped) - 0.5) < 0.1
 
 
+def test_the_principal_component_is_where_it_varies_most():
+    """Labels or none: two clouds far apart differ most along the way between them."""
+    rng = np.random.default_rng(0)
+    tries = rng.random(200) < 0.4
+    cloud = rng.normal(size=(2, 200, 4)).astype(np.float32)
+    cloud[0, :, 2] += 6 * tries
+    cloud[1] *= [0, 3, 0, 0]
+    component, share = steering.principal(cloud)
+    way = steering.difference(cloud, tries)[0]
+    assert abs(component[0] @ way) / np.linalg.norm(way) > 0.98
+    np.testing.assert_allclose(np.linalg.norm(component, axis=1), 1, rtol=1e-5)
+    along, total = np.var(cloud[0] @ component[0]), np.var(cloud[0], axis=0).sum()
+    np.testing.assert_allclose(share, [along / total, 1], rtol=1e-4)
+    with pytest.raises(ValueError, match="two decisions"):
+        steering.principal(cloud[:, :1])
+
+
 def test_bad_input_is_a_sentence(model):
     with pytest.raises(ValueError, match="has no layer 3|There is no layer 3"):
         steering.steer(model, np.zeros(24), 3, 1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aha_lib.model import weights
+from aha_lib.model import vocabulary, weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.presets import MODELS
 
@@ -140,3 +140,20 @@ def test_presets_count_their_parameters(name):
         "gemma3-4b": 3.9e9,
     }
     assert count == pytest.approx(published.get(name, count), rel=0.02)
+
+
+def test_waves_in_numbers():
+    """Rows of numbers keep their length; near numbers are near, and equal ends are alike."""
+    model = Gemma(MODELS["small"], rngs=nnx.Rngs(0))
+    before = np.asarray(model.embed[...])
+    numbers = {n: n + 4 for n in range(201)}
+    vocabulary.add_waves(model, numbers)
+    after = np.asarray(model.embed[...])
+    waves = 2 * len(vocabulary.PERIODS)
+    rows = after[4:205, :waves]
+    np.testing.assert_allclose((rows**2).sum(1), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(after[4:205, waves:], before[4:205, waves:] * 0.5**0.5, rtol=1e-6)
+    assert (np.delete(after, range(4, 205), 0) == np.delete(before, range(4, 205), 0)).all()
+    alike = rows @ rows.T
+    assert alike[50, 51] > alike[50, 57], "near numbers"
+    assert alike[50, 60] > alike[50, 57], "the same last digit"

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from aha_lib.model.tokenizer import TINY_PATH, TINY_WORDS, Tokenizer, tiny_model
+from aha_lib.model.tokenizer import TINY_PATH, TINY_WORDS, WORDS, Tokenizer, tiny_model
+from aha_lib.presets import MODELS
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
 
@@ -167,3 +168,12 @@ def test_gemma():
     assert gemma.chat([("user", "Hi")]) == [2, 105, 2364, 107, 10979, 106, 107, 105, 4368, 107]
     text = "Größe: 𓂀 🦜\n\tx  = [1, 22];"
     assert "".join(gemma.stream(gemma.encode(text))) == gemma.decode(gemma.encode(text)) == text
+
+
+def test_small_words_are_one_token_each():
+    tokenizer = Tokenizer(tiny_model(WORDS["small"]))
+    assert tokenizer.vocab_size == MODELS["small"].vocab
+    ids = tokenizer.encode(" ".join(WORDS["small"]), bos=False)
+    assert len(set(ids)) == len(ids) == len(WORDS["small"])
+    assert tokenizer.numbers() == {n: ids[n] for n in range(201)}
+    assert max(Tokenizer(tiny_model()).numbers()) == 100

@@ -84,11 +84,16 @@ def test_logprobs_are_those_of_the_full_forward_pass(model, monkeypatch, one_thr
     moves, move = [], sampler._resize
     monkeypatch.setattr(sampler, "_resize", lambda *args: moves.append(args[1:]) or move(*args))
     out = sample(model, temperature=temperature)
-    first, second = (dict(zip(Cache._fields, moves[i : i + 4], strict=True)) for i in (0, 4))
+    first = dict(zip(Cache._fields, moves[:4], strict=True))
     assert len(first["k"][0]) == 48, "every row starts with its prompt's cache"
-    if temperature:  # the likeliest tokens need not stop
-        assert len(second["k"][0]) < 48, "rows that are done are dropped"
-    assert (second["k"][1], second["local_k"][1]) == (28, 6), "a local layer keeps its window"
+    assert (first["k"][1], first["local_k"][1]) == (18, 6), "a local layer keeps its window"
+    order, slots = zip(*moves[4:], strict=True)
+    if order[0] is None:  # the likeliest tokens need not stop
+        assert slots == (28, 28), "a window that is full, and whose rows all go on, is not copied"
+    else:
+        assert len(order[0]) < 48, "rows that are done are dropped"
+        assert slots == (28, 28, 6, 6)
+    assert temperature == 0 or order[0] is not None
     for prompt, tokens, logprobs in rows_of(out):
         logits = full_logits(model, prompt + tokens)[len(prompt) - 1 : -1]
         if temperature == 0:
@@ -283,6 +288,59 @@ def test_shapes_of_the_decode_programs_are_known(model, monkeypatch, one_thread)
     assert len(met) > 2 and met <= set(known)
     shares = sampler.decode_shapes(3, 8, sampling, threads=2)  # of two prompts, and of one
     assert {rows for rows, *_ in shares} == {32, 16, 8, 4, 2}
+
+
+def test_a_last_call_takes_the_programs_of_the_others(model, monkeypatch, one_thread):
+    """Filled up to three prompts, two are written with the very shapes of three, and as alone."""
+    met, decode, prefill = [], sampler._decode, sampler._prefill
+
+    def spy(graph, params, rows, temperature, stage):
+        met.append(sampler.DecodeShape(len(rows.done), rows.cache.k.shape[3], stage.length))
+        return decode(graph, params, rows, temperature, stage)
+
+    def begin(graph, params, prompts, valid, wanted):
+        met.append(sampler.PrefillShape(len(prompts), len(wanted.prompt)))
+        return prefill(graph, params, prompts, valid, wanted)
+
+    monkeypatch.setattr(sampler, "_decode", spy)
+    monkeypatch.setattr(sampler, "_prefill", begin)
+    alone = sample(model, prompts=PROMPTS[:2])
+    assert (2, 32) in met
+    met.clear()
+    filled = sample(model, prompts=PROMPTS[:2], fill=3)
+    sampling = sampler.Sampling(group=16, length=20, stop_ids=STOPS, pad_id=PAD, stages=2)
+    known = sampler.shapes(3, 8, sampling)
+    assert met[0] in known.prefills and {*met[1:]} <= known.decodes
+    np.testing.assert_array_equal(filled.tokens, alone.tokens)
+    np.testing.assert_array_equal(filled.mask, alone.mask)
+    np.testing.assert_allclose(filled.logprobs, alone.logprobs, atol=1e-5)
+    monkeypatch.setattr(sampler, "cpu_threads", lambda params: 2)
+    np.testing.assert_array_equal(sample(model, prompts=PROMPTS[:2], fill=3).tokens, alone.tokens)
+
+
+def test_the_moves_of_the_cache_are_known(model, monkeypatch, one_thread):
+    met, resize = set(), sampler._resize
+
+    def spy(x, order, slots):
+        if x.shape[0] == 1 and slots > 6:  # of the global layer
+            kept = x.shape[1] if order is None else len(order)
+            met.add((x.shape[1], x.shape[3], kept, slots))
+        return resize(x, order, slots)
+
+    monkeypatch.setattr(sampler, "_resize", spy)
+    for number in range(3):
+        sample(model, jax.random.key(number), temperature=0.5 + number)
+    sampling = sampler.Sampling(group=16, length=20, stop_ids=STOPS, pad_id=PAD, stages=2)
+    known = {move[:4] for move in sampler.shapes(3, 8, sampling).moves}
+    assert len(met) > 1 and met <= known
+    assert known == {(3, 8, 48, 18), *((48, 18, kept, 28) for kept in (48, 24, 12, 6))}
+
+
+def test_accelerators_halve_less_far(monkeypatch):
+    """There a program takes a minute, and a few rows take as long as some more."""
+    assert sampler._halvings(64, sampler._fewest(64)) == [64, 32, 16, 8]
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert sampler._halvings(64, sampler._fewest(64)) == [64, 32, 16]
 
 
 def test_no_prompts_are_a_sentence(model):

@@ -14,8 +14,7 @@ import jax
 
 from aha_lib import devices, presets
 from aha_lib.rl import sampler
-from aha_lib.run import cli, train
-from aha_lib.tpu import programs
+from aha_lib.run import cli, programs, train
 
 found = {"whole": [], "stages": [], "compiled": [], "planned": []}
 spec, decode = devices.spec, sampler._decode

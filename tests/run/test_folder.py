@@ -210,7 +210,7 @@ from pathlib import Path
 from aha_lib.run import folder, session
 
 out = Path(sys.argv[1])
-bar = session.Progress(0, 5)
+bar = session.Progress(0, 6)
 with session.catch_signals() as seen:
     signal.raise_signal(signal.SIGINT)
     bar.advance("seen")

@@ -1,6 +1,7 @@
 """Countdown against independent calculations: brute force, and Python's own parser on fractions."""
 
 import ast
+import dataclasses
 import itertools
 import json
 import operator
@@ -502,3 +503,31 @@ def test_what_a_well_formed_wrong_answer_is_paid_can_be_set():
         assert reward(f"<answer> {text} </answer>", puzzle, form=0.0).value == 0.0
     assert reward("<answer> 20 + 16 + 4 </answer>", puzzle, form=0.0).value == 1.0
     assert reward("<answer> none </answer>", puzzle, form=0.5).value == 0.0
+
+
+def test_targets_drawn_before_the_numbers():
+    """Uniform in their range, though some are reached far more often; the mix is kept."""
+    reached, uniform = PUZZLES["tinyzero-200"], PUZZLES["tinyzero-200-uniform"]
+    assert uniform == dataclasses.replace(reached, targets="uniform")
+    puzzles = [generate(0, index, uniform) for index in range(250)]
+    assert puzzles[:5] == [generate(0, index, uniform) for index in range(5)]
+    for puzzle in puzzles[:40]:
+        assert solve(puzzle, bound=200) and not is_held_out(puzzle.numbers)
+    low = sum(puzzle.target < 40 for puzzle in puzzles) / len(puzzles)
+    assert low == pytest.approx(30 / 91, abs=0.1)
+    three = sum(len(puzzle.numbers) == 3 for puzzle in puzzles) / len(puzzles)
+    assert three == pytest.approx(0.5, abs=0.1)
+    held_out = generate(0, 0, uniform, held_out=True)
+    assert is_held_out(held_out.numbers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": "random"}, 'targets is \'random\': it has to be "reached" or "uniform"'),
+        ({"targets": "uniform", "bound": 50}, "Targets to 100 cannot be reached within 50"),
+    ],
+)
+def test_impossible_targets_are_a_sentence(changes, message):
+    with pytest.raises(ValueError, match=message):
+        generate(0, 0, dataclasses.replace(PUZZLES["tinyzero"], **changes))

@@ -1,0 +1,157 @@
+"""What completions do, counted so that the count does not depend on how an answer ends.
+
+To sort answers by style and compare their accuracies is a trap: the style depends on the outcome.
+Here stand shares that can be compared before and after training, and what Countdown's rule of the
+corpus (`corpus.trace`) would reach if it were followed without a mistake. For runs whose puzzles
+are Countdown's. Knows nothing of models, files or plots.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from aha_lib.look.record import Record
+from aha_lib.tasks import corpus, countdown, traces
+
+ONE_OPERATION = re.compile(r"(\d+) ?([-+*/]) ?(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many of so many; of nothing it has no value."""
+
+    count: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        """From 0 to 1; not a number where it is a share of nothing."""
+        return self.count / self.of if self.of else math.nan
+
+    @property
+    def error(self) -> float:
+        """The standard error, as if all of them were independent; not a number of nothing."""
+        return math.sqrt(self.value * (1 - self.value) / self.of) if self.of else math.nan
+
+    def __add__(self, other: "Share") -> "Share":
+        return Share(self.count + other.count, self.of + other.of)
+
+    def __str__(self) -> str:
+        return f"{self.count}/{self.of} = {self.value:.2f}" if self.of else "none"
+
+
+def share(flags: Iterable[bool]) -> Share:
+    """How many of the flags are true."""
+    flags = list(flags)
+    return Share(sum(map(bool, flags)), len(flags))
+
+
+def take_apart(run: Record, kind: str = "sampled") -> list[list[traces.Trace]]:
+    """The completions of a run, "sampled" or "greedy": for each checkpoint a trace a puzzle."""
+    sides = []
+    for row in run.kept:
+        pairs = zip(row[kind], run.panel, strict=True)
+        sides.append([traces.parse(text, puzzle) for text, puzzle in pairs])
+    return sides
+
+
+def will_and_skill(side: Sequence[traces.Trace]) -> dict[str, Share]:
+    """Of completions, of first noes, of attempts, of sums with a result."""
+    tried = [trace for trace in side if trace.attempts]
+    refused = [trace for trace in tried if trace.attempts[0].verdict == "no"]
+    stated = [c.true for trace in side for c in trace.claims if c.true is not None]
+    return {
+        "any attempt": Share(len(tried), len(side)),
+        "goes on after a no": share(len(trace.attempts) > 1 for trace in refused),
+        "hits per attempt": share(a.reached for trace in tried for a in trace.attempts),
+        "true sums": share(stated),
+    }
+
+
+def repeated(side: Iterable[traces.Trace]) -> Share:
+    """Of the attempts, those that make a calculation of an earlier one, in whatever order."""
+    return share(a.repeated for trace in side for a in trace.attempts)
+
+
+def reached_within(side: Sequence[traces.Trace], most: int) -> Share:
+    """Of the completions, those that reach the target in their first attempts."""
+    return share(any(a.reached for a in trace.attempts[:most]) for trace in side)
+
+
+def finished(side: Iterable[traces.Trace]) -> Share:
+    """Of the answers that try an operation that can lead to the target: is the target reached when
+    the answer tries such an operation for the first time?
+
+    For puzzles of three numbers, where such an operation is the first of two.
+    """
+    outcomes = []
+    for trace in side:
+        promising = promising_firsts(trace.puzzle)
+        first_tries = (a for a in trace.attempts if _first_operation(a) in promising)
+        attempt = next(first_tries, None)
+        if attempt is not None:
+            outcomes.append(attempt.reached)
+    return share(outcomes)
+
+
+def _first_operation(attempt: traces.Attempt) -> tuple[int, str, int] | None:
+    """What the attempt does first, the larger number first; None for more than an operation."""
+    match = ONE_OPERATION.fullmatch(attempt.claims[0].expression)
+    if match is None:
+        return None
+    a, sign, b = match.groups()
+    return _ordered(int(a), sign, int(b))
+
+
+def _ordered(a: int, sign: str, b: int) -> tuple[int, str, int]:
+    return (b, sign, a) if sign in "+*" and a < b else (a, sign, b)
+
+
+def _in_order(puzzle: countdown.Puzzle) -> dict[tuple[int, str, int, int, int], bool]:
+    """The first operations in the rule's order, and whether one more can then hit the target.
+
+    An operation is two numbers with a sign between, its value, and the number that is left.
+    ValueError for a puzzle that does not have three numbers, for which there is no such rule.
+    """
+    if len(puzzle.numbers) != 3:
+        raise ValueError(f"The rule is for three numbers: {puzzle} has {len(puzzle.numbers)}.")
+    a, b, c = sorted(puzzle.numbers, reverse=True)
+    found = {}
+    for x, y, rest in ((a, b, c), (a, c, b), (b, c, a)):
+        for text, value in corpus.operations(x, y):
+            left, sign, right, _, _ = text.split()
+            seconds = [result for _, result in corpus.operations(value, rest)]
+            operation = int(left), sign, int(right), value, rest
+            found[operation] = puzzle.target in seconds
+    return found
+
+
+def promising_firsts(puzzle: countdown.Puzzle) -> set[tuple[int, str, int]]:
+    """The first operations after which one more can hit the target."""
+    return {(a, sign, b) for (a, sign, b, *_), can_hit in _in_order(puzzle).items() if can_hit}
+
+
+def chance_by_rule(puzzle: countdown.Puzzle, most: int = 1) -> float:
+    """How likely the rule hits in its first attempts, whatever operation it begins with."""
+    can_hit = [*_in_order(puzzle).values()]
+    hits = []
+    for start in range(len(can_hit)):
+        going_round = can_hit[start:] + can_hit[:start]
+        hits.append(any(going_round[:most]))
+    return sum(hits) / len(hits)
+
+
+def rule_run_on(puzzle: countdown.Puzzle, attempts: int, start: int = 0) -> traces.Trace:
+    """What the rule writes if it goes round for so many attempts and nothing stops it.
+
+    The comparison for answers that repeat themselves: the rule has as few operations to try.
+    """
+    firsts = [*_in_order(puzzle)]
+    lines = []
+    for turn in range(attempts):
+        a, sign, b, value, rest = firsts[(start + turn) % len(firsts)]
+        seconds = corpus.operations(value, rest)
+        second, _ = min(seconds, key=lambda second: abs(second[1] - puzzle.target))
+        lines.append(f"{a} {sign} {b} = {value} , {second} no")
+    return traces.parse(" ".join(lines), puzzle)
