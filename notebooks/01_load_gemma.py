@@ -23,7 +23,7 @@
 #
 # 1. that the tokenizer gives every text back as it was;
 # 2. that more than half of the smallest Gemma is its vocabulary;
-# 3. that seventy lines of NumPy, reading the file on their own, compute the
+# 3. that sixty lines of NumPy, reading the file on their own, compute the
 #    same numbers as the library;
 # 4. how a model is shared out among devices, and that a model saved and
 #    loaded again is the same to the last bit.
@@ -332,8 +332,8 @@ axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3)
 plt.show()
 
 # %% [markdown]
-# Gemma 3 270M is mostly a dictionary: 168 million of its parameters say
-# what the 262,144 pieces mean, 100 million do the thinking. The same table
+# Gemma 3 270M is mostly vocabulary: 168 million of its parameters are the
+# rows of its 262,144 pieces, 100 million are in the layers. The same table
 # serves at both ends, for reading and for writing. That is why training
 # code has to be careful with *logits*: one row of them is as long as the
 # vocabulary.
@@ -357,12 +357,13 @@ assert count(c)["vocabulary"] > total / 2
 print(f"{total:,}")
 
 # %% [markdown]
-# ## 6. A Gemma in seventy lines of NumPy
+# ## 6. A Gemma in sixty lines of NumPy
 #
 # Everything between the file and the next token's probabilities, in plain
 # NumPy and float64: one row, no cache, no sharding, no code of the library.
-# It reads the tiny model's `model.safetensors` by its published names. All
-# of Gemma 3 is here; a larger one has more layers and wider ones.
+# It reads the tiny model's `model.safetensors` by its published names. A
+# larger Gemma 3 has more layers and wider ones; from 4B on the positions of
+# global layers are divided by 8, and no step else is added.
 
 # %%
 import json
@@ -722,10 +723,10 @@ print(len(before), "arrays, each the same in both layouts.")
 #
 # ## Summary
 #
-# Loading and the table of handles live in `aha_lib/model/weights.py`, saving in
-# `aha_lib/model/export.py`, the
-# transformer in `aha_lib/model/gemma.py`, its shapes in `aha_lib/presets.py`, the
-# mesh and the rules of sharding in `aha_lib/devices.py`. Adapters that leave
-# the base as it is (LoRA) are in `aha_lib/model/lora.py`.
+# Loading and the table of handles live in `aha_lib/model/weights.py`, saving
+# in `aha_lib/model/export.py`, the transformer in `aha_lib/model/gemma.py`,
+# its shapes in `aha_lib/presets.py`, the mesh and the rules of sharding in
+# `aha_lib/devices.py`. Adapters that leave the base as it is (LoRA) are in
+# `aha_lib/model/lora.py`.
 #
 # Next: `02_countdown_env`, the game that the model will learn.

@@ -962,6 +962,7 @@ many = 32
 slots = padded.shape[1] + many
 most = rows_that_fit(slots)
 batches = [n for n in (1, 8, 64, 256) if n % mesh.size == 0 and n <= most]
+batches = batches or [mesh.size]  # a row on each device, at least
 
 
 def decode(rows):

@@ -6,8 +6,10 @@ lowered here, and compiled in threads. JAX finds them again when the functions a
 arguments have the same shapes, dtypes and shardings. Knows nothing of what the programs compute.
 """
 
+import atexit
 import os
 import queue
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -22,6 +24,10 @@ from aha_lib.rl import grpo
 from aha_lib.run import programs, session
 from aha_lib.run.programs import Program
 from aha_lib.tasks.rollout import Policy
+
+# Status of a process that ends while XLA is still at work, as `aha train` has them.
+INTERRUPTED = 130
+FAULT = 2
 
 
 @devices.memory_errors(ROOM)
@@ -58,9 +64,11 @@ def compile_all(found: Sequence[Program], workers: int | None = None) -> None:
         return
     lowered, done = queue.SimpleQueue(), queue.SimpleQueue()
     count = min(workers or _workers(), len(found))
-    for _ in range(count):
-        # Daemons: Python does not wait for them at its end, as it does for a pool's threads.
-        threading.Thread(target=_work, args=(lowered, done), daemon=True).start()
+    # Daemons: Python does not wait for them at its end, as it does for a pool's threads.
+    work = dict(target=_work, args=(lowered, done), daemon=True)
+    threads = [threading.Thread(**work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
     try:
         with _bar(len(found)) as bar:
             for program in found:
@@ -69,6 +77,10 @@ def compile_all(found: Sequence[Program], workers: int | None = None) -> None:
                 _count(bar, done, wait=False)
             while bar.n < bar.total:
                 _count(bar, done, wait=True)
+    except BaseException as error:
+        status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAULT
+        atexit.register(_leave, threads, status)
+        raise
     finally:
         _drop(lowered)
         for _ in range(count):
@@ -94,6 +106,18 @@ def _work(lowered: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
         except Exception as caught:  # XLA's have many kinds
             error = caught
         done.put(error)
+
+
+def _leave(threads: Sequence[threading.Thread], status: int) -> None:
+    """At Python's end: end the process, where XLA is still at work in threads.
+
+    They cannot be stopped, and would abort a process whose Python is gone.
+    """
+    if any(thread.is_alive() for thread in threads):
+        with session.forgive_closed_output():
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def _bar(total: int) -> tqdm:

@@ -152,7 +152,7 @@ def forecast(
         run=_run(settings, config, machine),
         too_large=too_large or "",
         asked=too_large is not None,
-        session=None if hours is None else 60 * hours,
+        session=None if hours is None else 60.0 * hours,
     )
 
 

@@ -203,7 +203,7 @@ def test_the_plan_knows_every_program_of_a_run(odd):
     for module, size in found["compiled"]:
         assert size <= planned.get(module, parameter), f"{module}: the plan has to know it"
     names = [name for name, *_ in found["planned"]]
-    assert len(names) == len(set(names)) == 9
+    assert len(names) == len(set(names)) == 11
 
 
 @pytest.mark.slow

@@ -124,6 +124,32 @@ def test_an_interrupt_does_not_wait_for_the_compiler():
     never.set()
 
 
+STUBBORN = """
+import os, signal, threading
+import jax, jax.numpy as jnp
+from aha_lib.run import ahead
+from aha_lib.run.programs import Program
+
+def long(x):
+    for i in range(1500):
+        x = jnp.sin(x @ x + i)
+    return x
+
+lowered = jax.jit(long).lower(jax.ShapeDtypeStruct((64, 64), "float32"))
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+ahead.compile_all([Program("long", 0.0, lambda: lowered)] * 2)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_while_the_compiler_is_at_work():
+    """XLA's own: Python cannot stop it, and a process aborted that ended without a care."""
+    env = os.environ | dict(JAX_PLATFORMS="cpu", JAX_ENABLE_COMPILATION_CACHE="0")
+    done = subprocess.run([sys.executable, "-c", STUBBORN], env=env, capture_output=True, text=True)
+    assert done.returncode == ahead.INTERRUPTED, done.stderr
+    assert "KeyboardInterrupt" in done.stderr and "FATAL" not in done.stderr
+
+
 def test_it_pays_where_there_is_an_accelerator(monkeypatch):
     assert [ahead.pays(wanted) for wanted in ("auto", "always", "never")] == [False, True, False]
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")

@@ -136,10 +136,9 @@ def test_unknown_names_are_a_sentence(preset, chip):
 
 def test_a_plan_hands_on_what_the_compiler_said():
     settings = SETTINGS["gemma3-1b"]
+    times = {"prefill": 1.0, "decode": 1.0, "update": 1.0}
     large = plan.Memory("update: gradient", 1.0, 15.0, 0.5, 300.0)
-    answer = plan.Plan(
-        "gemma3-1b", "v5e-8", settings, [large], {"prefill": 1, "decode": 1, "update": 1}
-    )
+    answer = plan.Plan("gemma3-1b", "v5e-8", settings, [large], times)
     assert answer.forecast.compilation.minutes == pytest.approx(5)
     assert not answer.forecast.go and "lower micro_batch" in answer.forecast.verdict
     assert str(answer).endswith(answer.forecast.verdict)
