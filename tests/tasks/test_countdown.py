@@ -158,9 +158,9 @@ def test_generate_gives_the_puzzles_that_it_gave():
         for index, (*numbers, target) in enumerate(row["puzzles"]):
             puzzle = generate(row["seed"], index, PuzzleRange(**ranges), held_out=row["held_out"])
             assert puzzle == Puzzle(tuple(numbers), target)
-            counts[ranges["high"], ranges.get("bound")] += 1
+            counts[ranges["high"], ranges.get("bound"), ranges.get("targets", "reached")] += 1
     for preset in PUZZLES.values():
-        assert counts[preset.high, preset.bound] == 300
+        assert counts[preset.high, preset.bound, preset.targets] == 300
 
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=4), st.sampled_from([None, 30]))
