@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,7 +233,10 @@ def _ask_compiler(lowered: jax.stages.Lowered) -> list[float]:
     """GiB of arguments and of temporaries, and the seconds that the compiler took."""
     start = time.perf_counter()
     try:
-        m = lowered.compile().memory_analysis()
+        with warnings.catch_warnings():
+            # JAX cannot read kept programs of chips that are absent, and compiles them again.
+            warnings.filterwarnings("ignore", ".*persistent compilation cache entry")
+            m = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         needed = _needed(str(error))
         if needed is None:

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import math
 import re
+import warnings
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -158,6 +160,21 @@ def test_a_damaged_cache_file_is_asked_anew(ask, damage):
     again = answer()
     assert (again.arguments, again.temporaries) == (first.arguments, first.temporaries)
     assert answer() == again, "and whole from now on"
+
+
+def test_a_kept_program_of_an_absent_chip_is_no_warning(monkeypatch, recwarn):
+    """JAX's compilation cache cannot read it without the chip; it is compiled, and nothing said."""
+    sizes = dict(output_size_in_bytes=0, alias_size_in_bytes=0, temp_size_in_bytes=2**30)
+    memory = SimpleNamespace(**sizes, argument_size_in_bytes=2**31)
+
+    def compile(lowered):
+        warnings.warn("Error reading persistent compilation cache entry for 'jit_f'", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+        return SimpleNamespace(memory_analysis=lambda: memory)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+    assert plan._ask_compiler(jax.jit(abs).lower(1.0))[:2] == [2.0, 1.0]
+    assert [str(one.message) for one in recwarn] == ["another"]
 
 
 def test_a_cache_that_cannot_be_written_is_a_line(ask, caplog):
