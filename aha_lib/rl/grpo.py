@@ -459,9 +459,11 @@ def train_step(graph, state: TrainState, reference, batch: Batch, settings: Sett
         batch = rescore(graph, state.params, batch, s)
     for _ in range(s.updates):
         grads, new = gradient(graph, state.params, reference, batch, s)
-        value = sum((x["loss"] for x in new), jnp.float32(0))
         # An argument of the update, not a constant in it: runs of other lengths share its program.
         rate = _rate(LearningRate.of(s), updates_done(state.opt_state))
+        # Without signal there is no loss: 0, on the devices where a loss would be.
+        nothing = jnp.zeros_like(rate, dtype=jnp.float32)
+        value = sum((x["loss"] for x in new), nothing)
         state, grad_norm = apply(state, grads, rate, value, OptimizerSettings.of(s))
         skipped += not np.isfinite(float(grad_norm + value))
         sums += new
