@@ -102,7 +102,11 @@ def ended_by_sigterm(out):
     signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("end", [ended_by_stop, ended_by_ctrl_c, ended_by_sigterm])
+def slow(end):
+    return pytest.param(end, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("end", [ended_by_stop, slow(ended_by_ctrl_c), slow(ended_by_sigterm)])
 def test_a_cold_start_that_was_stopped_goes_on(whole, settings, tmp_path, end):
     """It saves the step at which it is; the next call gives the rows that are left."""
     out, rows = tmp_path / "run", []
@@ -279,6 +283,7 @@ def test_supervised_training_alone_stops_as_a_run_does(settings, tmp_path, capsy
     assert folder.why_stopped(tmp_path) is None and pretrain.is_finished(tmp_path)
 
 
+@pytest.mark.slow
 def test_another_seed_length_rate_or_corpus_compiles_nothing(whole, settings, tmp_path):
     """Of a step's program: it has what it needs of the settings as arguments."""
     compiled = pretrain.train_step._cache_size()
