@@ -120,7 +120,7 @@ def set_parameters(notebook, values: dict) -> dict:
     return changed
 
 
-def prepare(how: Rehearsal, model: Path, folder: Path, servers_: servers.Servers) -> places.Place:
+def prepare(how: Rehearsal, folder: Path, servers_: servers.Servers) -> places.Place:
     """The place, with the environment of its site and the addresses of `servers_`."""
     place = places.make(how.site, folder)
     servers_.mount = place.input
@@ -250,7 +250,7 @@ def main(arguments: list[str]) -> int:
     print(f"In {folder}", flush=True)
     results = []
     with serve(model) as sites:
-        place = prepare(how, model, folder, sites)
+        place = prepare(how, folder, sites)
         for name in asked.notebooks:
             name = re.sub(r"\.(py|ipynb)$", "", Path(name).name)
             results.append(rehearse(name, how, place, dict(asked.set)))
