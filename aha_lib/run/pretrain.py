@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from aha_lib.model import export, lora, vocabulary, weights
 from aha_lib.model.finite import refuse_nonfinite
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import WORDS, Tokenizer, tiny_model
-from aha_lib.presets import MODELS, PRETRAINING, ModelConfig, Pretraining
+from aha_lib.presets import MODELS, PRETRAINING, Pretraining
 from aha_lib.rl import grpo
 from aha_lib.run import checkpoints, cli, folder, session, stop
 from aha_lib.tasks import corpus
@@ -151,44 +151,6 @@ def train_step(
     return state, loss, finite
 
 
-def abstract_step(
-    config: ModelConfig, settings: Pretraining, mesh: Mesh
-) -> Callable[[], jax.stages.Lowered]:
-    """The program of a step for a model of this shape, of shapes alone: call it in the mesh's use.
-
-    No array is made, and the devices need not be there. The vocabulary is the whole one, also
-    where the settings cut it: a step then needs less.
-    """
-    s = settings
-    dtype, param_dtype = devices.dtypes(s.dtype, mesh.devices.flat[0].platform)
-    if s.lora:
-        param_dtype = dtype
-
-    def build() -> Gemma:
-        model = Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
-        if s.lora:
-            lora.add(model, s.lora, rngs=nnx.Rngs(0))
-        model.remat = s.remat
-        return model
-
-    def placed(tree):
-        where = devices.shardings(tree, mesh)
-        return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), tree, where)
-
-    graph, params, rest = nnx.split(nnx.eval_shape(build), _trained(s), ...)
-    state = jax.eval_shape(begin_state, params)
-    with jax.set_mesh(mesh):
-        shape = devices.whole_shares(s.rows, "rows"), s.row_len
-    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
-    batch["weights"] = np.zeros(shape, np.float32)
-
-    def lower() -> jax.stages.Lowered:
-        update = Update(np.float32(1), s.weight_decay)
-        return train_step.lower(graph, placed(state), placed(rest), batch, update)
-
-    return lower
-
-
 def pretrain(settings: Pretraining, out: str | Path) -> Iterator[dict]:
     """Train, or go on, in folder `out`; yields a row (`step`, `loss` in nats) after every step.
 
@@ -274,7 +236,7 @@ def learn(settings: Pretraining, out: Path, watch: stop.Watch) -> Iterator[dict]
     session.any_host(True)  # the other hosts wait: from here on the model is there
 
 
-def _trained(settings: Pretraining):
+def trained_kind(settings: Pretraining):
     """The kind of parameters that the steps change."""
     return nnx.LoRAParam if settings.lora else nnx.Param
 
@@ -287,7 +249,7 @@ def _resume_or_start(s: Pretraining, out: Path, manager: ocp.CheckpointManager) 
     mesh = devices.make_mesh()
     with devices.use(mesh):
         model, tokenizer = begin(s, mesh)
-        graph, params, rest = nnx.split(model, _trained(s), ...)
+        graph, params, rest = nnx.split(model, trained_kind(s), ...)
         del model  # it shares its arrays with `params`, which may not be needed
         if s.lora:
             checkpoints.keep_base(out, rest, s.model)

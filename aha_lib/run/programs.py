@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aha_lib import devices
 from aha_lib.model import lora
 from aha_lib.model.gemma import Cache, Gemma
-from aha_lib.presets import ModelConfig, Settings
+from aha_lib.presets import ModelConfig, Pretraining, Settings
 from aha_lib.rl import grpo, sampler
 from aha_lib.run import checkpoints, cold_start, pretrain
 from aha_lib.tasks import rollout
@@ -94,11 +94,44 @@ def programs(config: ModelConfig, settings: Settings, mesh: Mesh) -> list[Progra
 
 
 def _supervised(config: ModelConfig, settings: Settings, mesh: Mesh) -> list[Program]:
-    """The step of the run's cold start, if it has one."""
+    """The step of the run's cold start, if it has one.
+
+    The vocabulary is the whole one, also where the cold start cuts it: a step then needs less.
+    """
     cold = cold_start.planned(settings)
     if cold is None:
         return []
-    return [Program("cold start: step", 0.0, pretrain.abstract_step(config, cold, mesh))]
+    model = _abstract(config, cold, mesh)
+    graph, params, rest = nnx.split(model, pretrain.trained_kind(cold), ...)
+    state = _placed(jax.eval_shape(pretrain.begin_state, params), mesh)
+    rest = _placed(rest, mesh)
+    with jax.set_mesh(mesh):
+        shape = devices.whole_shares(cold.rows, "rows"), cold.row_len
+    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
+    batch["weights"] = np.zeros(shape, np.float32)
+    update = pretrain.Update(np.float32(1), cold.weight_decay)
+
+    def lower() -> jax.stages.Lowered:
+        return pretrain.train_step.lower(graph, state, rest, batch, update)
+
+    return [Program("cold start: step", 0.0, lower)]
+
+
+def _abstract(config: ModelConfig, settings: Settings | Pretraining, mesh: Mesh) -> Gemma:
+    """The model that training begins with, adapters included, of shapes alone."""
+    s = settings
+    dtype, param_dtype = devices.dtypes(s.dtype, mesh.devices.flat[0].platform)
+    if s.lora:  # what is not trained is kept as it is read
+        param_dtype = dtype
+
+    def build() -> Gemma:
+        model = Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
+        if s.lora:
+            lora.add(model, s.lora, rngs=nnx.Rngs(0))
+        model.remat = s.remat
+        return model
+
+    return nnx.eval_shape(build)
 
 
 def every(run: Shapes) -> Iterator[Program]:
@@ -151,21 +184,10 @@ def _as_read(read, own, where):
 
 def absent(config: ModelConfig, settings: Settings, mesh: Mesh) -> Shapes:
     """Of a run on a mesh that need not be there: what `train` begins with."""
-    s = settings
-    dtype, param_dtype = devices.dtypes(s.dtype, mesh.devices.flat[0].platform)
-    if s.lora:  # what is not trained is kept as it is read
-        param_dtype = dtype
-
-    def build() -> Gemma:
-        model = Gemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
-        if s.lora:
-            lora.add(model, s.lora, rngs=nnx.Rngs(0))
-        model.remat = s.remat
-        return model
-
-    graph, params = nnx.split(nnx.eval_shape(build))
+    s, model = settings, _abstract(config, settings, mesh)
+    graph, params = nnx.split(model)
     moments = jax.eval_shape(grpo.optimizer(s).init, grpo.trainable(params, s.lora)[0])
-    read = _read(params, dtype)
+    read = _read(params, model.dtype)
     # With adapters the KL term's base is the model itself without them.
     needs_reference = s.kl and not s.lora
     return Shapes(
