@@ -2,7 +2,7 @@
 
 To sort answers by style and compare their accuracies is a trap: the style depends on the outcome.
 Here stand shares that can be compared before and after training, and what Countdown's rule of the
-corpus (`corpus.trace`) would reach if it were followed without a mistake. For runs whose puzzles
+corpus (`worked.trace`) would reach if it were followed without a mistake. For runs whose puzzles
 are Countdown's. Knows nothing of models, files or plots.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from aha_lib.look.record import Record
-from aha_lib.tasks import corpus, countdown, traces
+from aha_lib.tasks import countdown, traces, worked
 
 ONE_OPERATION = re.compile(r"(\d+) ?([-+*/]) ?(\d+)", re.ASCII)
 
@@ -108,28 +108,29 @@ def _ordered(a: int, sign: str, b: int) -> tuple[int, str, int]:
     return (b, sign, a) if sign in "+*" and a < b else (a, sign, b)
 
 
-def _in_order(puzzle: countdown.Puzzle) -> dict[tuple[int, str, int, int, int], bool]:
+def _in_order(puzzle: countdown.Puzzle) -> dict[worked.Step, bool]:
     """The first operations in the rule's order, and whether one more can then hit the target.
 
-    An operation is two numbers with a sign between, its value, and the number that is left.
     ValueError for a puzzle that does not have three numbers, for which there is no such rule.
     """
     if len(puzzle.numbers) != 3:
         raise ValueError(f"The rule is for three numbers: {puzzle} has {len(puzzle.numbers)}.")
-    a, b, c = sorted(puzzle.numbers, reverse=True)
     found = {}
-    for x, y, rest in ((a, b, c), (a, c, b), (b, c, a)):
-        for text, value in corpus.operations(x, y):
-            left, sign, right, _, _ = text.split()
-            seconds = [result for _, result in corpus.operations(value, rest)]
-            operation = int(left), sign, int(right), value, rest
-            found[operation] = puzzle.target in seconds
+    for step in worked.steps(worked.given(puzzle)):
+        found[step] = puzzle.target in [value for _, value in _seconds(step)]
     return found
+
+
+def _seconds(step: worked.Step) -> list[tuple[str, int]]:
+    """All operations on the two numbers that a first operation leaves."""
+    (rest,) = step.rest
+    return worked.operations(step.value, rest.value)
 
 
 def promising_firsts(puzzle: countdown.Puzzle) -> set[tuple[int, str, int]]:
     """The first operations after which one more can hit the target."""
-    return {(a, sign, b) for (a, sign, b, *_), can_hit in _in_order(puzzle).items() if can_hit}
+    leading = [step for step, can_hit in _in_order(puzzle).items() if can_hit]
+    return {(step.a.value, step.sign, step.b.value) for step in leading}
 
 
 def chance_by_rule(puzzle: countdown.Puzzle, most: int = 1) -> float:
@@ -150,8 +151,7 @@ def rule_run_on(puzzle: countdown.Puzzle, attempts: int, start: int = 0) -> trac
     firsts = [*_in_order(puzzle)]
     lines = []
     for turn in range(attempts):
-        a, sign, b, value, rest = firsts[(start + turn) % len(firsts)]
-        seconds = corpus.operations(value, rest)
-        second, _ = min(seconds, key=lambda second: abs(second[1] - puzzle.target))
-        lines.append(f"{a} {sign} {b} = {value} , {second} no")
+        step = firsts[(start + turn) % len(firsts)]
+        second, _ = min(_seconds(step), key=lambda second: abs(second[1] - puzzle.target))
+        lines.append(f"{step.fact} , {second} no")
     return traces.parse(" ".join(lines), puzzle)

@@ -12,7 +12,7 @@ import itertools
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -84,11 +84,10 @@ def _without_held_out_results(text: str) -> list[tuple[str, float]]:
     words = text.split()
     pieces = []
     start = 0
-    for i in range(3, len(words) - 1):
-        is_fact = words[i] == "=" and words[i - 2] in "+-*/"
-        if is_fact and is_held_out_fact(" ".join(words[i - 3 : i + 2])):
-            pieces += [(" ".join(words[start : i + 1]), 1.0), (words[i + 1], 0.0)]
-            start = i + 2
+    for at, fact in _results(words):
+        if is_held_out_fact(fact):
+            pieces += [(" ".join(words[start:at]), 1.0), (words[at], 0.0)]
+            start = at + 1
     pieces.append((" ".join(words[start:]), 1.0))
     return [piece for piece in pieces if piece[0]]
 
@@ -141,12 +140,14 @@ def _facts_by_sign(bound: int = BOUND) -> list[list[str]]:
 
 def _facts(text: str) -> list[str]:
     """All `a op b = c` of a text, in order."""
-    words = text.split()
-    found = []
-    for i, word in enumerate(words):
-        if word == "=" and i >= 3 and words[i - 2] in "+-*/":
-            found.append(" ".join(words[i - 3 : i + 2]))
-    return found
+    return [fact for _, fact in _results(text.split())]
+
+
+def _results(words: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The places in some words where the results of facts stand, each with its fact."""
+    for at in range(4, len(words)):
+        if words[at - 1] == "=" and words[at - 3] in "+-*/":
+            yield at, " ".join(words[at - 4 : at + 1])
 
 
 def rows(

@@ -61,9 +61,12 @@ class Step:
     rest: tuple[Piece, ...]  # the other pieces
 
     @property
+    def sign(self) -> str:
+        return self.fact.split()[1]
+
+    @property
     def result(self) -> Piece:
-        sign = self.fact.split()[1]
-        return Piece(self.value, f"( {self.a.made} {sign} {self.b.made} )")
+        return Piece(self.value, f"( {self.a.made} {self.sign} {self.b.made} )")
 
 
 class Branch:
@@ -71,7 +74,7 @@ class Branch:
 
     def __init__(self, pieces: Sequence[Piece], rng: random.Random, rule: Rule):
         self.pieces = sorted(pieces, key=lambda piece: -piece.value)
-        self.untried = deque(_arranged(_steps(self.pieces, rule.bound), rng, rule))
+        self.untried = deque(_arranged(steps(self.pieces, rule.bound), rng, rule))
         self._rng = rng
         self._rule = rule
         self._branches: dict[str, Branch] = {}  # by the fact that leads there
@@ -99,6 +102,25 @@ def operations(a: int, b: int, bound: int = BOUND) -> list[tuple[str, int]]:
     return [(f"{a} {sign} {b} = {value}", value) for sign, value in within.items()]
 
 
+def given(puzzle: Puzzle) -> list[Piece]:
+    """The numbers of a puzzle, the largest first."""
+    return [Piece(number, str(number)) for number in sorted(puzzle.numbers, reverse=True)]
+
+
+def steps(pieces: Sequence[Piece], bound: int = BOUND) -> list[Step]:
+    """All operations on two of the pieces, in the rule's order; of equal numbers each one once.
+
+    The pieces stand with the largest first.
+    """
+    found: dict[str, Step] = {}
+    for i, j in combinations(range(len(pieces)), 2):
+        a, b = pieces[i], pieces[j]
+        rest = tuple(piece for k, piece in enumerate(pieces) if k not in (i, j))
+        for fact, value in operations(a.value, b.value, bound):
+            found.setdefault(fact, Step(fact, value, a, b, rest))
+    return list(found.values())
+
+
 def trace(puzzle: Puzzle, style: str, rng: random.Random, rule: Rule = DEPTH_FIRST) -> str:
     """A worked solution in one of three styles: "jump", "check" or "search".
 
@@ -106,8 +128,7 @@ def trace(puzzle: Puzzle, style: str, rng: random.Random, rule: Rule = DEPTH_FIR
     jump only answers. The last operation of an attempt is the one that comes closest to the target;
     a jump does not look at the target and takes any.
     """
-    given = [Piece(number, str(number)) for number in puzzle.numbers]
-    lists = [Branch(given, rng, rule)]  # the numbers at hand, and those they came from
+    lists = [Branch(given(puzzle), rng, rule)]  # the numbers at hand, and those they came from
     aim = None if style == "jump" else puzzle.target
     words: list[str] = []
     while True:
@@ -150,17 +171,6 @@ def _is_left_early(lists: list[Branch], rng: random.Random, rule: Rule) -> bool:
 def _go_back(lists: list[Branch], words: list[str], target: int) -> None:
     lists.pop()
     words += [BACK, lists[-1].stated(target)]
-
-
-def _steps(pieces: Sequence[Piece], bound: int) -> list[Step]:
-    """All operations on two of the pieces, which are ordered; of equal numbers each one once."""
-    found: dict[str, Step] = {}
-    for i, j in combinations(range(len(pieces)), 2):
-        a, b = pieces[i], pieces[j]
-        rest = tuple(piece for k, piece in enumerate(pieces) if k not in (i, j))
-        for fact, value in operations(a.value, b.value, bound):
-            found.setdefault(fact, Step(fact, value, a, b, rest))
-    return list(found.values())
 
 
 def _arranged(steps: list[Step], rng: random.Random, rule: Rule) -> list[Step]:
