@@ -49,14 +49,8 @@ def state(out: Path, dollars: float = 0.0) -> tuple[str, bool]:
     if last >= steps:
         saving = ", saving" if held else ""
         return f"finished: step {last} of {steps}{saving}{accuracy}", not saving
-    if held is False:
-        return (
-            f"stopped without a word (killed?) at step {last} of {steps}: the same command goes "
-            f"on from its last checkpoint{accuracy}",
-            True,
-        )
     left = session.estimate_time_left(rows, steps, dollars)
-    return f"step {last} of {steps}, {left}{accuracy}", False
+    return _on_its_way(f"step {last} of {steps}", held, left, accuracy)
 
 
 def _supervised_folder(out: Path) -> Path | None:
@@ -79,14 +73,19 @@ def _supervised_state(out: Path, held: bool | None, dollars: float) -> tuple[str
     loss = f"; loss {rows[-1]['loss']:.3f}" if rows else ""
     if pretrain.is_finished(out):
         return f"finished: supervised step {last} of {steps}{loss}", True
+    left = session.estimate_time_left(rows, steps, dollars)
+    return _on_its_way(f"supervised step {last} of {steps}", held, left, loss)
+
+
+def _on_its_way(where: str, held: bool | None, left: str, note: str) -> tuple[str, bool]:
+    """As `state`, of training that is not finished; `note` is how well it does."""
     if held is False:
         return (
-            f"stopped without a word (killed?) at supervised step {last} of {steps}: the same "
-            f"command goes on from its last checkpoint{loss}",
+            f"stopped without a word (killed?) at {where}: the same command goes on from its last "
+            f"checkpoint{note}",
             True,
         )
-    left = session.estimate_time_left(rows, steps, dollars)
-    return f"supervised step {last} of {steps}, {left}{loss}", False
+    return f"{where}, {left}{note}", False
 
 
 def newest(out: Path, count: int = 3) -> str:

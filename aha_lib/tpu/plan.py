@@ -102,8 +102,9 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [self._title(), *self._table(), *self._advice(), self._time_and_price()]
-        if self.forecast:
-            lines.append(str(self.forecast))
+        minutes = self.forecast
+        if minutes:
+            lines.append(str(minutes))
         return "\n".join(lines)
 
     def _title(self) -> str:
