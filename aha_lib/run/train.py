@@ -124,7 +124,8 @@ def resume_or_start(
     with devices.use(mesh):
         policy, opt_state, reference, done = _restore_or_begin(s, out, task, mesh, manager)
         checkpoints.check_room(out, _kept(policy.model, opt_state, s))
-        ahead.compile_ahead(policy, opt_state, reference, mesh)
+        if done < s.steps:  # a finished run meets none of its programs
+            ahead.compile_ahead(policy, opt_state, reference, mesh)
         if s.preflight and done < 0:
             folder.log(out, preflight(policy, devices.random_key(s.seed, "preflight")))
     folder.write_settings(out, s)

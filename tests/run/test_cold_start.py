@@ -90,6 +90,14 @@ def test_a_finished_run_does_nothing_twice(whole, settings):
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "base").rglob("*")}
 
 
+def test_a_finished_run_compiles_nothing_ahead(whole, settings, monkeypatch):
+    out, _ = whole
+    monkeypatch.setattr(
+        train.ahead, "compile_ahead", lambda *_: pytest.fail("it has no steps left")
+    )
+    assert list(train.train(settings, out)) == []
+
+
 def ended_by_stop(out):
     (out / "stop").touch()
 
