@@ -1,15 +1,12 @@
 """What `elsewhere.py` asks of transformers, asked of this package: ids, log-probabilities, text."""
 
-import io
 import json
 import os
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import sentencepiece
 from flax import nnx
 
 from aha_lib.model.gemma import Gemma, abstract
@@ -84,32 +81,3 @@ def ask(python: str | Path, questions: list[dict], place: Path) -> list[dict]:
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(answer.read_text())
-
-
-def gemma_like_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A small vocabulary made as Gemma's is: byte pairs, digits apart, bytes for the rest."""
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=340,
-        byte_fallback=True,
-        split_digits=True,
-        add_dummy_prefix=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        hard_vocab_limit=False,
-        control_symbols=["<start_of_turn>", "<end_of_turn>"],
-        user_defined_symbols=["\n", "\n\n", "▁▁"],
-        character_coverage=1.0,
-        minloglevel=2,
-    )
-    return Tokenizer(out.getvalue())

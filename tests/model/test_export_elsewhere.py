@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from stand_in import gemma_like_tokenizer
 
 from aha_lib.model import export, lora, vocabulary
 from aha_lib.model.tokenizer import Tokenizer, tiny_model
@@ -76,7 +77,7 @@ def shaped(generation: str, words: Tokenizer, padding: int = 0):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Of each model that leaves: its folder, model, tokenizer, texts, prompts and chats."""
-    words = here.gemma_like_tokenizer([*DOCUMENTS, "from user model to"])
+    words = gemma_like_tokenizer([*DOCUMENTS, "from user model to"], 340)
     whole = shaped("gemma3", words)
     used = {token for text in DOCUMENTS for token in words.encode(text)}
     ids = sorted(used.union(words.special_ids))

@@ -8,6 +8,7 @@ lies beside the weights in both layouts.
 
 import dataclasses
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -31,12 +32,21 @@ def words() -> Tokenizer:
         puzzle = countdown.generate(0, index, PUZZLES["tiny"], held_out=False)
         texts += [countdown.prompt(puzzle, template) for template in ("short", "base")]
         texts += [f"{answer} = {puzzle.target}" for answer in countdown.solve(puzzle)]
+    lines = [line for text in texts for line in text.split("\n") if line]
+    return gemma_like_tokenizer(lines, PIECES)
+
+
+def gemma_like_tokenizer(texts: Iterable[str], pieces: int, *, turns: bool = True) -> Tokenizer:
+    """A small vocabulary made as Gemma's is: byte pairs, digits apart, bytes for the rest.
+
+    `turns`: it has the pieces that begin and end a turn of a chat.
+    """
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for text in texts for line in text.split("\n") if line),
+        sentence_iterator=iter(texts),
         model_writer=out,
         model_type="bpe",
-        vocab_size=PIECES,
+        vocab_size=pieces,
         byte_fallback=True,
         split_digits=True,
         add_dummy_prefix=False,
@@ -50,7 +60,7 @@ def words() -> Tokenizer:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         hard_vocab_limit=False,
-        control_symbols=["<start_of_turn>", "<end_of_turn>"],
+        control_symbols=["<start_of_turn>", "<end_of_turn>"] if turns else [],
         user_defined_symbols=["\n", "\n\n", "▁▁"],
         character_coverage=1.0,
         minloglevel=2,

@@ -1,7 +1,6 @@
 """Supervised training: its loss, the shipped base against the code, cold starts of a Gemma."""
 
 import dataclasses
-import io
 import itertools
 import json
 import re
@@ -12,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sentencepiece
 from flax import nnx
+from stand_in import gemma_like_tokenizer
 from test_corpus import FACT, SIGNS, every_fact
 
 from aha_lib import devices
@@ -128,30 +127,7 @@ def gemma(tmp_path_factory):
     with its tokenizer alone, made as Gemma's: byte pairs, digits apart, bytes for the rest."""
     documents = (corpus.document(PRETRAINING["gemma3-270m-cpu"], i) for i in range(300))
     text = ["".join(text for text, _ in pieces) for pieces in documents]
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=330,
-        byte_fallback=True,
-        split_digits=True,
-        add_dummy_prefix=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        hard_vocab_limit=False,
-        user_defined_symbols=["\n"],
-        character_coverage=1.0,
-        minloglevel=2,
-    )
-    tokenizer = Tokenizer(out.getvalue())
+    tokenizer = gemma_like_tokenizer(text, 330, turns=False)
     shape = dict(layers=3, width=48, heads=2, head_dim=16, ff=64, window=12)
     config = dataclasses.replace(MODELS["gemma3-270m"], **shape, vocab=tokenizer.vocab_size)
     folder = tmp_path_factory.mktemp("gemma")
