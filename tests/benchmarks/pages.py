@@ -1,51 +1,36 @@
 """Writes tables into pages, from what was measured: `python tests/benchmarks/pages.py`.
 
-What fits, from fits.json: all rows into notebooks/what_fits.md, the first row of each of four
-models into README.md. The tiny model's runs and Gemma's, from their records: a table each into
-README.md, curve.png and gemma.png.
-Seconds a step, of this package and its peers, from peers.json: a table into README.md. Each goes
-between the lines that mark its place. Measures nothing itself.
+Each table goes between the two comments that mark its place: those of runs (run_tables.py) into
+README.md and docs/results.md; what fits (fits.json), the GPU's figures (accelerator.json) and
+seconds a step (peers.json) into docs/machines.md; the modules' first sentences into
+docs/package.md. Draws curve.png and gemma.png. Measures nothing itself.
 """
 
-import itertools
+import ast
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import fits
 import peers
+import run_tables
 
 from aha_lib.look import record, show
-from aha_lib.tasks import traces
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ACCELERATOR = Path(__file__).with_name("accelerator.json")
-FEW = 4
-TINY, GEMMA = record.DATA / "run", record.DATA / "gemma3-270m"
-GPU = GEMMA / "h100"
-COLD = {"seed": "with searches", "no_search": "without", "zero": "none"}  # by the folder's name
 PEERS = {"trl": "trl", "tunix": "google-tunix"}  # and their packages
 WORKS = {"fixed": "16 × 16 completions of 120 tokens", "real": "the preset `tiny`, steps 4 to 25"}
-KINDS = {"greedy": 3, "length": 1, "backtracks": 2}  # and their digits
 
 
-def pages() -> dict[Path, str]:
-    """The two pages with the tables as they should be."""
-    lines = fits.table(json.loads(fits.RESULTS.read_text()))
-    head, rule, *rows = ["|".join([*line.split("|")[: 3 + len(fits.CHIPS)], ""]) for line in lines]
-    first = {row.split("|")[1]: row for row in reversed(rows)}  # of each model
-    few = [row for row in rows if row in first.values()][:FEW]
-    tables = {"README.md": few, "notebooks/what_fits.md": rows}
-    texts = {
-        ROOT / page: written((ROOT / page).read_text(), "what fits", [head, rule, *lines])
-        for page, lines in tables.items()
-    }
-    readme = ROOT / "README.md"
-    text = written(texts[readme], "the tiny model's runs", tiny_runs())
-    text = written(text, "Gemma's runs", gemma_runs())
-    text = written(text, "on a GPU", accelerator())
-    return texts | {readme: written(text, "seconds a step", steps())}
+def page(name: str) -> str:
+    """The text of a page of `TABLES`, with its tables as they should be."""
+    text = (ROOT / name).read_text()
+    for place, lines in TABLES[name].items():
+        text = written(text, place, lines())
+    return text
 
 
 def written(text: str, name: str, lines: list[str]) -> str:
@@ -57,97 +42,81 @@ def written(text: str, name: str, lines: list[str]) -> str:
     return text
 
 
-def gemma_runs() -> list[str]:
-    """A row for each recorded run of Gemma 3 270M, with its accuracy at the start, after 10 and 20
-    steps and at the end."""
-    lines = [
-        "| cold start | seed | steps × answers | rate | accuracy | greedy | tokens "
-        "| backtracks | true sums |",
-        "|---" * 9 + "|",
-    ]
-    for place, kind in itertools.product((GPU, GEMMA, GEMMA / "h100_2e-4"), COLD):
-        for folder in sorted(place.glob(f"{kind}*")):
-            run = record.read(folder)
-            ends = [run.measured[i] for i in (0, -1)]
-            shown = [row for row in run.measured if row["step"] in (0, 10, 20) or row is ends[1]]
-            accuracy = " → ".join(f"{row['heldout_accuracy']:.3f}" for row in shown)
-            others = [
-                " → ".join(f"{row[f'heldout_{of}']:.{digits}f}" for row in ends)
-                for of, digits in KINDS.items()
-            ]
-            sums = " → ".join(true_sums(run, i) for i in (0, -1))
-            size = f"{ends[1]['step']} × {run.settings.prompts * run.settings.group}"
-            rate = f"{run.settings.learning_rate:.0e}" + " falling" * (run.settings.decay < 1)
-            cells = COLD[kind], run.settings.seed, size, rate, accuracy, *others, sums
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines
-
-
-def tiny_runs() -> list[str]:
-    """The held-out panel's figures of each shipped run, before and after and on the way."""
-    lines = [
-        "| seed | accuracy, base | step 10 | step 20 | step 60 | greedy, step 60 | tokens "
-        "| backtracks |",
-        "|---" * 8 + "|",
-    ]
-    for folder in sorted(TINY.glob("seed*")):
-        run = record.read(folder)
-        at = {row["step"]: row for row in run.measured}
-        cells = [
-            str(run.settings.seed),
-            *(f"{at[n]['heldout_accuracy']:.3f}" for n in (0, 10, 20, 60)),
-        ]
-        cells.append(f"{at[60]['heldout_greedy']:.3f}")
-        cells += [
-            " → ".join(f"{at[n][f'heldout_{of}']:.{digits}f}" for n in (0, 60))
-            for of, digits in KINDS.items()
-            if of != "greedy"
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+def what_fits() -> list[str]:
+    """A row for each model and way of training."""
+    lines = fits.table(json.loads(fits.RESULTS.read_text()))
+    return ["|".join([*line.split("|")[: 3 + len(fits.CHIPS)], ""]) for line in lines]
 
 
 def steps() -> list[str]:
     """Seconds a step of each work of peers.json: the rounds' median, least and most."""
     stored = json.loads(peers.RECORD.read_text())
     trl, tunix = (stored["about"][who][PEERS[who]] for who in PEERS)
-    lines = [f"| work | this project | TRL {trl} | Tunix {tunix} |", "|---|---|---|---|"]
+    rows = []
     for work, name in WORKS.items():
         cells = []
         for who in ("ours", *PEERS):
             of = [run["step"] for run in peers.rounds(stored["runs"], work, who)]
             ends = of and f"{statistics.median(of):.1f} ({min(of):.1f} to {max(of):.1f})"
             cells.append(ends or "–")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+        rows.append([name, *cells])
+    return run_tables.table(["work", "this project", f"TRL {trl}", f"Tunix {tunix}"], rows)
 
 
 def accelerator() -> list[str]:
     """A row for each case of accelerator.json."""
     stored = json.loads(ACCELERATOR.read_text())
-    lines = [
-        f"| {stored['device'].removeprefix('1 x ')} | sampling | update | mean gap, nats |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for row in stored["rows"]:
         name = f"{row['rows']} × {row['length']} tokens of {row['model']}"
         both = zip(("sample", "update"), row["share"], strict=True)
         parts = [f"{row[part]:.2f} s ({share:.0%})" for part, share in both]
-        lines.append(f"| {' | '.join([name, *parts, str(row['mismatch'][0])])} |")
-    return lines
+        rows.append([name, *parts, row["mismatch"][0]])
+    device = stored["device"].removeprefix("1 x ")
+    return run_tables.table([device, "sampling", "update", "mean gap, nats"], rows)
 
 
-def true_sums(run: record.Record, evaluation: int) -> str:
-    """The share of true ones among the sums that the sampled answers state, if they are many."""
-    pairs = zip(run.kept[evaluation]["sampled"], run.panel, strict=True)
-    truths = [claim.true for pair in pairs for claim in traces.parse(*pair).claims]
-    truths = [true for true in truths if true is not None]
-    return f"{sum(truths) / len(truths):.2f}" if len(truths) > 50 else "–"
+def modules() -> list[str]:
+    """A row for each module: its path, and what it is, as its docstring begins."""
+    package = ROOT / "aha_lib"
+    paths = sorted(package.rglob("*.py"), key=lambda path: (len(path.parts), path))
+    rows = []
+    for path in paths:
+        if path.name.startswith("__"):
+            continue
+        name = path.relative_to(package).as_posix()
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        what = " ".join(docstring.partition("\n\n")[0].split())
+        rows.append([f"[{name}](../aha_lib/{name})", what])
+    return run_tables.table(["module", "what it is"], rows)
+
+
+TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
+    "README.md": {"results": run_tables.results},
+    "docs/results.md": {
+        "the tiny model's runs": run_tables.tiny_runs,
+        "three bases": run_tables.bases,
+        "Gemma's runs": run_tables.gemma_runs,
+        "will and skill": run_tables.growth,
+    },
+    "docs/machines.md": {
+        "what fits": what_fits,
+        "on a GPU": accelerator,
+        "seconds a step": steps,
+    },
+    "docs/package.md": {"the modules": modules},
+}
+
+
+def draw() -> None:
+    """The two curves: the tiny model's three seeds, and the first run on the GPU."""
+    tiny = sorted(run_tables.TINY.glob("seed*"))
+    for name, folders in (("curve", tiny), ("gemma", [run_tables.GPU / "seed0"])):
+        seeds = [record.read(folder).rows for folder in folders]
+        show.curve(*seeds).savefig(ROOT / f"notebooks/{name}.png", dpi=100)
 
 
 if __name__ == "__main__":
-    for page, text in pages().items():
-        page.write_text(text)
-    for name, folders in (("curve", sorted(TINY.glob("seed*"))), ("gemma", [GPU / "seed0"])):
-        seeds = [record.read(folder).rows for folder in folders]
-        show.curve(*seeds).savefig(ROOT / f"notebooks/{name}.png", dpi=100)
+    for name in TABLES:
+        (ROOT / name).write_text(page(name))
+    draw()
