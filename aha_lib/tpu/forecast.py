@@ -28,7 +28,7 @@ RECORD = Path(__file__).parents[1] / "data" / "compile_times.json"
 # Bytes a second of a download. Assumed, and not measured: a slow moment of Kaggle's and Colab's.
 DOWNLOAD = 30e6
 # What one H100 reached of its roofs in steps of Gemma 3 270M and 1B, sampling and updating
-# (README, "What fits"): 10 to 18 %. No TPU was timed.
+# (docs/machines.md, "On one GPU"): 10 to 18 %. No TPU was timed.
 SHARES = (0.10, 0.18)
 SHARE = math.sqrt(math.prod(SHARES))
 # Seconds that a step takes at least: the host packs rows and starts programs meanwhile.

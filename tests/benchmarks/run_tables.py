@@ -114,7 +114,7 @@ def results() -> list[str]:
         ("Gemma 270M, seed 0", BASES["tiny"], GPU / "seed0"),
         ("Gemma 270M, seed 1", BASES["tiny"], GPU / "seed1"),
         ("Gemma 270M", BASES["tiny-no-search"], GPU_FAST / "no_search"),
-        ("Gemma 270M", "none given", GEMMA / "zero"),
+        ("Gemma 270M", "none", GEMMA / "zero"),
     ]
     for model, taught, folder in single:
         rows.append([model, taught, size(read(folder)), *ends_of_record(folder).cells()])
@@ -211,10 +211,11 @@ def told(share: measures.Share, enough: int) -> str:
 def rates(run: record.Record) -> str:
     """The learning rate after the warm-up, and where it falls that of the last evaluated step."""
     s = run.settings
-    if s.decay == 1:
-        return f"{s.learning_rate:.0e}"
-    last = float(grpo.LearningRate.of(s)(run.measured[-1]["step"] - 1))
-    return f"{s.learning_rate:.0e} → {last:.2g}"
+    shown = [s.learning_rate]
+    if s.decay < 1:
+        updates_before = run.measured[-1]["step"] - 1
+        shown.append(float(grpo.LearningRate.of(s)(updates_before)))
+    return " → ".join(f"{rate:.2g}".replace("e-0", "e-") for rate in shown)
 
 
 WITHIN = (1, 4, 8, 12)  # attempts
