@@ -359,6 +359,11 @@ def test_the_control():
     assert says(README, "without checks too, at {} to {}".format(*jumps))
 
 
+def test_the_checks_that_are_named_are_there():
+    named = set(re.findall(r"`(test_\w+)`", RESULTS))
+    assert len(named) > 5 and named <= globals().keys()
+
+
 def test_the_comparison():
     """Our own figure is that of the table; others' are told on both pages alike."""
     ours = re.search(r"3 numbers to 20: (\S+ → \S+)", README)[1]
