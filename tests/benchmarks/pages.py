@@ -3,7 +3,7 @@
 Each table goes between the two comments that mark its place: those of runs (run_tables.py) into
 README.md and docs/results.md; what fits (fits.json), the GPU's figures (accelerator.json) and
 seconds a step (peers.json) into docs/machines.md; the modules' first sentences into
-docs/package.md. Draws curve.png and gemma.png. Measures nothing itself.
+docs/package.md. Draws curve.png. Measures nothing itself.
 """
 
 import ast
@@ -109,11 +109,9 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
 
 
 def draw() -> None:
-    """The two curves: the tiny model's three seeds, and the first run on the GPU."""
-    tiny = sorted(run_tables.TINY.glob("seed*"))
-    for name, folders in (("curve", tiny), ("gemma", [run_tables.GPU / "seed0"])):
-        seeds = [record.read(folder).rows for folder in folders]
-        show.curve(*seeds).savefig(ROOT / f"notebooks/{name}.png", dpi=100)
+    """The curve of the tiny model's three seeds."""
+    seeds = [record.read(folder).rows for folder in sorted(run_tables.TINY.glob("seed*"))]
+    show.curve(*seeds).savefig(ROOT / "notebooks/curve.png", dpi=100)
 
 
 if __name__ == "__main__":
