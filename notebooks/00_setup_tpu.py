@@ -15,7 +15,7 @@
 #
 # | preset | machine | minutes |
 # |---|---|---|
-# | `tiny` | two CPU cores | 5 to 9, of which the TPU's compiler takes 4 |
+# | `tiny` | two CPU cores | 5 to 9, most of them the TPU's compiler |
 # | a Gemma | the same; no weights are loaded here | the same |
 #
 # The compiler's answers are kept: a second run takes a minute or two. Words

@@ -18,7 +18,7 @@
 # | preset | machine | minutes |
 # |---|---|---|
 # | `tiny` | two CPU cores | under 1 |
-# | any other | the same: no model is loaded here | 1 to 2 |
+# | any other | the same: no model is loaded here | under 1 |
 #
 # **You will see**
 #

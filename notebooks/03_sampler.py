@@ -18,7 +18,7 @@
 #
 # | preset | machine | minutes |
 # |---|---|---|
-# | `tiny` | two CPU cores | 2 to 4 |
+# | `tiny` | two CPU cores | 2 to 5 |
 # | any other | an accelerator | not timed; its download comes first |
 #
 # Words of the field are explained in the [Glossary](../docs/glossary.md).

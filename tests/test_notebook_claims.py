@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NULLS = json.loads((ROOT / "tests/benchmarks/nulls.json").read_text())["nulls"]
+REHEARSED = json.loads((ROOT / "tests/rehearsal/record.json").read_text())["tiny"]
 EXERCISES = json.loads((ROOT / "tests/benchmarks/exercises.json").read_text())["runs"]
 
 
@@ -51,3 +52,15 @@ def test_the_tiny_base_needs_no_reward_for_form(words):
     last = json.loads(rows[-1])["heldout_accuracy"]
     accuracies = last, without["heldout"]["accuracy"][-1]
     assert [round(a, 2) for a in accuracies] == [float(said[1])] * 2
+
+
+@pytest.mark.parametrize(
+    "name", ["00_setup_tpu", "01_load_gemma", "02_countdown_env", "03_sampler"]
+)
+def test_minutes_with_the_tiny_preset(name):
+    """As rehearsed on two cores, by the clock or as computed: other work there adds to the clock."""
+    said = re.search(r"\| `tiny` \| [^|]*\| (?:(under) )?(\d+)(?: to (\d+))?", text(name))
+    under, first, last = said.groups()
+    least, most = (0, int(first)) if under else (int(first), int(last))
+    (row,) = [row for row in REHEARSED if row["notebook"] == name]
+    assert any(least <= row[kind] <= most for kind in ("minutes", "processor_minutes"))
