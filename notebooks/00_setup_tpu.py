@@ -609,9 +609,9 @@ show.table(
 # programs of a training step and adds up what a core would hold: the
 # arguments of the running program, its temporaries (activations, logits,
 # copies), and what waits in memory meanwhile. The compiler's answers are
-# kept, so that a second run of this notebook is quick. The tiny model would
-# be a speck on a TPU core: for the preset `tiny` the smallest Gemma is asked
-# about.
+# kept, so that a second run of this notebook is quick. The tiny model needs
+# next to nothing of a TPU core. With the preset `tiny` the compiler is asked
+# about the smallest Gemma.
 #
 # What to look for: the column `free`.
 
@@ -777,7 +777,7 @@ if answer:
 # within the session? `forecast` estimates the four parts before any of them
 # is spent, and names beside each part what the estimate comes from. No TPU
 # was timed: the run's minutes assume that a TPU reaches the share of its
-# peaks that a GPU reached of its own. Take them for a guess.
+# peaks that a GPU reached of its own. So they are a guess.
 
 # %%
 from aha_lib.tpu.forecast import forecast

@@ -287,8 +287,8 @@ figure.colorbar(image, ax=axes, label="share")
 plt.show()
 
 # %% [markdown]
-# After `8` the second head looks at `40`, the target: whether the two are
-# equal decides between `yes` and `no`.
+# In the row of `8` the second head looks at `40`, the target. The next token
+# is `yes` or `no`, by whether the two are equal.
 #
 # ### Check: the library computes the same
 #
@@ -343,7 +343,8 @@ show.table(
 
 # %% [markdown]
 # With `-it` at the end they are the instruct variants. We start from the
-# base models: what reinforcement learning adds should be seen from zero.
+# base models, which have had no reinforcement learning: what it adds can then
+# be seen from the start.
 #
 # To get a real one:
 #
@@ -570,8 +571,8 @@ plt.show()
 # Gemma 3 270M is mostly vocabulary: 168 million of its parameters are the
 # rows of its 262,144 pieces, 100 million are in the layers. The same table
 # serves at both ends, for reading and for writing. That is why training
-# code has to be careful with *logits*: one row of them is as long as the
-# vocabulary.
+# code has to be careful with *logits*: each token has one for every piece of
+# the vocabulary.
 #
 # ### Check: the same by hand
 #

@@ -155,9 +155,10 @@ plt.show()
 
 # %% [markdown]
 # At T = 0 only the likeliest token is left: *greedy* decoding. RL samples, as
-# a rule at T = 1: that is where exploration comes from. Another temperature
-# will do as well, as long as the loss computes its probabilities at the same
-# one. Section 5 checks two of them, and shows what happens otherwise.
+# a rule at T = 1, because it can only reward what was tried. Another
+# temperature will do as well, as long as the loss computes its probabilities
+# at the same one. Section 5 checks two of them, and shows what happens
+# otherwise.
 #
 # ### Without a cache
 #
@@ -645,9 +646,9 @@ print(
 )
 
 # %% [markdown]
-# Wrong before anything was learnt. Top-k and top-p have the same fault: they
-# sample from a distribution that the loss does not know. The library's
-# sampler has neither.
+# The ratio is wrong before anything was learnt. Top-k and top-p have the same
+# fault: they sample from a distribution that the loss does not know. The
+# library's sampler has neither.
 #
 # The log-probabilities are also a way to look at how a model writes. Where
 # is it sure, where does it choose?
@@ -788,7 +789,7 @@ print(f"one stage does {work[0] / work[1]:.1f} times the work of {STAGES}")
 # Notebook 00 has shown on a roofline why decoding is slow: for each token
 # it moves all weights and does little with them. With many rows, the weights
 # are moved once for all. Measure it. Nothing stops early here, so that the
-# number of tokens is known; the numbers are of the run's own dtype and
+# number of tokens is known. The arithmetic is in the run's own dtype and
 # precision.
 
 # %%

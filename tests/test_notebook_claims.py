@@ -58,7 +58,7 @@ def test_the_tiny_base_needs_no_reward_for_form(words):
     "name", ["00_setup_tpu", "01_load_gemma", "02_countdown_env", "03_sampler"]
 )
 def test_minutes_with_the_tiny_preset(name):
-    """As rehearsed on two cores, by the clock or as computed: other work there adds to the clock."""
+    """As rehearsed on two cores: by the clock, to which other work adds, or as computed."""
     said = re.search(r"\| `tiny` \| [^|]*\| (?:(under) )?(\d+)(?: to (\d+))?", text(name))
     under, first, last = said.groups()
     least, most = (0, int(first)) if under else (int(first), int(last))
