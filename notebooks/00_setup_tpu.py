@@ -686,6 +686,7 @@ def by_hand(s, cores):
     }
 
 
+# %%
 def logits(s, cores):
     """Bytes of a core's logits in each program, float32."""
     scored = s.micro_batch * (s.prompt_len + s.completion_len)
@@ -702,7 +703,7 @@ def logits(s, cores):
 # for the backward pass, and copies.
 
 # %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
-# @title Draws what the memory is for
+# @title Splits the programs' memory into parts
 IDLE = {  # by hand, but not there while this program runs
     "sample: decode": ["gradient"],
     "update: gradient": ["sampler's copy", "KV cache"],
@@ -725,6 +726,8 @@ def split(answer):
     return found
 
 
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the bars
 def bars(parts):
     """A stacked bar for each program."""
     fig, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
