@@ -617,26 +617,22 @@ print("training:", again[0, :6].round(4))
 # ### Check: the two agree
 
 # %%
-four_rows = dict(group=4, length=length, **plain)
+sampled = {}
 for T in (1.0, 0.7):
-    batch = sampler.sample(
-        model,
-        padded[:4],
-        valid[:4],
-        key,
-        sampler.Sampling(temperature=T, **four_rows),
-    )
-    again = training_logprobs(padded[:4], valid[:4], batch, T)
-    gap = np.abs(again - batch.logprobs).max()
+    how = sampler.Sampling(temperature=T, group=4, length=length, **plain)
+    sampled[T] = sampler.sample(model, padded[:4], valid[:4], key, how)
+    again = training_logprobs(padded[:4], valid[:4], sampled[T], T)
+    gap = np.abs(again - sampled[T].logprobs).max()
     print(f"T = {T}: largest difference {gap:.1e}")
     assert gap < 1e-3
 
 # %% [markdown]
-# What if training assumed another temperature than the sampler's? `batch`
-# was sampled at 0.7. The ratio of the two probabilities should be 1 for
-# every token before the first update.
+# What if training assumed another temperature than the sampler's? Take what
+# was sampled at 0.7 and compute at 1. The ratio of the two probabilities
+# should be 1 for every token before the first update.
 
 # %%
+batch = sampled[0.7]
 assumed = training_logprobs(padded[:4], valid[:4], batch, 1.0)
 ratio = np.exp(assumed - batch.logprobs)[batch.mask]
 outside = np.mean((ratio < 0.8) | (ratio > 1.28))
@@ -654,9 +650,10 @@ print(
 # is it sure, where does it choose?
 
 # %%
-row = int(four.mask.sum(1).argmax())
-tokens = four.tokens[row][four.mask[row]][:32]
-sure = np.exp(four.logprobs[row, : len(tokens)])
+batch = sampled[1.0]
+row = int(batch.mask.sum(1).argmax())
+tokens = batch.tokens[row][batch.mask[row]][:32]
+sure = np.exp(batch.logprobs[row, : len(tokens)])
 names = [word(t) if t not in tokenizer.stop_ids else "end" for t in tokens]
 slots = np.arange(len(sure))
 plt.figure(figsize=(10, 2.6), layout="constrained")
