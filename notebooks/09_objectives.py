@@ -513,17 +513,26 @@ graph, params = nnx.split(model)
 
 
 @jax.jit
-def logprobs_of(params):
-    """Log-probabilities [B, T] of the frozen batch's completions."""
+def logs_with(params, batch):
+    """Log-probabilities [B, T] of a batch's completions."""
     model = nnx.merge(graph, params)
-    return grpo.completion_logprobs(model, frozen, 1.0)[0]
+    return grpo.completion_logprobs(model, batch, 1.0)[0]
 
 
 @jax.jit
-def to_gradient(params, w):
+def gradient_with(params, batch, w):
     """The sum of weights times the gradients of log-probabilities."""
-    (tree,) = jax.vjp(logprobs_of, params)[1](w)
+    pull_back = jax.vjp(lambda p: logs_with(p, batch), params)[1]
+    (tree,) = pull_back(w)
     return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+
+
+def logprobs_of(params):
+    return logs_with(params, frozen)
+
+
+def to_gradient(params, w):
+    return gradient_with(params, frozen, w)
 
 
 base_logs = logprobs_of(params)  # for the KL term of GRPO

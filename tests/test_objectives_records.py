@@ -24,7 +24,7 @@ def final_accuracies() -> np.ndarray:
 
 
 def pairs_apart(ends: np.ndarray, names: list[str]) -> set[tuple[str, str]]:
-    """(better, worse) whose means are further apart than shuffled names are in 39 of 40 shuffles."""
+    """(better, worse) whose means are further apart than shuffled names seldom are (1 in 40)."""
     rng = np.random.default_rng(1)
     ranges = []
     for _ in range(4000):
