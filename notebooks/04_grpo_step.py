@@ -17,7 +17,8 @@
 # ([2402.03300](https://arxiv.org/abs/2402.03300)). You need from the
 # notebooks before: a model gives each token a probability (01), a referee
 # pays an answer between 0 and 1 (02), and a sampler writes a *group* of
-# answers to one puzzle (03). Words of the field: [Glossary](../docs/glossary.md).
+# answers to one puzzle (03). Words of the field:
+# [Glossary](../docs/glossary.md).
 #
 # ## The objective
 #
@@ -25,7 +26,7 @@
 # $L_i$ tokens $y_{i1}, y_{i2}, \dots$ and the reward $r_i$. The policy $\pi$
 # is the one that is trained. A step maximises
 #
-# $$J = \frac{1}{\sum_i L_i} \sum_i \sum_t \Big[
+# $$\frac{1}{\sum_i L_i} \sum_i \sum_t \Big[
 # \min\big(\rho_{it} A_i,\ \mathrm{clip}(\rho_{it}, 1-\varepsilon_\text{low},
 # 1+\varepsilon_\text{high})\,A_i\big) - \beta\, k_{it} \Big]$$
 #
@@ -54,9 +55,11 @@
 #    weighted by the answer's reward.
 # 4. $\mathbb{E}[\nabla \log \pi] = 0$, so a constant may be taken off the
 #    reward without changing the mean. The group's mean lowers the noise.
-# 5. The standard deviation of the group divides: all puzzles get one scale.
-# 6. $\nabla \rho_t = \nabla \log \pi(y_t)$ where $\rho_t = 1$, so
-#    $\sum_t \rho_t A$ has this gradient, and can be used a second time.
+# 5. The group's standard deviation divides, so that the advantages of every
+#    group have the deviation 1. This changes the objective (section 4).
+# 6. $\nabla \rho_t = \nabla \log \pi(y_t)$ where $\rho_t = 1$. So
+#    $\sum_t \rho_t A$ has the same gradient, and the ratio accounts for a
+#    batch that an older policy wrote.
 #
 # **Why a ratio for each token?** After an update the batch is from another
 # policy. Its exact correction is one weight per answer,
@@ -67,9 +70,9 @@
 # keeps the policy close to the one that wrote, where the error is small.
 #
 # **Why (r − mean)/std?** The mean turns "paid" into "paid more than the other
-# answers to this puzzle", and takes out how easy the puzzle is. The deviation
-# makes a puzzle that is seldom solved push as hard as others. Sections 3 and
-# 4 show both.
+# answers to this puzzle": it takes out how easy the puzzle is. The deviation
+# raises the weight of puzzles that are seldom solved, or nearly always.
+# Sections 3 and 4 show both.
 #
 # | preset | machine | minutes |
 # |---|---|---|
@@ -160,10 +163,9 @@ for answer, paid, advantage in zip(answers, r, A, strict=True):
 print("the package:", grpo.advantages(r[None])[0].round(2))
 
 # %% [markdown]
-# The right answer is pushed up three times as hard as each other one is
-# pushed down, and the four advantages sum to zero. When all answers of a
-# group are paid the same, the deviation is 0. The package then gives the
-# advantage 0, and the group teaches nothing:
+# Only the right answer is above the mean, and the four advantages sum to
+# zero. When all answers of a group are paid the same, the deviation is 0. The
+# package then gives the advantage 0, and the group teaches nothing:
 
 # %%
 for name, paid in (("all wrong", 0.1), ("all right", 1.0)):
@@ -229,8 +231,9 @@ print("tokens in an answer:", lengths.min(), "to", lengths.max())
 # %% [markdown]
 # `batch` holds prompts, completions, `mask` (True at tokens that were
 # written), their log-probabilities as the sampler saw them, and the
-# advantages. The objective from the top of the page, term by term, and one
-# step of AdamW on it:
+# advantages. Below is the objective from the top of the page, term by term,
+# and one step of AdamW on it. The estimate $k$ is $e^x - x - 1$ with
+# $x = \log \pi_\text{ref} - \log \pi$: never negative, and 0 at the base.
 
 
 # %%
@@ -273,25 +276,26 @@ print(f"sampler and trainer differ by {gap.mean():.1e} nats ({dtype})")
 
 # %% [markdown]
 # The sampler (a cache, token by token) and the trainer (whole rows) are two
-# programs. The ratio takes for granted that they agree. In float32 they do,
-# to a millionth; in bfloat16 single tokens differ by a tenth of a nat.
+# programs. The ratio takes for granted that they agree. In float32 they agree
+# to about a millionth of a nat; in bfloat16 single tokens differ by a tenth.
 #
-# ### The loss tells nothing
+# ### The loss tells nothing about the model
 #
-# At ratio 1 the clip and the KL term vanish, and what is left of the loss is
-# $-\sum_i A_i L_i / \sum_i L_i$: how advantage and length go together. It
-# holds no probability of the model at all.
+# At ratio 1 the clip does nothing and the KL term is 0. What is left of the
+# loss is $-\sum_i A_i L_i / \sum_i L_i$: how advantage and length go
+# together. No probability of the model is in it. Compare the two numbers.
 
 # %%
 of_lengths = -(batch.advantages * lengths).sum() / lengths.sum()
 print(f"loss {value:+.5f}, from advantages and lengths {of_lengths:+.5f}")
 
 # %% [markdown]
-# ### Check: the loss is the covariance of advantage and length
+# ### Check: the loss before an update
 #
-# A positive loss means that worse answers are longer. With the mean over each
-# answer first, as in the paper, the loss before an update is exactly 0. So a
-# GRPO loss that does not fall is no bad sign: watch the reward.
+# A negative loss means that better answers are longer, a positive one that
+# they are shorter. (With the mean over each answer first, as in the paper, it
+# would be 0.) So a GRPO loss that does not fall is no bad sign: watch the
+# reward.
 
 # %%
 assert abs(value - of_lengths) < (1e-4 if dtype == jnp.float32 else 0.02)
@@ -342,7 +346,8 @@ assert cosine > 0.9 and metrics["skipped_updates"] == 0
 del change, new
 
 # %% [markdown]
-# Twenty-five lines and the package agree, and no token was clipped.
+# Twenty-five lines and the package agree: the same direction, the same
+# length. (In float32 no token is clipped; in bfloat16 a few are, by rounding.)
 #
 # ### What one step did to the text
 #
@@ -411,8 +416,9 @@ for name, rows in (("better", better), ("worse", ~better)):
 #
 # $$\nabla J = \mathbb{E}_y\big[(r(y) - b)\,\nabla \log \pi(y)\big]$$
 #
-# for *any* baseline $b$ that does not depend on $y$. We take no baseline, none
-# and 10 added to every reward, and the group's mean.
+# for *any* baseline $b$ that does not depend on $y$. We compare three: rewards
+# with 10 added to each, rewards as they are, and rewards minus the group's
+# mean. Look at the last column.
 
 # %%
 values = np.array([1.0, 0.1, 0.1, 0.1, 0.0])
@@ -510,8 +516,8 @@ plt.show()
 # %% [markdown]
 # A rare success is a strong signal: one right answer of 16 has an advantage
 # of almost 4. At $p = 0.02$ three groups of four see no success and push
-# nothing, so the mean weight is half of the formula's. Still it is several
-# times the weight without the division.
+# nothing, so the mean weight is half of the formula's. It is still more than
+# three times the weight without the division.
 #
 # The division also takes out the *size* of a reward. Our wrong answers get
 # 0.1 when they are well-formed (the setting `form_reward`). Here nobody is
@@ -586,13 +592,12 @@ for name, case in CASES.items():
     now = pushed(case)
     rows = (better, ~better, [worse_one])
     sides = " ".join(f"{mean_change(now, each):+8.2f}" for each in rows)
-    nnx.update(model, now)
-    again = rollout(policy, puzzles, key, group=one.group, temperature=1.0)
+    changed = dataclasses.replace(policy, model=nnx.merge(graph, now))
+    again = rollout(changed, puzzles, key, group=one.group, temperature=1.0)
     right = (score(task, again, one.group) == 1).mean()
     texts[name] = again.texts
     written = again.completions.mask.sum(1).mean()
     print(f"{name:13} {sides} {right:11.0%} {written:5.0f} tokens")
-nnx.update(model, params)  # the base again
 
 # %%
 for name in CASES:
@@ -651,9 +656,7 @@ for _ in range(3):
 print("clipped:", ", ".join(f"{share:.1%}" for share in clipped))
 drift = np.asarray(read(state.params, batch)) - batch.logprobs
 low, high = np.exp(np.percentile(drift[batch.mask], (1, 99)))
-print(
-    f"ratios after four updates, 1st and 99th percentile: {low:.2f}, {high:.2f}"
-)
+print(f"after four updates 98 of 100 ratios: {low:.2f} to {high:.2f}")
 del state, reference, params, trained, rest, model, policy
 
 # %% [markdown]
