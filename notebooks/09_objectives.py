@@ -35,8 +35,8 @@
 # **You will see**
 #
 # 1. seven objectives as one sum over tokens with different weights;
-# 2. on a fresh batch the seven give four different gradients; the others
-#    appear when the batch is used a second time;
+# 2. on a fresh batch the seven give five directions, and only three where
+#    they reward the same; ratios and clips matter when it is used again;
 # 3. the mean over each answer makes wrong answers longer;
 # 4. where the success rate goes if every step finds its optimum;
 # 5. which differences between short runs are larger than chance.
@@ -97,6 +97,8 @@ names = list(VARIANTS)
 mesh = devices.make_mesh(tp=tiny.tp)
 if mesh.size > 1:
     jax.set_mesh(mesh)
+# The notebook compares numbers: an accelerator shall not round to bfloat16.
+jax.config.update("jax_default_matmul_precision", "float32")
 BLUE, ORANGE, PINK, SKY = "#0072B2", "#E69F00", "#CC79A7", "#56B4E9"
 
 # %% [markdown]
@@ -448,10 +450,11 @@ print("KL(π‖ref)", norm_of(forward), " KL(ref‖π)", norm_of(reverse))
 
 # %%
 three = np.array([[10, 29, 48]])
-print("tokens                  ", *three[0])
-print("overlong, limit 48, last 24:", grpo.overlong_penalty(three, 48, 24)[0])
-print("Kimi's, all right:       ", grpo.length_reward(three, three > 0)[0])
-print("Kimi's, all wrong:       ", grpo.length_reward(three, three < 0)[0])
+print("tokens           ", three[0])
+penalty = grpo.overlong_penalty(three, 48, 24)[0]
+print("DAPO's penalty   ", penalty.round(2))  # limit 48, the last 24 tokens
+print("Kimi's, all right", grpo.length_reward(three, three > 0)[0])
+print("Kimi's, all wrong", grpo.length_reward(three, three < 0)[0])
 
 # %% [markdown]
 # In Countdown length *is* search. A reward for brevity works against the
@@ -460,11 +463,9 @@ print("Kimi's, all wrong:       ", grpo.length_reward(three, three < 0)[0])
 # ## 7. All seven on one batch
 #
 # The tiny base writes answers to 8 puzzles, 16 each. This section happens on
-# this one frozen batch. It compares gradients, so it asks for multiplications
-# in full float32, which an accelerator would otherwise round to bfloat16.
+# this one frozen batch.
 
 # %%
-jax.config.update("jax_default_matmul_precision", "float32")
 model, tokenizer, _ = weights.load("tiny", mesh=mesh)
 short = dataclasses.replace(tiny, prompts=8, seed=4, completion_len=96)
 task = Countdown.from_settings(short)
@@ -582,32 +583,37 @@ for when, each in models.items():
         vectors[when, name] = np.asarray(to_gradient(each, w))
         results[when, name] = value, w, share
 
+
 # %%
+def of_advantages(name, **changes):
+    """The value on policy of a loss made of ratios."""
+    batch, _ = variant(name, **changes)
+    counted = batch.weights * batch.advantages[:, None]
+    return -counted.sum() / lengths.sum()
+
+
 RATIOS = ("grpo", "dr_grpo", "dapo", "gspo")
-print("          on policy  -Σ c A / Σ L  norm     stale     norm  clipped")
+print("          on policy  -Σ c A / Σ L   norm    stale    norm  clipped")
 for name in names:
-    batch, _ = variant(name)
-    counted = (batch.weights * batch.advantages[:, None]).sum()
-    known = f"{-counted / lengths.sum():+.4f}" if name in RATIOS else ""
-    row = f"{name:8}"
-    for when in models:
-        value, norm = (
-            results[when, name][0],
-            np.linalg.norm(vectors[when, name]),
-        )
-        row += f"  {value:+8.4f}  {known:>11} {norm:7.4f}"
-        known = ""
-    print(row, f"{results['stale', name][2]:7.1%}")
+    known = f"{of_advantages(name):+.4f}" if name in RATIOS else ""
+    value, _, _ = results["on policy", name]
+    later, _, share = results["stale", name]
+    norm, norm_later = (np.linalg.norm(vectors[w, name]) for w in models)
+    print(
+        f"{name:8} {value:+10.4f} {known:>13} {norm:6.3f}"
+        f" {later:+8.4f}  {norm_later:6.3f} {share:8.1%}"
+    )
+print(f"DAPO without its penalty: {of_advantages('dapo', overlong=0):+.4f}")
 
 # %% [markdown]
 # Only the mean over each answer makes the loss zero on policy (GRPO, GSPO):
 # then each answer counts the same, and the advantages of a group sum to zero.
-# With a mean over tokens the loss is $-\sum_i A_i L_i / \sum_i L_i$. DAPO
-# takes it in each group, and it is positive here, since the overlong penalty
-# lowers the advantage of long answers. Dr. GRPO's is the same sum over the
-# budget, without the deviation. The others are no ratios: RLOO's and CISPO's
-# are advantages times log-probabilities, and Kimi's is zero while no
-# log-probability has moved.
+# With a mean over tokens the loss is $-\sum_i A_i L_i / \sum_i L_i$: how
+# advantage and length go together. DAPO takes it in each group; its penalty
+# makes long answers the worse ones and so the loss positive (last line).
+# Dr. GRPO's is the same sum over the budget, without the deviation. The
+# others are not made of ratios: RLOO's and CISPO's are advantages times
+# log-probabilities, and Kimi's is zero until a log-probability has moved.
 #
 # None of these numbers tells how good the model is. Norms differ by large
 # factors, which Adam takes out again. So compare directions.
@@ -638,14 +644,17 @@ figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")
 plt.show()
 
 # %% [markdown]
-# **On policy** there are few different gradients among the seven. GRPO and
-# GSPO are *the same*: an answer's ratio of 1 is a ratio of 1, and at the base
-# the KL term is flat. DAPO without its penalty for overlong answers is CISPO.
-# Dr. GRPO is RLOO up to a factor, and so is Kimi's without its length reward.
-# What is left: over what the mean is taken, the deviation, and what is
-# rewarded. Ratios and clips come in only when the batch is **stale**.
+# **On policy** the seven give five directions. GRPO and GSPO are *the same*:
+# an answer's ratio of 1 is a ratio of 1, and at the base the KL term is flat.
+# Dr. GRPO is RLOO up to a factor. Where the rewards are the same, three are
+# left: DAPO without its penalty for overlong answers is CISPO, and Kimi's
+# without its length reward is Dr. GRPO. So what matters is over what the mean
+# is taken, the deviation, and what is rewarded. Ratios and clips come in when
+# the batch is **stale**.
 #
 # ### Check: one gradient or two
+#
+# Each pair should be one gradient, up to rounding.
 
 
 # %%
