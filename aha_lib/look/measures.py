@@ -88,14 +88,14 @@ def finished(side: Iterable[traces.Trace]) -> Share:
     outcomes = []
     for trace in side:
         promising = promising_firsts(trace.puzzle)
-        first_tries = (a for a in trace.attempts if _first_operation(a) in promising)
+        first_tries = (a for a in trace.attempts if first_operation(a) in promising)
         attempt = next(first_tries, None)
         if attempt is not None:
             outcomes.append(attempt.reached)
     return share(outcomes)
 
 
-def _first_operation(attempt: traces.Attempt) -> tuple[int, str, int] | None:
+def first_operation(attempt: traces.Attempt) -> tuple[int, str, int] | None:
     """What the attempt does first, the larger number first; None for more than an operation."""
     match = ONE_OPERATION.fullmatch(attempt.claims[0].expression)
     if match is None:
