@@ -922,13 +922,13 @@ assert 0.005 < np.mean(found) < 0.12
 every, limit = list(range(len(cases))), 0
 if enough:
     limit, apart = look(every)
-    alone = [
+    beyond_all = [
         i
         for i in every
         if sum(cases[i] in two for two in apart) == len(cases) - 1
     ]
-    if alone:
-        limit, apart = look([i for i in every if i not in alone])
+    if beyond_all:
+        limit, apart = look([i for i in every if i not in beyond_all])
 else:
     print("fewer than five paired seeds: nothing can be said yet")
 
@@ -950,7 +950,8 @@ print("variant   before   after: mean, sd     puzzles drawn    clipped")
 for i, name in enumerate(cases if enough else ()):
     of = [at[name, seed] for seed in seeds]
     before = np.mean([r["heldout"]["accuracy"][0] for r in of])
-    drawn = np.mean([r["draws"] for r in of]) * record["about"]["prompts"]
+    draws = np.mean([np.sum(r["draws"]) for r in of])  # of all steps
+    drawn = draws * record["about"]["prompts"]
     clipped = np.mean([r["clip_fraction"] for r in of])
     print(
         f"{name:8} {before:8.3f} {ends[:, i].mean():12.3f}"
@@ -975,7 +976,7 @@ if enough:
     plt.show()
 
 # %% [markdown]
-# RLOO learns as fast as the others, and then falls apart. It is the one
+# RLOO learns about as fast as the others, and then falls apart. It is the one
 # variant here whose loss has nothing that holds it back, neither a clip nor a
 # KL term, and its advantages are not divided by anything. So the learning
 # rate, the same for all and tuned for none, may simply be too high for it.
@@ -1027,7 +1028,7 @@ if enough:
 #
 # The objectives are functions of a few lines in
 # [`aha_lib/rl/objectives.py`](../aha_lib/rl/objectives.py), each with its
-# paper; the flags are fields of `presets.Settings`, and
-# `python -m aha_lib train --objective cispo` uses one. This was the last part
-# on objectives: [05_train](05_train.ipynb) runs the default one,
+# paper. The flags are fields of `presets.Settings` and options of a run, such
+# as `aha train --objective cispo --norm group --clip-low 1 --clip-high 4`.
+# [05_train](05_train.ipynb) runs the default objective, and
 # [06_aha_traces](06_aha_traces.ipynb) reads what came of it.
