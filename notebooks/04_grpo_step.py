@@ -82,8 +82,8 @@
 #
 # 1. the loss and the update of 25 lines give the package's gradient;
 # 2. the loss itself tells nothing about the model, and need not fall;
-# 3. an advantage moves all tokens of an answer, the mistaken one and the
-#    others;
+# 3. an advantage pushes all tokens of an answer alike, the mistaken one and
+#    the others;
 # 4. the mean takes noise away, and the deviation sets a puzzle's weight;
 # 5. the clip does nothing at the first update, and acts from the second on.
 #
