@@ -11,26 +11,28 @@
 #
 # **What is in a Gemma checkpoint, and how does it get onto the chips?** A
 # language model is a tokenizer, a configuration and a folder of numbers.
-# This notebook opens all three, computes the model once more in NumPy, and
-# shows which device holds what.
+# This notebook first computes one from its three files, in sixty lines of
+# NumPy. Then it goes through those lines again, part by part, with the
+# library and with your preset's model.
 #
 # | preset | machine | minutes |
 # |---|---|---|
 # | `tiny` | two CPU cores | under 1 |
-# | a Gemma | any with room for its weights | not timed; it is downloaded first |
+# | a Gemma | any with room for its weights | 2 for 270M, and its download |
+#
+# Words of the field are explained in the [Glossary](../docs/glossary.md).
 #
 # **You will see**
 #
-# 1. that the tokenizer gives every text back as it was;
+# 1. all that Gemma 3 computes, from a file to the next token, and that the
+#    library computes the same;
 # 2. that more than half of the smallest Gemma is its vocabulary;
-# 3. that sixty lines of NumPy, reading the file on their own, compute the
-#    same numbers as the library;
-# 4. how a model is shared out among devices, and that a model saved and
-#    loaded again is the same to the last bit.
+# 3. how a model is shared out among devices;
+# 4. that a model saved and loaded again is the same to the last bit.
 #
-# What takes the numbers apart (broken files, NumPy, saving) is shown with
-# the tiny model, whatever the preset. The tokenizer, the sharding and the
-# first words are those of your preset's model.
+# Parts 1 and 8, and the broken files of part 2, use the tiny model, whatever
+# the preset is. The tokenizer, the sharding and the first words are those of
+# your preset's model.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -60,8 +62,8 @@ from aha_lib import devices
 devices.start()  # joins other hosts, and says which chips there are
 
 # %% [markdown]
-# `tiny` is a Gemma-shaped model that comes with the package: nothing to
-# download and no account. For a real one change the word `preset`.
+# `tiny` is a Gemma-shaped model that comes with the package, without a
+# download or an account. For a real Gemma change the word `preset`.
 # `overrides` changes single settings: `{"model": "runs/x/model"}` loads a
 # Gemma from a folder of yours, in Kaggle's layout or in Hugging Face's.
 
@@ -70,307 +72,33 @@ preset = "tiny"
 overrides = {}
 
 # %% [markdown]
-# ## 1. Where the weights come from
-#
-# Google publishes Gemma on Kaggle, under a licence that you accept there,
-# once, with a click. Then a *token* of your account lets a program download
-# it. Each published model has a handle:
-
-# %%
-import dataclasses
-
-from aha_lib.look import show
-from aha_lib.model import export, weights
-from aha_lib.presets import MODELS, SETTINGS
-
-settings = dataclasses.replace(SETTINGS[preset], **overrides)
-show.table(
-    ["preset", "Kaggle handle", "parameters"],
-    [
-        [name, f"`{handle}`", f"{MODELS[name].parameters / 1e9:.2f} G"]
-        for name, handle in weights.HANDLES.items()
-    ],
-)
-
-# %% [markdown]
-# With `-it` at the end they are the instruct variants. We start from the
-# base models: what reinforcement learning adds should be seen from zero.
-#
-# To get a real one:
-#
-# 1. open the model's page and accept the licence there, once for each;
-#    the page's name is the beginning of the handle,
-#    <https://www.kaggle.com/models/google/gemma-3> for `gemma3-…`,
-#    <https://www.kaggle.com/models/google/gemma-2> for `gemma2-…`;
-# 2. in a Kaggle notebook that is all. Elsewhere make a token, on Kaggle
-#    under *Settings → API*. On Colab it becomes the secret
-#    `KAGGLE_API_TOKEN` (the key symbol on the left; let the notebook read
-#    it): `KAGGLE_USERNAME` and `KAGGLE_KEY` alone are not found there. A
-#    machine that you attach to Colab sees no secret of Colab's. On it, and
-#    anywhere else, the token is the environment variable
-#    `KAGGLE_API_TOKEN` or the file `~/.kaggle/access_token`.
-#
-# **From Hugging Face instead**: `overrides = {"model":
-# "hf:google/gemma-3-1b-pt"}` with any preset of that model. Accept the
-# licence on the model's page there, put a token of your account into
-# `HF_TOKEN` (an environment variable, or a secret of Kaggle or Colab), and
-# `%pip install huggingface_hub` where it is missing.
-#
-# Is there a token of Kaggle here? The cell only says yes or no; nothing in
-# this project prints one.
-
-# %%
-import kagglehub
-
-known = kagglehub.config.get_kaggle_credentials() is not None
-print(
-    "Kaggle knows who you are."
-    if known
-    else "No Kaggle token here: only what is on this machine can be loaded."
-)
-
-# %% [markdown]
-# ## 2. Loading
-#
-# The tensors go from the disk straight to where they will stay, a layer at
-# a time; a bar shows how far, if it takes more than two seconds. Which
-# device holds which part follows from a *mesh*, as in notebook 00.
-# Parameters are float32; `dtype` is that of the arithmetic, bfloat16 on
-# accelerators.
-
-# %%
-mesh = devices.make_mesh(tp=settings.tp)
-dtype, _ = devices.dtypes(settings.dtype)
-source = settings.model
-print("devices:", mesh.size)
-print("source: ", source if source in MODELS else "your folder or handle")
-
-# %%
-try:
-    model, tokenizer, config = weights.load(source, mesh=mesh, dtype=dtype)
-except (OSError, ValueError) as problem:
-    print(f"{problem}\nGoing on with the tiny model.")
-    model, tokenizer, config = weights.load("tiny", mesh=mesh)
-print(f"Gemma {config.generation}, {config.parameters:,} parameters")
-
-# %% [markdown]
-# Whatever goes wrong there is one sentence that says what to do: the licence
-# not accepted, no token, no network, a full disk, half a download, a file
-# cut off, a model that is no Gemma. Try some, with the tiny model:
-
-# %%
-import tempfile
-from pathlib import Path
-
-small, small_tokenizer, _ = weights.load("tiny", mesh=mesh)
-broken = Path(tempfile.mkdtemp()) / "broken"
-export.save_hf(small, broken)
-for step in ("no tokenizer", "a llama", "half a file"):
-    if step == "a llama":
-        small_tokenizer.save(broken / "tokenizer.model")
-        file = broken / "config.json"
-        said = file.read_text()
-        file.write_text(said.replace("gemma3_text", "llama"))
-    if step == "half a file":
-        file = broken / "model.safetensors"
-        file.write_bytes(file.read_bytes()[:100_000])
-    try:
-        weights.load(broken)
-    except (OSError, ValueError) as problem:
-        print(str(problem).replace(str(broken), "the folder"), "\n")
-
-# %% [markdown]
-# ## 3. The tokenizer, token by token
-#
-# A model reads numbers. The tokenizer cuts a text into pieces of its
-# vocabulary; a piece that starts with `▁` starts a new word.
-
-
-# %%
-def knows(text):
-    """Whether the vocabulary has all of a text: a cut or tiny one may not."""
-    return tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def pieces(text):
-    """Ids of a text, each with the text that it stands for."""
-    ids = tokenizer.encode(text)
-    texts = [f"`{tokenizer.decode([i]) or 'special'}`" for i in ids]
-    return show.table(["id", *ids], [["text", *texts]])
-
-
-text = next(filter(knows, ("Gemma counts: 20 - 16", "20 - 16 = 4", "20")))
-print(f"{tokenizer.vocab_size:,} pieces")
-pieces(text)
-
-# %% [markdown]
-# The first id is `<bos>`, the beginning of a text: a Gemma has never read
-# one without it. In the tiny vocabulary every word and every integer up to
-# 100 is a single token. Gemma 3 writes `20` as two, digit by digit; its
-# 262,144 pieces hold words of many languages, and single bytes for the rest.
-#
-# The special ids are found by their names, never by number:
-
-# %%
-for name in ("pad_id", "bos_id", "eos_id", "stop_ids"):
-    print(f"{name:<9}", getattr(tokenizer, name))
-
-# %% [markdown]
-# `stop_ids` are what ends a completion. An instruct variant ends its turn by
-# `<end_of_turn>` and not by `<eos>`: a sampler that waits for `<eos>` alone
-# writes on and on.
-#
-# While a text is being written, the last character may still lack bytes.
-# `stream` shows only what is complete:
-
-# %%
-" | ".join(tokenizer.stream(tokenizer.encode(text)))
-
-# %% [markdown]
-# ### Check: nothing is lost
-#
-# Texts come back as they were, whole and streamed. They are drawn from the
-# words of the tiny vocabulary and from some that it lacks; words that a
-# vocabulary does not have are left out.
-
-# %%
-import random
-
-from aha_lib.model.tokenizer import TINY_WORDS
-
-words = [w for w in [*TINY_WORDS, "Größe", "🦜", "\n"] if knows(w)]
-missing = len(TINY_WORDS) + 3 - len(words)
-assert not missing or tokenizer.vocab_size < 200_000  # a whole Gemma's
-for seed in range(500):
-    sample = " ".join(random.Random(seed).choices(words, k=seed % 20 + 1))
-    ids = tokenizer.encode(sample)
-    assert tokenizer.decode(ids) == sample
-    assert "".join(tokenizer.stream(ids)) == sample
-    assert ids.count(tokenizer.bos_id) == 1
-print(f"500 texts came back; {missing} words were left out.")
-
-# %% [markdown]
-# ## 4. Three generations in one table
-#
-# Gemma 1, 2 and 3 are one architecture with a few switches. The package has
-# one transformer, and these numbers are most of what differs; the others are
-# in `presets.ModelConfig`.
-
-# %%
-chosen = ["tiny", "gemma-2b", "gemma2-2b", "gemma3-270m", "gemma3-1b"]
-FIELDS = {
-    "vocab": "pieces of the vocabulary",
-    "layers": "layers",
-    "width": "numbers for each token",
-    "heads": "query heads",
-    "kv_heads": "heads of keys and values",
-    "head_dim": "numbers of a head",
-    "ff": "width of the feed-forward",
-    "global_every": "one layer in so many sees everything",
-    "window": "tokens that the others see",
-}
-show.table(
-    ["", *chosen],
-    [
-        [meaning, *(f"{getattr(MODELS[m], field):,}" for m in chosen)]
-        for field, meaning in FIELDS.items()
-    ],
-)
-
-# %% [markdown]
-# What to look for: Gemma 2 brought norms after each block and a cap on the
-# logits; every second layer sees only a window. Gemma 3 dropped the caps,
-# normalises queries and keys instead, and only each sixth layer sees
-# everything.
-#
-# ## 5. Where the parameters live
-#
-# How much of a model is vocabulary, attention, feed-forward? No weights are
-# needed to count: `nnx.eval_shape` builds a model of shapes alone.
-
-# %%
-from flax import nnx
-
-from aha_lib.model.gemma import Gemma
-
-PARTS = {
-    "vocabulary": ["embed"],
-    "attention": ["q", "k", "v", "o"],
-    "feed-forward": ["gate", "up", "down"],
-}
-
-
-def count(config):
-    """Parameters of each part of a model; the norms are what is left."""
-    shapes = nnx.eval_shape(lambda: Gemma(config, rngs=nnx.Rngs(0)))
-    params = nnx.to_pure_dict(nnx.state(shapes))
-    params |= params.pop("layers")
-    return {
-        part: sum(params[name].size for name in names)
-        for part, names in PARTS.items()
-    }
-
-
-# %%
-import matplotlib.pyplot as plt
-
-names = [*chosen[1:], "tiny"]
-counts = [count(MODELS[name]) for name in names]
-figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
-left = [0.0] * len(names)
-for part in PARTS:
-    shares = [
-        100 * c[part] / MODELS[name].parameters
-        for c, name in zip(counts, names, strict=True)
-    ]
-    bars = axis.barh(names, shares, left=left, label=part)
-    axis.bar_label(bars, fmt="%.0f", label_type="center")
-    left = [a + b for a, b in zip(left, shares, strict=True)]
-axis.set(xlim=(0, 100), xlabel="share of all parameters (%)")
-axis.invert_yaxis()
-axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3)
-plt.show()
-
-# %% [markdown]
-# Gemma 3 270M is mostly vocabulary: 168 million of its parameters are the
-# rows of its 262,144 pieces, 100 million are in the layers. The same table
-# serves at both ends, for reading and for writing. That is why training
-# code has to be careful with *logits*: one row of them is as long as the
-# vocabulary.
-#
-# ### Check: the same by hand
-#
-# Widths times heights, from the table above.
-
-# %%
-c = MODELS["gemma3-270m"]
-per_layer = (
-    c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)  # q, o, k, v
-    + 3 * c.width * c.ff  # gate, up, down
-    + 4 * c.width
-    + 2 * c.head_dim  # norms
-)
-total = c.vocab * c.width + c.layers * per_layer + c.width
-assert total == c.parameters == 268_098_176
-assert count(c)["vocabulary"] == 262_144 * 640
-assert count(c)["vocabulary"] > total / 2
-print(f"{total:,}")
-
-# %% [markdown]
-# ## 6. A Gemma in sixty lines of NumPy
+# ## 1. A Gemma in sixty lines of NumPy
 #
 # Everything between the file and the next token's probabilities, in plain
 # NumPy and float64: one row, no cache, no sharding, no code of the library.
-# It reads the tiny model's `model.safetensors` by its published names. A
-# larger Gemma 3 has more layers and wider ones; from 4B on the positions of
-# global layers are divided by 8, and no step else is added.
+# It reads the three files of the tiny model:
+#
+# | file | what it is | looked at again in |
+# |---|---|---|
+# | `tokenizer.model` | text to numbers, and back | part 3 |
+# | `config.json` | the sizes: `SHAPE` below | part 4 |
+# | `model.safetensors` | the parameters: `get` below | parts 5 and 6 |
+#
+# A larger Gemma 3 has more layers and wider ones. From 4B on the positions
+# of global layers are divided by 8. No other step is added.
 
 # %%
+import dataclasses
 import json
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from aha_lib.model import weights
+from aha_lib.model.tokenizer import Tokenizer
+
+words = (weights.TINY / "tokenizer.model").read_bytes()
+small_tokenizer = Tokenizer(words)
 FILE = load_file(weights.TINY / "model.safetensors")
 SHAPE = json.loads((weights.TINY / "config.json").read_text())
 
@@ -379,14 +107,22 @@ def get(name):
     return FILE[f"model.{name}.weight"].astype(np.float64)
 
 
+# %% [markdown]
+# **The embedding.** The tokenizer turns a text into ids. Each id picks a row
+# of a table, and the row is scaled by the square root of its width.
+
+# %%
 ids = small_tokenizer.encode("20 16 4 = 40 : 20 - 16 = 4 , 4 + 4 = 8 no")
 x = get("embed_tokens")[ids] * SHAPE["hidden_size"] ** 0.5
 print(len(ids), "tokens, each a row of", x.shape[1], "numbers")
 
 # %% [markdown]
 # **The norm** divides a row by its root mean square, then multiplies each
-# column by `1 + w`. Gemma's files hold `w`, the difference from 1: where `w`
-# is 0 the column is left alone.
+# column by `1 + w`. Most other models store the whole factor. Gemma stores
+# `w`, its difference from 1, for two reasons: a new model can start from
+# zeros, and bfloat16 has finer steps near 0 than near 1. A program that
+# reads the file as a Llama's and multiplies by `w` alone gives nonsense
+# without an error.
 
 
 # %%
@@ -394,6 +130,9 @@ def norm(x, name):
     mean = np.mean(x * x, axis=-1, keepdims=True)
     return x / np.sqrt(mean + SHAPE["rms_norm_eps"]) * (1 + get(name))
 
+
+w = get("norm")
+print(f"w of the last norm: from {w.min():.2f} to {w.max():.2f}")
 
 # %% [markdown]
 # **The rotation** (RoPE) tells a head where a token stands. It turns pairs
@@ -418,12 +157,34 @@ def rotate(x, base):
 
 
 # %% [markdown]
+# Left, the cosines of three pairs: the first turns fast and tells neighbours
+# apart, the last hardly moves in 64 tokens. Right, the product of one and
+# the same query and key, put at every two positions. It is constant along
+# each diagonal: only the distance counts.
+
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the rotation
+import matplotlib.pyplot as plt
+
+T, half = 64, SHAPE["head_dim"] // 2
+base = SHAPE["rope_theta"]
+of = angles(np.arange(T), base)
+same = rotate(np.ones((T, 1, 2 * half)), base)[:, 0]
+figure, (a, b) = plt.subplots(1, 2, figsize=(9, 2.9), layout="constrained")
+for pair, style in ((0, "-"), (half // 4, "--"), (half - 1, ":")):
+    a.plot(np.cos(of[:, pair]), style, label=f"pair {pair}")
+a.set(title="cosine of the angle", xlabel="position")
+a.legend(fontsize=8, loc="lower left")
+image = b.imshow(same @ same.T / (2 * half), cmap="Blues")
+b.set(title="query · key", xlabel="key's position", ylabel="query's position")
+figure.colorbar(image, ax=b, label="product, largest 1")
+plt.show()
+
+# %% [markdown]
 # **Attention** mixes, for each position, the values of positions before it.
-# How much of each is the softmax of query times key. A *global* layer sees
-# all positions before; a *local* one sees a window that slides along.
-#
-# Queries are **grouped**: the tiny model's four query heads share one head
-# of keys and values. The KV cache, which keeps these, is a quarter as large.
+# A mask says which ones a position sees. A *global* layer sees all positions
+# before: its mask is causal. A *local* layer sees a window that slides
+# along, and so does little work for a long text.
 
 
 # %%
@@ -433,6 +194,33 @@ def visible(T, window):
     return (ago >= 0) & (ago < window)
 
 
+# %% [markdown]
+# Both masks for 24 tokens, blue where a position sees another. (The window
+# is 6 here, to be seen; the tiny model's is 128.)
+
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the masks
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+masks = {"global layer: causal": 24, "local layer: sliding window": 6}
+for axis, (title, window) in zip(axes, masks.items(), strict=True):
+    axis.imshow(visible(24, window), cmap="Blues", vmax=1.4)
+    axis.set(title=title, xlabel="position seen", ylabel="position")
+plt.show()
+
+# %% [markdown]
+# How much of each value is mixed in? The *share* of a position is the
+# softmax of query times key. Query, key and value are three projections of a
+# row, cut into *heads* that each attend on their own.
+#
+# Queries are **grouped**: several query heads share one head of keys and
+# values. The tiny model has four query heads and one shared head. Keys and
+# values are what a sampler keeps of every earlier token (the KV cache of
+# notebook 03), and it reads all of them for each new one. A quarter of the
+# heads is a quarter of that memory and of that reading, at little cost in
+# quality. `np.repeat` gives each query head its copy.
+
+
+# %%
 def attention(x, layer, kind):
     """The mixed values [T, width], and the shares [heads, T, T]."""
     T, h = len(x), SHAPE["head_dim"]
@@ -452,26 +240,6 @@ def attention(x, layer, kind):
     mixed = np.einsum("nqk,knh->qnh", share, v).reshape(T, -1)
     return mixed @ get(f"{layer}.o_proj").T, share
 
-
-# %% [markdown]
-# The rotation's angles, and the two masks (the window is 6 here, to be seen;
-# the tiny model's is 128):
-
-# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
-# @title Draws angles and masks
-figure, (a, b, c) = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
-of = angles(np.arange(64), SHAPE["rope_theta"])
-for pair, style in ((0, "-"), (2, "--"), (4, ":")):
-    a.plot(np.cos(of[:, pair]), style, label=f"pair {pair}")
-a.set(title="cosine of the angle", xlabel="position")
-a.legend(fontsize=8, loc="lower left")
-for axis, window, title in (
-    (b, 24, "global: causal"),
-    (c, 6, "local: window"),
-):
-    axis.imshow(visible(24, window), cmap="Blues")
-    axis.set(title=title, xlabel="sees", ylabel="position")
-plt.show()
 
 # %% [markdown]
 # **The feed-forward** works on each position alone: two projections up, one
@@ -519,18 +287,27 @@ figure.colorbar(image, ax=axes, label="share")
 plt.show()
 
 # %% [markdown]
-# After `8` the second head looks at `40`, the target: whether the two are
-# equal decides between `yes` and `no`.
+# In the row of `8` the second head looks at `40`, the target. The next token
+# is `yes` or `no`, by whether the two are equal.
 #
 # ### Check: the library computes the same
 #
 # The library's model is written another way: layers stacked and scanned,
 # float32, and spread over all devices that are here. `forward` runs it.
+# The two agree up to the rounding of float32.
 
 
 # %%
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
+from aha_lib.look import show
+from aha_lib.presets import MODELS, SETTINGS
+
+settings = dataclasses.replace(SETTINGS[preset], **overrides)
+mesh = devices.make_mesh(tp=settings.tp)
+small, _, _ = weights.load("tiny", mesh=mesh)
 
 
 @nnx.jit
@@ -549,9 +326,275 @@ print(f"on {mesh.size} device(s): logits up to {np.abs(ours).max():.1f},")
 print(f"largest difference {difference:.0e}")
 
 # %% [markdown]
-# ## 7. What lies where
+# ## 2. Loading yours
 #
-# Each parameter names its axes, and one table, `devices.RULES`, says which
+# Google publishes Gemma on Kaggle, under a licence that you accept there,
+# once, with a click. Then a *token* of your account lets a program download
+# it. Each published model has a handle:
+
+# %%
+show.table(
+    ["preset", "Kaggle handle", "parameters"],
+    [
+        [name, f"`{handle}`", f"{MODELS[name].parameters / 1e9:.2f} G"]
+        for name, handle in weights.HANDLES.items()
+    ],
+)
+
+# %% [markdown]
+# With `-it` at the end they are the instruct variants. We start from the
+# base models, which have had no reinforcement learning: what it adds can then
+# be seen from the start.
+#
+# To get a real one:
+#
+# 1. open the model's page and accept the licence there, once for each;
+#    the page's name is the beginning of the handle,
+#    <https://www.kaggle.com/models/google/gemma-3> for `gemma3-…`,
+#    <https://www.kaggle.com/models/google/gemma-2> for `gemma2-…`;
+# 2. in a Kaggle notebook that is all. Elsewhere make a token, on Kaggle
+#    under *Settings → API*. On Colab it becomes the secret
+#    `KAGGLE_API_TOKEN` (the key symbol on the left; let the notebook read
+#    it): `KAGGLE_USERNAME` and `KAGGLE_KEY` alone are not found there. A
+#    machine that you attach to Colab sees no secret of Colab's. On it, and
+#    anywhere else, the token is the environment variable
+#    `KAGGLE_API_TOKEN` or the file `~/.kaggle/access_token`.
+#
+# **From Hugging Face instead**: `overrides = {"model":
+# "hf:google/gemma-3-1b-pt"}` with any preset of that model. Accept the
+# licence on the model's page there, put a token of your account into
+# `HF_TOKEN` (an environment variable, or a secret of Kaggle or Colab), and
+# `%pip install huggingface_hub` where it is missing.
+#
+# Is there a token of Kaggle here? The cell only says yes or no; nothing in
+# this project prints one.
+
+# %%
+import kagglehub
+
+known = kagglehub.config.get_kaggle_credentials() is not None
+print(
+    "Kaggle knows who you are."
+    if known
+    else "No Kaggle token here: only what is on this machine can be loaded."
+)
+
+# %% [markdown]
+# `weights.load` does what `get` did, for a folder of Kaggle's or of Hugging
+# Face's, of generation 1, 2 or 3. The tensors go from the disk straight to
+# where they will stay, a layer at a time. A bar appears if that takes more
+# than two seconds. Which device holds which part follows from a *mesh*, as
+# in notebook 00. Parameters are float32; `dtype` is that of the arithmetic,
+# bfloat16 on accelerators.
+
+# %%
+dtype, _ = devices.dtypes(settings.dtype)
+source = settings.model
+print("devices:", mesh.size)
+print("source: ", source if source in MODELS else "your folder or handle")
+
+# %%
+try:
+    model, tokenizer, config = weights.load(source, mesh=mesh, dtype=dtype)
+except (OSError, ValueError) as problem:
+    print(f"{problem}\nGoing on with the tiny model.")
+    model, tokenizer, config = weights.load("tiny", mesh=mesh)
+print(f"Gemma {config.generation}, {config.parameters:,} parameters")
+
+# %% [markdown]
+# Whatever goes wrong there is one sentence that says what to do: the licence
+# not accepted, no token, no network, a full disk, half a download, a file
+# cut off, a model that is no Gemma. Try some, with the tiny model:
+
+# %%
+import tempfile
+from pathlib import Path
+
+from aha_lib.model import export
+
+broken = Path(tempfile.mkdtemp()) / "broken"
+export.save_hf(small, broken)
+for step in ("no tokenizer", "a llama", "half a file"):
+    if step == "a llama":
+        small_tokenizer.save(broken / "tokenizer.model")
+        file = broken / "config.json"
+        said = file.read_text()
+        file.write_text(said.replace("gemma3_text", "llama"))
+    if step == "half a file":
+        file = broken / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:100_000])
+    try:
+        weights.load(broken)
+    except (OSError, ValueError) as problem:
+        print(str(problem).replace(str(broken), "the folder"), "\n")
+
+# %% [markdown]
+# ## 3. The tokenizer, token by token
+#
+# This is the line `ids = small_tokenizer.encode(…)` of part 1, for your
+# preset's model. The tokenizer cuts a text into pieces of its vocabulary. A
+# piece that starts with `▁` starts a new word.
+
+
+# %%
+def knows(text):
+    """Whether the vocabulary has all of a text: a cut or tiny one may not."""
+    return tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def pieces(text):
+    """Ids of a text, each with the text that it stands for."""
+    ids = tokenizer.encode(text)
+    texts = [f"`{tokenizer.decode([i]) or 'special'}`" for i in ids]
+    return show.table(["id", *ids], [["text", *texts]])
+
+
+text = next(filter(knows, ("Gemma counts: 20 - 16", "20 - 16 = 4", "20")))
+print(f"{tokenizer.vocab_size:,} pieces")
+pieces(text)
+
+# %% [markdown]
+# The first id is `<bos>`, the beginning of a text: a Gemma has never read
+# one without it. In the tiny vocabulary every word and every integer up to
+# 100 is a single token. Gemma 3 writes `20` as two, digit by digit; its
+# 262,144 pieces hold words of many languages, and single bytes for the rest.
+#
+# The special ids are found by their names, never by number:
+
+# %%
+for name in ("pad_id", "bos_id", "eos_id", "stop_ids"):
+    print(f"{name:<9}", getattr(tokenizer, name))
+
+# %% [markdown]
+# `stop_ids` are what ends a completion. An instruct variant ends its turn by
+# `<end_of_turn>` and not by `<eos>`: a sampler that waits for `<eos>` alone
+# writes on and on.
+#
+# While a text is being written, the last character may still lack bytes.
+# `stream` shows only what is complete:
+
+# %%
+" | ".join(tokenizer.stream(tokenizer.encode(text)))
+
+# %% [markdown]
+# ## 4. The configuration of three generations
+#
+# Gemma 1, 2 and 3 are one architecture with a few switches. `config.json`
+# has two dozen entries. These eight decide how large a model is and what
+# its layers see; in the NumPy version they are the entries of `SHAPE` and
+# the shapes of the arrays that `get` returns.
+
+# %%
+chosen = ["tiny", "gemma-2b", "gemma2-2b", "gemma3-270m", "gemma3-1b"]
+FIELDS = {
+    "vocab": "pieces of the vocabulary",
+    "layers": "layers",
+    "width": "numbers for each token",
+    "heads": "query heads",
+    "kv_heads": "heads of keys and values",
+    "head_dim": "numbers of a head",
+    "ff": "width of the feed-forward",
+}
+
+
+def reach(c):
+    """What the layers of a model see, in words."""
+    local = f"{c.window:,}; 1 layer in {c.global_every}: all"
+    return local if c.window else "all"
+
+
+show.table(
+    ["", *chosen],
+    [
+        *(
+            [meaning, *(f"{getattr(MODELS[m], field):,}" for m in chosen)]
+            for field, meaning in FIELDS.items()
+        ),
+        ["tokens that a layer sees", *(reach(MODELS[m]) for m in chosen)],
+    ],
+)
+
+# %% [markdown]
+# Three things to see. All of them share keys and values among query heads,
+# Gemma 1 2B the most. In generation 2 every second layer sees a window only,
+# in generation 3 five layers of six. And the vocabulary of a small Gemma is
+# as large as that of a large one. What the table leaves out:
+# Gemma 2 brought norms after each block and a cap on the logits; Gemma 3
+# dropped the caps and normalises queries and keys instead.
+#
+# ## 5. Where the parameters live
+#
+# How large are the arrays that `get` read: how much of a model is
+# vocabulary, attention, feed-forward? No weights are needed to count:
+# `nnx.eval_shape` builds a model of shapes alone.
+
+# %%
+from aha_lib.model.gemma import Gemma
+
+PARTS = {
+    "vocabulary": ["embed"],
+    "attention": ["q", "k", "v", "o"],
+    "feed-forward": ["gate", "up", "down"],
+}
+
+
+def count(config):
+    """Parameters of each part of a model; the norms are what is left."""
+    shapes = nnx.eval_shape(lambda: Gemma(config, rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(nnx.state(shapes))
+    params |= params.pop("layers")
+    return {
+        part: sum(params[name].size for name in names)
+        for part, names in PARTS.items()
+    }
+
+
+# %%
+names = [*chosen[1:], "tiny"]
+counts = [count(MODELS[name]) for name in names]
+figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
+left = [0.0] * len(names)
+for part in PARTS:
+    shares = [
+        100 * c[part] / MODELS[name].parameters
+        for c, name in zip(counts, names, strict=True)
+    ]
+    bars = axis.barh(names, shares, left=left, label=part)
+    axis.bar_label(bars, fmt="%.0f", label_type="center")
+    left = [a + b for a, b in zip(left, shares, strict=True)]
+axis.set(xlim=(0, 100), xlabel="share of all parameters (%)")
+axis.invert_yaxis()
+axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3)
+plt.show()
+
+# %% [markdown]
+# Gemma 3 270M is mostly vocabulary: 168 million of its parameters are the
+# rows of its 262,144 pieces, 100 million are in the layers. The same table
+# serves at both ends, for reading and for writing. That is why training
+# code has to be careful with *logits*: each token has one for every piece of
+# the vocabulary.
+#
+# ### Check: the same by hand
+#
+# Widths times heights, from the table above.
+
+# %%
+c = MODELS["gemma3-270m"]
+per_layer = (
+    c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)  # q, o, k, v
+    + 3 * c.width * c.ff  # gate, up, down
+    + 4 * c.width
+    + 2 * c.head_dim  # norms
+)
+total = c.vocab * c.width + c.layers * per_layer + c.width
+assert total == c.parameters == 268_098_176
+print(f"{total:,}, of which the vocabulary {c.vocab * c.width / total:.0%}")
+
+# %% [markdown]
+# ## 6. What lies where
+#
+# The NumPy version had each array in one place. In the library each
+# parameter names its axes, and one table, `devices.RULES`, says which
 # mesh axis splits which of them. The layers are stacked: one array holds,
 # say, the query weights of all layers. What would one of eight devices hold?
 # A mesh need not exist to be asked.
@@ -611,23 +654,16 @@ for device, size in held.items():
         f"{device}: {size / 2**20:.1f} MiB of parameters",
         f"of {has:,.0f} MiB" * bool(has),
     )
-
-# %% [markdown]
-# ### Check: the arithmetic
-#
-# Four bytes for each parameter, and what is on every device is little.
-
-# %%
-whole = 4 * config.parameters
-assert once == whole or jax.process_count() > 1
 more = sum(held.values()) / once - 1
-print(f"{whole:,} bytes expected, {once:,} here; copies add {more:.1%}")
+print(f"4 bytes for each parameter: {4 * config.parameters:,} bytes.")
+print(f"Here there are {once:,}; copies on several devices add {more:.1%}.")
 
 # %% [markdown]
-# ## 8. What it says
+# ## 7. What it says
 #
-# The model of your preset turns tokens into the probabilities of the next
-# one.
+# The last line of the NumPy version returns logits: a number for each piece
+# of the vocabulary, at each position. A softmax of the last row gives the
+# probabilities of the next token. Here with the model of your preset:
 
 # %%
 prompt = next(filter(knows, ("The capital of France is", "20 16 4 = 40 :")))
@@ -668,18 +704,18 @@ with devices.use(mesh):
 print(prompt, "|", tokenizer.decode(out.tokens[0]))
 
 # %% [markdown]
-# The tiny base answers at once, and here wrongly: it has seen how answers
-# look, not what earns a reward. To change that is what the other notebooks
-# are for. A real Gemma continues its sentence.
+# With the tiny preset the base answers at once, and here wrongly: it has
+# seen how answers look, not what earns a reward. The other notebooks change
+# that. A real Gemma continues its sentence.
 #
-# A large model is not needed any more; its memory is free once no name
+# A large model is not needed any more. Its memory is free once no name
 # refers to it.
 
 # %%
 del model, layers, gate, drawn, array, shard, p
 
 # %% [markdown]
-# ## 9. Out again
+# ## 8. Out again
 #
 # A trained model should be of use to other programs. `save_hf` writes what
 # the `transformers` library opens, `save_kaggle` the Orbax layout in which

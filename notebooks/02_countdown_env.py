@@ -12,20 +12,21 @@
 # **What is the task, and what exactly earns a reward?** Reinforcement
 # learning gets what it pays for, not what we meant. So before any model is
 # trained, this notebook takes the game and its referee apart, and then tries
-# to cheat.
+# to cheat. Words of the field are explained in the
+# [Glossary](../docs/glossary.md).
 #
 # | preset | machine | minutes |
 # |---|---|---|
 # | `tiny` | two CPU cores | under 1 |
-# | any other | the same: no model is loaded here | 1 to 2 |
+# | any other | the same: no model is loaded here | under 1 |
 #
 # **You will see**
 #
 # 1. that the solver finds exactly what brute force finds;
-# 2. that no held-out puzzle shares its numbers with a training puzzle;
-# 3. that the verifier agrees with an independent calculation on thousands of
-#    valid, mutated and random answers;
-# 4. that a well-known scorer pays in full for answers that break the rules
+# 2. why four numbers are much harder than three;
+# 3. that no held-out puzzle shares its numbers with a training puzzle;
+# 4. what a reward for the form of an answer teaches;
+# 5. that a well-known scorer pays in full for answers that break the rules
 #    and misses right ones, and that ours does neither.
 
 # %% tags=["setup"]
@@ -75,8 +76,8 @@ print("template:", settings.template)
 
 # %% [markdown]
 # `numbers` is how many numbers a puzzle has, `low` to `high` where they come
-# from. A `bound` means that everything along the way has to be a whole
-# number from 0 to it: the arithmetic that the tiny model can write.
+# from. With a `bound` a puzzle has a solution whose every step is a whole
+# number from 0 to it. This is the arithmetic that a small model can write.
 #
 # ## 1. One puzzle, by hand
 #
@@ -167,8 +168,7 @@ from aha_lib.tasks.countdown import generate
 three = dataclasses.replace(PUZZLES["tiny"], bound=None)
 some = [generate(1, i, three) for i in range(300)]
 some += [Puzzle((7, 7, 7), 7), Puzzle((1, 1, 1), 50), Puzzle((6, 6, 2), 3)]
-for p in some:
-    assert len(solve(p)) == len(brute_force(p)), p
+assert [len(solve(p)) for p in some] == [len(brute_force(p)) for p in some]
 print(f"{len(some)} puzzles: as many solutions as by brute force")
 
 # %% [markdown]
@@ -185,7 +185,7 @@ for index in range(4):
     test = generate(0, index, ranges, held_out=True)
     print(f"train: {str(train):38} held out: {test}")
 
-assert generate(0, 3, ranges) == train
+print("puzzle 3 once more:", generate(0, 3, ranges) == train)
 
 # %% [markdown]
 # The target is drawn among those that the numbers *can* reach, so there is
@@ -214,11 +214,9 @@ b.set(
 plt.show()
 
 # %% [markdown]
-# With the tiny preset most puzzles have one to three solutions. With four
-# numbers up to 99 five is common: the same sum, added up in another order.
-# That is one measure of difficulty; a second one is how far *guessing* gets.
-# The cell below draws two numbers and a sign at random, until one number is
-# left. What share of such blind guesses is right?
+# With the tiny preset most puzzles have one to three solutions. How far does
+# *guessing* get? The cell below draws two numbers and a sign at random, until
+# one number is left. What share of such blind guesses is right?
 
 # %%
 import random
@@ -259,10 +257,124 @@ plt.show()
 
 # %% [markdown]
 # That mean is the score of a player who never looks at the target. A model
-# that merely *writes* well-formed answers starts here; everything above has
-# to be earned by arithmetic and search.
+# that merely *writes* well-formed answers starts here. Everything above it
+# has to be earned by arithmetic and search.
 #
-# ## 3. What is held out
+# ## 3. What makes four numbers hard
+#
+# The task of TinyZero has three or four numbers up to 99. One number more
+# does not sound like much. Count, whatever the preset is: how many different
+# expressions are there, how many of them hit, and how many attempts does a
+# search take that goes through them in a fixed order and never repeats one?
+#
+# Values stay whole numbers from 0 to 200. (The last rows say how many
+# puzzles, drawn without a bound, have a solution within one.) The search is
+# the one that the package writes into its training texts
+# (`aha_lib/tasks/worked.py`): it goes depth-first through the operations,
+# begins at a random one, and chooses the last one of an attempt so that it
+# comes closest to the target.
+
+# %%
+import math
+
+from aha_lib.tasks import worked
+
+hard = PUZZLES["tinyzero-200"]
+
+
+def expressions(pieces):
+    """All different expressions of some numbers, values kept in bounds."""
+    if len(pieces) == 1:
+        return {pieces[0].made}
+    ordered = sorted(pieces, key=lambda piece: -piece.value)
+    found = set()
+    for step in worked.steps(ordered, hard.bound):
+        found |= expressions([step.result, *step.rest])
+    return found
+
+
+def search(p, rng):
+    """Attempts and tokens of a search that makes no mistake."""
+    rule = worked.Rule(bound=hard.bound)
+    words = worked.trace(p, "search", rng, rule).split()
+    attempts = words.count("no") + words.count("yes")
+    return attempts, len(words) + 1  # a token a word, and the end
+
+
+# %%
+def draw(name, count, puzzles=150):
+    """Held-out puzzles of a range, with so many numbers."""
+    kind = dataclasses.replace(PUZZLES[name], numbers=count)
+    return [generate(0, i, kind, held_out=True) for i in range(puzzles)]
+
+
+def facts(count):
+    """Rows of the table, of puzzles with so many numbers."""
+    some, free = draw("tinyzero-200", count), draw("tinyzero", count)
+    rng = random.Random(0)
+    attempts = np.array([search(p, rng)[0] for p in some])
+    different = [len(expressions(worked.given(p))) for p in some]
+    solutions = [len(solve(p, hard.bound)) for p in some]
+    found = {
+        "multisets of numbers": f"{math.comb(98 + count, count):,}",
+        "different expressions, mean": f"{np.mean(different):.0f}",
+        "solutions, mean": f"{np.mean(solutions):.1f}",
+        "hit by the first attempt": f"{np.mean(attempts == 1):.2f}",
+        "attempts to the hit, mean": f"{attempts.mean():.0f}",
+        "a tenth needs more than": f"{np.quantile(attempts, 0.9):.0f}",
+    }
+    for bound in (100, 200, 500, 1000):
+        share = np.mean([bool(solve(p, bound)) for p in free])
+        found[f"solvable within 0 to {bound:,}"] = f"{share:.2f}"
+    return found
+
+
+# %%
+from aha_lib.look import show
+
+of_three, of_four = facts(3), facts(4)
+show.table(
+    ["of 150 puzzles", "3 numbers", "4 numbers"],
+    [[name, of_three[name], of_four[name]] for name in of_three],
+)
+
+# %% [markdown]
+# A fourth number multiplies the expressions by about ten and the solutions
+# by less than three. The rest follows. With three numbers four attempts are
+# enough for nine puzzles of ten, so that *going on* is nearly all there is to
+# learn. With four, a search takes twenty attempts on average, and *where to
+# look first* begins to matter.
+#
+# A model also has a limit of tokens. How many puzzles does the search solve
+# within it? A word is a token here, as in the language of the small models.
+
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the puzzles solved within so many tokens
+plt.figure(figsize=(8, 3), layout="constrained")
+rng = random.Random(0)
+for count, style in ((3, "C0-"), (4, "C1--")):
+    tokens = [search(p, rng)[1] for p in draw("tinyzero-200", count, 300)]
+    shares = np.arange(1, len(tokens) + 1) / len(tokens)
+    plt.step(np.sort(tokens), shares, style, label=f"{count} numbers")
+for limit in (200, 400, 1024):
+    plt.axvline(limit, color="black", lw=0.8, ls=":")
+    plt.text(limit, 0.02, f" {limit:,}", fontsize=8)
+plt.xscale("log")
+plt.xlabel("limit of tokens")
+plt.ylabel("share of puzzles solved")
+plt.legend(loc="upper left")
+plt.show()
+
+# %% [markdown]
+# On 512 held-out puzzles with four numbers this search, carried out without
+# a mistake, solves 0.50 within 200 tokens, 0.68 within 400 and 0.93 within
+# 1,024; with three numbers it solves all within 200. (Recorded in
+# `tests/benchmarks/nulls.json`.) These are the numbers to compare a trained
+# model with: one that solves more within the same limit looks in a better
+# order. A search that starts from the given numbers at each attempt, without
+# going back to a partial result, solves 0.43, 0.56 and 0.73.
+#
+# ## 4. What is held out
 #
 # To know whether a model learnt to search, it has to be tested on numbers
 # it has never trained on. An ordinary random split does not give that for
@@ -271,8 +383,6 @@ plt.show()
 # 99 it is rarer.
 
 # %%
-import math
-
 for name in ("tiny", "tinyzero"):
     drawn = random.Random(0)
     span = range(PUZZLES[name].low, PUZZLES[name].high + 1)
@@ -310,11 +420,11 @@ def multisets(**kind):
 
 # %%
 in_train, in_test = multisets(held_out=False), multisets(held_out=True)
-assert in_train and in_test and not in_train & in_test
+assert not in_train & in_test
 print(f"{len(in_train)} and {len(in_test)} multisets, none in common")
 
 # %% [markdown]
-# ## 4. How the question is put
+# ## 5. How the question is put
 #
 # The rules are the same for every model, the wording is not. The tiny model
 # knows 114 words, of which 101 are the integers from 0 to 100, so its prompt
@@ -338,7 +448,7 @@ cells = "".join(
 display(HTML(f"<table><tr>{cells}</tr></table>"))
 
 # %% [markdown]
-# The base prompt ends in an open `<think>`: what comes next, by all the
+# The base prompt ends in an open `<think>`. What comes next, by all the
 # model has ever read, is thinking. Nobody tells it *how*. Its example
 # answer, `(1 + 2) / 3`, stands in the prompt and not in the completion, and
 # only the completion is judged.
@@ -353,10 +463,9 @@ tokenizer = Tokenizer(tiny_model())
 text = prompt(puzzle, "tiny")
 ids = tokenizer.encode(text)
 print(ids, "<-", text)
-assert tokenizer.decode(ids) == text and ids.count(tokenizer.bos_id) == 1
 
 # %% [markdown]
-# ## 5. The verifier, step by step
+# ## 6. The verifier, step by step
 #
 # A completion goes down a ladder and stops at the first rung that breaks:
 #
@@ -383,102 +492,64 @@ for completion in ladder:
     print(f"{judged.value}  {completion}\n     {judged.reason}")
 
 # %% [markdown]
-# The 0.1 is a stepping stone: a model that cannot solve anything yet still
-# learns that a well-formed answer is wanted. It is small on purpose, and
-# section 6 shows what it would invite if it were paid for less.
-#
-# A reward for form changes what is learnt first. Where no answer of a group
-# is right, all would earn the same without it, and nothing would be learnt;
-# with it, those that have the form are made likelier. R1-Zero's reward has
-# two parts as well: one for a right result, and one for the form, thinking
-# between `<think>` and `</think>`. Neither says how to think.
-#
 # How is an expression read without handing it to Python? By Dijkstra's
-# *shunting yard*: numbers go straight to the output, signs wait until all
-# that binds tighter has left. Watch it for `20 - ( 16 / 4 )`:
-
-
-# %%
-def shunting_yard(text):
-    """Print each step; the output is in postfix order."""
-    output, waiting = [], []
-    for token in [*text.split(), "end"]:
-        if token.isdigit():
-            output.append(token)
-        elif token == "(":
-            waiting.append(token)
-        else:
-            tight = {"*": "*/", "/": "*/"}.get(token, "+-*/")
-            while waiting and waiting[-1] in tight:
-                output.append(waiting.pop())
-            waiting.pop() if token == ")" else waiting.append(token)
-        print(f"{token:>4} | {' '.join(output):12} | {' '.join(waiting)}")
-
-
-# %%
-print("read | output       | waiting")
-shunting_yard("20 - ( 16 / 4 )")
-
-# %% [markdown]
-# `20 16 4 / -` reads: divide the last two, then subtract. One pass, a list
-# and a loop; nothing that was written by a model is ever run. Lengths are
-# bounded, so nothing can be slow either. The library's version also says
-# what is wrong when something is.
+# *shunting yard*, one pass with two lists (`to_postfix` in the package
+# explains it). Nothing that a model has written is ever run. Answers are
+# limited to 300 characters, so that none can be slow. Values are exact
+# fractions. Tests compare the verifier with Python's own parser on valid,
+# mutated and random answers, and throw strings of all Unicode at it: it
+# raises no exception, and pays in full only what is right.
 #
-# ### Check: against Python's own parser and fractions
+# ### What does the 0.1 teach?
 #
-# An independent judge: Python's grammar makes a tree, and the tree is
-# computed in fractions.
+# DeepSeek's R1-Zero, the model behind this line of work, has a reward of two
+# parts: one for a right result, and one for the form, the thinking between
+# `<think>` and `</think>`. Both are rules; no trained model judges, since
+# such a judge can be deceived. Neither part says how to think. TinyZero pays
+# 0.1 for the form and 1 for a right answer, and so do we.
+#
+# The 0.1 changes what is learnt, as three groups of four answers show. An
+# update sees no rewards but *advantages*: the reward minus the group's mean,
+# divided by the group's standard deviation (notebook 04).
 
 # %%
-import ast
-
-BY_NODE = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
-
-
-def exact(text):
-    """Value and leaves of an expression, by Python's syntax tree."""
-
-    def walk(node):
-        if isinstance(node, ast.Constant):
-            return Fraction(node.value), [node.value]
-        (a, used), (b, more) = walk(node.left), walk(node.right)
-        return SIGNS[BY_NODE[type(node.op)]](a, b), used + more
-
-    return walk(ast.parse(" ".join(text.split()), mode="eval").body)
+GROUPS = {
+    "none right, half in form": [0.1, 0.1, 0, 0],
+    "none right, all in form": [0.1, 0.1, 0.1, 0.1],
+    "one right, one without form": [1, 0.1, 0.1, 0],
+}
 
 
-# %%
-def independent(text, puzzle):
-    """1.0, or 0.1: the reward of an expression that is well-formed."""
-    try:
-        value, used = exact(text)
-    except ZeroDivisionError:
-        return 0.1
-    same = sorted(used) == sorted(puzzle.numbers)
-    return 1.0 if same and value == puzzle.target else 0.1
+def advantages(rewards):
+    rewards = np.array(rewards, float)
+    return (rewards - rewards.mean()) / (rewards.std() + 1e-6)
 
 
-# %%
-def answer(text):
-    return f"<answer> {text} </answer>"
+def line(values):
+    return "  ".join(f"{v:.1f}" for v in values)
 
 
-paid = []
-for p in panel[:200]:
-    guesses = [guess(p, rng)[0] for _ in range(10)]
-    flat = [g.replace("(", "").replace(")", "") for g in guesses]
-    for text in solve(p) + guesses + flat:
-        paid.append(reward(answer(text), p).value)
-        assert paid[-1] == independent(text, p), (text, p)
-print(f"{len(paid)} expressions, {paid.count(1.0)} of them right: agreed")
+rows = []
+for name, rewards in GROUPS.items():
+    without = [r if r == 1 else 0 for r in rewards]
+    both = line(advantages(rewards)), line(advantages(without))
+    rows.append([name, line(rewards), *both])
+show.table(["group", "reward", "advantage", "without the 0.1"], rows)
 
 # %% [markdown]
-# Taking the parentheses away (`flat`) is what tests precedence: `20 - 16 / 4`
-# and `( 20 - 16 ) / 4` are different, and both judges say so.
+# Where no answer is right, all would earn the same without the 0.1, and the
+# model would learn nothing. With it, the form is learnt first. Look at the
+# size, too: in the first group a difference of 0.1 is pushed as hard as a
+# difference of 1 would be, because the group's own spread is the unit. A
+# small price is not a small push. Once all answers have the form the 0.1
+# teaches nothing more, as in the second group. The third shows its place
+# beside a right answer: 0.1 and 0 are nearly the same.
+#
+# So a form reward matters for a base that does not have the form. The tiny
+# base has it: a recorded run without the 0.1 ends at the same accuracy, 0.96.
 
 # %% [markdown]
-# ## 6. How to cheat it
+# ## 7. How to cheat it
 #
 # [TinyZero](https://github.com/Jiayi-Pan/TinyZero) brought this task to
 # everybody, and much work since uses its scorer. It works well in practice.
@@ -487,6 +558,8 @@ print(f"{len(paid)} expressions, {paid.count(1.0)} of them right: agreed")
 # Python's `eval`; the two cells below walk the syntax tree instead.
 
 # %%
+import ast
+
 OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -547,6 +620,11 @@ def tinyzero(completion, puzzle):
         return 0.1
 
 
+# %%
+def answer(text):
+    return f"<answer> {text} </answer>"
+
+
 # %% [markdown]
 # It takes the runs of digits for the numbers, and lets Python decide what
 # the text means. Between these two readings there is room:
@@ -567,9 +645,9 @@ for text, numbers, target, trick in EXPLOITS:
     print(f"{text:10} {target:6} {theirs:9} {ours:5}  {trick}")
 
 # %% [markdown]
-# Five tricks, five full rewards. A model under RL finds such things: each is
-# a way to be paid for a puzzle that it cannot solve. Errors go the other way
-# too. These answers are *right*, or merely junk:
+# Five tricks, five full rewards. A model under RL finds such things, because
+# each is a way to be paid for a puzzle that it cannot solve. There are errors
+# in the other direction too. These answers are *right*, or merely junk:
 
 # %%
 said = "20 + 16 + 4"
@@ -657,93 +735,18 @@ plt.show()
 # ### Check: cheats are not paid, right answers are
 
 # %%
-for text, numbers, target, trick in EXPLOITS[:-1]:
-    assert tinyzero(answer(text), Puzzle(numbers, target)) == 1.0, trick
-    assert reward(answer(text), Puzzle(numbers, target)).value == 0.0, trick
-for completion, kind in MISSES[:4]:
-    assert reward(completion, puzzle).value == 1.0, kind
-assert [tinyzero(c, puzzle) for c, _ in MISSES[1:4]] == [0.0, 0.0, 0.1]
-assert ours[-1] == 1.0 and max(ours[:-1]) < 0.3
-print("5 exploits paid by TinyZero and not here; 4 right answers paid here")
-
-# %% [markdown]
-# ### Check: nothing crashes it
-#
-# A sampler at temperature 1 writes everything sooner or later. Random
-# strings, in all of Unicode and in the verifier's own alphabet, half of them
-# inside the tags so that they get as far as its parser, and right answers
-# with one character changed: no exception, and the full reward only where
-# the independent judge agrees.
-
-# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
-# @title Random completions
-ALPHABET = [*"0123456789+-*/().= \n×÷−٣", "**", "//"]
-TAGS = ["<answer>", "</answer>"]
-
-
-def noise(rng):
-    """A random completion: any characters, or the verifier's own."""
-    letters = rng.choices(ALPHABET + TAGS * 5, k=rng.randrange(40))
-    if rng.random() < 0.5:
-        letters = [chr(rng.randrange(0x110000)) for _ in letters]
-    text = "".join(letters)
-    return answer(text) if rng.random() < 0.5 else text
-
-
-# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
-# @title A right answer with one character changed
-def mutated(text, rng):
-    """A text with one character replaced, dropped or inserted."""
-    i = rng.randrange(len(text))
-    new = rng.choice([rng.choice(ALPHABET), ""])
-    return text[:i] + new + text[i + rng.randrange(2) :]
-
-
-# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
-# @title Judges them all
-solved = [(p, solve(p)[0]) for p in panel[:200]]
-right = parsed = foreign = 0
-for p, solution in solved * 30:
-    solution, junk = mutated(solution, rng), noise(rng)
-    value, judged = reward(answer(solution), p).value, reward(junk, p)
-    assert judged.value < 1.0, junk
-    parsed += bool(judged.expression)
-    foreign += judged.value == 0 and not judged.expression.isascii()
-    if value == 1.0:
-        right += 1
-        plain = solution.partition("=")[0].translate(
-            str.maketrans("×÷−", "*/-")
-        )
-        assert independent(plain, p) == 1.0, solution
-print(
-    f"6,000 random strings: {parsed} reached the parser,",
-    f"{foreign} of them with characters beyond ASCII",
-)
-assert parsed > 1000 and foreign > 500
-print(f"6,000 mutated solutions: {right} still right, and they are")
-assert right > 0
-
-# %% [markdown]
-# How long can it take? A measurement, no check. The worst that comes to mind:
-# the deepest nesting and the longest numbers that 300 characters hold, and a
-# completion of a million characters full of openings.
-
-# %%
-import time
-
-worst = {
-    "nested": answer("(" * 148 + "1" + ")" * 148),
-    "long": answer("9" * 149 + "*" + "9" * 148),
-    "tags": "<answer>" * 125_000 + "</answer>",
+cheats = [(answer(t), Puzzle(n, target)) for t, n, target, _ in EXPLOITS[:-1]]
+honest = [(completion, puzzle) for completion, _ in MISSES[:4]]
+judges = {"TinyZero": tinyzero, "ours": lambda c, p: reward(c, p).value}
+paid = {
+    name: [[judge(c, p) for c, p in side] for side in (cheats, honest)]
+    for name, judge in judges.items()
 }
-for name, completion in worst.items():
-    start = time.perf_counter()
-    judged = reward(completion, puzzle)
-    took = 1000 * (time.perf_counter() - start)
-    print(f"{name:7} {took:5.2f} ms  {judged.value}  {judged.reason[:40]}")
+assert paid["ours"] == [[0.0] * 5, [1.0] * 4]
+print("paid to cheats, and to right answers:", paid)
 
 # %% [markdown]
-# ## 7. Strict or forgiving?
+# ## 8. Strict or forgiving?
 #
 # TinyZero's prompt says that each number "can only be used once", its scorer
 # demands all of them. Our prompt says "exactly once" and means it.
@@ -777,31 +780,6 @@ def easy(p):
 # %%
 easier = [p for p in panel[:500] if easy(p)]
 print(f"{len(easier) / 500:.1%} of the puzzles")
-
-# %% [markdown]
-# ### Check
-# The forgiving verifier pays for what the count calls easy: brute force over
-# the expressions of fewer numbers, the bare number included.
-
-
-# %%
-def expressions(numbers):
-    """All expressions of one or two of the numbers."""
-    yield from map(str, numbers)
-    for x, y in itertools.permutations(numbers, 2):
-        yield from (f"{x} {sign} {y}" for sign in SIGNS)
-
-
-# %%
-def lax_pays(p):
-    return any(
-        reward(answer(text), p, forgiving=True).value == 1
-        for text in expressions(p.numbers)
-    )
-
-
-if set(map(len, (p.numbers for p in panel[:500]))) == {3}:
-    assert [p for p in panel[:500] if lax_pays(p)] == easier
 
 # %% [markdown]
 # Training and evaluation in this project are strict throughout. When you
@@ -843,5 +821,6 @@ if set(map(len, (p.numbers for p in panel[:500]))) == {3}:
 # - The verifier parses and never runs; it is exact, bounded and total.
 # - A reward is a price list: what is paid for will be delivered.
 #
-# All of this lives in [`aha_lib/tasks/countdown.py`](../aha_lib/tasks/countdown.py), in
-# pure Python. Next: [03_sampler](03_sampler.ipynb), in which a model answers.
+# All of this lives in
+# [`aha_lib/tasks/countdown.py`](../aha_lib/tasks/countdown.py), in pure
+# Python. Next: [03_sampler](03_sampler.ipynb), in which a model answers.

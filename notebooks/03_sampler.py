@@ -9,28 +9,28 @@
 # %% [markdown]
 # # 03 · The sampler
 #
-# **How does a model write, and how fast could it?** GRPO (group-relative
-# policy optimisation) needs hundreds of completions at every step;
-# writing them takes two fifths of the tiny run's time. This notebook builds a
-# sampler three times: without a cache in five lines, with a cache in ten,
-# and then looks into the one of the library, which shares one prefill among a
-# group (the completions of one puzzle) and drops what is finished.
+# **How does a model write, and what does it take to write fast?** GRPO
+# (group-relative policy optimisation) needs hundreds of completions at every
+# step. Writing them takes two fifths of the tiny run's time. This notebook
+# builds a sampler twice, without a cache in five lines and with a cache in
+# ten. Then it looks into the one of the library, which shares one prefill
+# among a group (the completions of one puzzle) and drops finished rows.
 #
 # | preset | machine | minutes |
 # |---|---|---|
-# | `tiny` | two CPU cores | 1 |
+# | `tiny` | two CPU cores | 2 to 5 |
+# | any other | an accelerator | not timed; its download comes first |
 #
-# Any other preset in `presets.SETTINGS` runs the same cells with fewer rows.
-# That was not timed; it takes a download and is meant for an accelerator.
+# Words of the field are explained in the [Glossary](../docs/glossary.md).
 #
 # **You will see**
 #
 # 1. that sampling with a **KV cache** (the keys and values of earlier tokens,
 #    kept instead of computed again) writes the same tokens as without;
-# 2. that one uniform random number per token draws from the model's
-#    distribution, in steps of 2⁻²³;
-# 3. that the log-probabilities it returns are those which training computes;
-# 4. that dropping finished rows changes no token and saves much of the work.
+# 2. what a row of a padded batch sees, and what it does not;
+# 3. how one uniform random number draws a token;
+# 4. that the log-probabilities it returns are those which training computes;
+# 5. that dropping finished rows changes no token and saves much of the work.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -83,7 +83,7 @@ print(f"{config.layers} layers of width {config.width}")
 
 # %% [markdown]
 # The weights lie on all devices together, a share on each. Sections 1 to 6
-# compare two ways to the same number, so they compute in float32, and ask for
+# compare two ways to the same number. So they compute in float32, and ask for
 # full precision where an accelerator would multiply in bfloat16. Section 7
 # measures speed, and computes as a run does.
 
@@ -155,9 +155,10 @@ plt.show()
 
 # %% [markdown]
 # At T = 0 only the likeliest token is left: *greedy* decoding. RL samples, as
-# a rule at T = 1: that is where exploration comes from. Another temperature
-# will do as well, as long as the loss computes its probabilities at the same
-# one. Section 5 checks two of them, and shows what happens otherwise.
+# a rule at T = 1, because it can only reward what was tried. Another
+# temperature will do as well, as long as the loss computes its probabilities
+# at the same one. Section 5 checks two of them, and shows what happens
+# otherwise.
 #
 # ### Without a cache
 #
@@ -271,8 +272,8 @@ print(
 # and with the library's sampler, which runs the loop on the device. (What
 # `stages` are comes in section 6.) Rounding may decide between two tokens
 # whose logits are nearly equal, and then the ways part. So what is checked
-# is that no token written falls short of the likeliest one by more than a
-# thousandth, and that the ways are equal where none falls short.
+# is that the logit of no written token lies more than a thousandth below the
+# highest.
 
 # %%
 from aha_lib.rl import sampler
@@ -284,8 +285,8 @@ plain = dict(stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, stages=1)
 key = jax.random.key(2)
 greedy = sampler.sample(
     model,
-    padded[:8],
-    valid[:8],
+    padded[:4],
+    valid[:4],
     key,
     sampler.Sampling(group=1, length=length, temperature=0, **plain),
 )
@@ -301,16 +302,15 @@ def shortfall(ids, written):
 
 
 # %%
-equal, least = 0, 0.0
-for ids, tokens, mask in zip(prompts[:8], *greedy[::2], strict=True):
-    ways = naive(ids, length), cached_greedy(ids, length)
-    ways += (tokens[mask].tolist(),)
-    short = max(float(shortfall(ids, written)) for written in ways)
-    alike = ways[0] == ways[1] == ways[2]
-    assert short < 1e-3 and (alike or short > 0)
-    equal, least = equal + alike, max(least, short)
+equal, short = 0, []
+for ids, tokens, mask in zip(prompts[:4], *greedy[::2], strict=True):
+    ways = [naive(ids, length), cached_greedy(ids, length)]
+    ways.append(tokens[mask].tolist())
+    equal += ways[0] == ways[1] == ways[2]
+    short += [float(shortfall(ids, written)) for written in ways]
+assert max(short) < 1e-3
 print(f"equal, token for token, for {equal} of {len(greedy.tokens)} prompts;")
-print(f"no logit is more than {least:.1e} below the highest")
+print(f"no logit is more than {max(short):.1e} below the highest")
 
 # %% [markdown]
 # ## 3. Many rows at once
@@ -385,27 +385,60 @@ plt.show()
 # %% [markdown]
 # The blue part is computed once per prompt and then only copied: it is the
 # same for the whole group. The orange part grows by one slot per step, in
-# all rows at once. Where a row has finished, what lies in its slots is
-# marked as invalid, like padding, and nobody attends to it.
+# all rows at once. What a finished row still writes is marked as invalid, and
+# no loss counts it.
+#
+# ### What a row sees while it decodes
+#
+# The cache of a row also has slots of padding. A new token must not see
+# them. The library needs no mask in memory for this: a token at position p
+# has p tokens before it, so it sees the p slots before its own, and its own.
+# Whatever lies further back is padding. Here is what the first eight new
+# tokens of each prompt see.
+
+# %%
+there = np.arange(slots + 8)  # slots of the cache
+own = slots + np.arange(8)  # the slots of eight new tokens
+seen = []
+for count in toy_valid.sum(axis=1):  # tokens of a prompt
+    position = count + np.arange(8)
+    back = own[:, None] - there  # how far a slot lies behind
+    seen.append((back >= 0) & (back <= position[:, None]))
+
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
+# @title Draws the masks of two rows
+fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+colors = ["#d9d9d9", "white", "C0", "C1"]
+names = ["padding, not seen", "later, not seen"]
+names += ["prompt, seen", "written, seen"]
+for ax, mask, real, p in zip(axes, seen, toy_valid, toy, strict=True):
+    padding = there < slots - real.sum()
+    kind = np.where(mask, np.where(there < slots, 2, 3), 1 - padding)
+    grid = dict(edgecolors="#888", linewidth=0.4)
+    ax.pcolormesh(kind, cmap=ListedColormap(colors), vmin=0, vmax=3, **grid)
+    ax.invert_yaxis()
+    ax.set_title(f"the row of {p.numbers} → {p.target}", fontsize=10)
+    ax.set(xlabel="slot of the cache", ylabel="new token")
+    ax.set_yticks(np.arange(8) + 0.5, range(1, 9))
+patches = [
+    Patch(fc=c, ec="#888", label=k) for c, k in zip(colors, names, strict=True)
+]
+fig.legend(handles=patches, ncols=4, loc="outside lower center", frameon=False)
+plt.show()
+
+# %% [markdown]
+# The second prompt is shorter, so it has more padding on its left. A local
+# layer sees less still: of these slots the last `window` ones.
 #
 # ### Rows over devices
 #
 # Rows do not see each other, so they can be shared out. The library does that
 # wherever there is more than one device: each device keeps a share of every
 # weight, takes its own rows of a batch, and fetches the other shares of a
-# layer's weights when it needs them. Here is the array of tokens of one
-# batch, a row a completion, and the device on which each part of it lies:
-
-# %%
-spread = jax.jit(devices.shard_batch)(jnp.repeat(padded[:8], 2, axis=0))
-jax.debug.visualize_array_sharding(spread)
-print(spread.shape, "on", len(spread.sharding.device_set), "device(s)")
-
-# %% [markdown]
-# On a laptop that is one device with all rows. XLA can act as if a CPU were
-# eight devices, as long as it is told so before JAX starts. So another
-# process draws the same picture for eight, and samples from the tiny model
-# (whatever the preset is) on one of them and on all:
+# layer's weights when it needs them. XLA can act as if a CPU were eight
+# devices, if it is told so before JAX starts. So another process samples from
+# the tiny model (whatever the preset is) on one device and on eight, and
+# draws where the rows of tokens lie on the eight:
 
 # %%
 import os
@@ -448,40 +481,10 @@ print(child.stdout or child.stderr[-500:])
 
 # %% [markdown]
 # Eight devices write what one writes, because a row's random numbers depend
-# on the number of the row and not on the place where it lies.
-#
-# ### Check: a row is on its own
-#
-# A row's tokens must depend neither on its padding nor on its neighbours:
-# each row has its own random key, folded with the position of each token.
-# And another key must give other completions, or each step of training
-# would see the same luck again. (The tiny model's rows are equal to the
-# last token. Of a model with more tokens a random number may fall on the
-# border between two of them, which rounding moves: one row of eight may
-# then go another way.)
-
-# %%
-least_alike = 1 if preset == "tiny" else 7 / 8  # share of rows that agree
-few = dict(group=4, length=32, **plain)
-wide, wide_valid = sampler.pad_left(
-    prompts[:2], len(padded[0]) + 5, tokenizer.pad_id
-)
-four = sampler.sample(
-    model, padded[:4], valid[:4], key, sampler.Sampling(**few)
-)
-two = sampler.sample(model, wide, wide_valid, key, sampler.Sampling(**few))
-new_key = jax.random.key(1)
-other = sampler.sample(
-    model, padded[:4], valid[:4], new_key, sampler.Sampling(**few)
-)
-same = (four.tokens[:8] == two.tokens).all(axis=1)
-assert same.mean() >= least_alike
-assert (four.tokens != other.tokens).any()
-print(f"{same.sum()} of 8 rows are the same;")
-print(
-    len({tuple(row) for row in four.tokens[:4]}),
-    "different completions in the first group of 4",
-)
+# on the number of the row and not on the place where it lies. For the same
+# reason a row's tokens depend neither on its padding nor on its neighbours.
+# (Of a model with a large vocabulary a random number may fall on the border
+# between two tokens, which rounding moves. Such a row goes another way.)
 
 # %% [markdown]
 # ## 4. Drawing a token
@@ -491,8 +494,8 @@ print(
 # and a wider one is hit more often: *inverting the cumulative distribution*.
 # It takes one random number per row. (The more usual Gumbel trick takes one
 # for every entry of the vocabulary, 262,144 in Gemma 3.) The dart is a
-# float32 and lands on one of 2²³ points, a little over eight million: a token
-# whose piece is thinner than the step between two of them is hit somewhat too
+# float32 and lands on one of 2²³ points, a little over eight million. A token
+# whose piece is thinner than the step between two points is hit somewhat too
 # often or too rarely: one of probability one in a million by at most an
 # eighth.
 
@@ -507,17 +510,8 @@ toy_probs = np.array([0.5, 0.0, 0.3, 0.2])
 print(draw(toy_probs, [0.0, 0.49, 0.5, 0.79, 0.8, 0.999]))
 
 # %% [markdown]
-# Token 1 has no width and is never hit, not even at the boundary. And the
-# darts of JAX do lie on that grid:
-
-# %%
-thrown = np.asarray(jax.random.uniform(jax.random.key(0), (10_000,)))
-steps = thrown.astype(np.float64) * 2**23
-assert (steps == np.round(steps)).all() and len(set(steps)) > 9_900
-print(f"10,000 darts, {len(set(steps)):,} different ones, all on the grid")
-
-# %% [markdown]
-# Now the distribution from above, at T = 2, where more tokens have a chance:
+# Token 1 has no width and is never hit, not even at the boundary. Now the
+# distribution from above, at T = 2, where more tokens have a chance:
 
 # %%
 probs = np.asarray(jax.nn.softmax(logits / 2), np.float64)
@@ -550,18 +544,9 @@ plt.show()
 # probability below 0.04, too thin to be drawn one by one: one of them is hit
 # now and then, and that is as it should be.
 #
-# ### Check: draws against probabilities
-#
-# First without luck: of darts on an even grid, each token must be hit by
-# just its share. Then the library's sampler with many draws of a first token
+# Does the library's sampler draw so? Let it draw a first token many times
 # (fewer where the vocabulary is large, since each draw takes a row of
-# logits): the counts may differ from the expected ones by chance only. Tokens
-# that are expected less than once are counted together.
-
-# %%
-grid = (np.arange(100_000) + 0.5) / 100_000
-share = np.bincount(draw(probs, grid), minlength=len(probs)) / len(grid)
-assert np.abs(share - probs).max() < 2e-5
+# logits). The counts should differ from the expected ones by chance only.
 
 # %%
 draws = min(4096, 2**26 // config.vocab)  # 256 MiB of logits at most
@@ -576,18 +561,9 @@ counts = np.bincount(first.tokens[:, 0], minlength=len(probs))
 sigma = np.sqrt(draws * probs * (1 - probs))
 
 # %%
-often = draws * probs >= 1
-together = [counts[~often].sum()], [probs[~often].sum()]
-hits = np.append(counts[often], together[0])
-shares = np.append(probs[often], together[1])
-chance = np.sqrt(draws * shares * (1 - shares))
-assert (np.abs(hits - draws * shares) < 5 * chance + 1).all()
-print(f"{often.sum()} tokens and the others together: {draws:,} draws agree")
-
-# %%
 plt.figure(figsize=(8, 2.6), layout="constrained")
 x = np.arange(len(top))
-plt.bar(x, draws * probs[top], color="#bbb", label="expected")
+plt.bar(x, draws * probs[top], color="#9cc3e0", label="expected")
 plt.errorbar(
     x,
     counts[top],
@@ -641,28 +617,22 @@ print("training:", again[0, :6].round(4))
 # ### Check: the two agree
 
 # %%
-four_rows = dict(group=4, length=length, **plain)
+sampled = {}
 for T in (1.0, 0.7):
-    batch = sampler.sample(
-        model,
-        padded[:4],
-        valid[:4],
-        key,
-        sampler.Sampling(temperature=T, **four_rows),
-    )
-    again = training_logprobs(padded[:4], valid[:4], batch, T)
-    gap = np.abs(again - batch.logprobs).max()
+    how = sampler.Sampling(temperature=T, group=4, length=length, **plain)
+    sampled[T] = sampler.sample(model, padded[:4], valid[:4], key, how)
+    again = training_logprobs(padded[:4], valid[:4], sampled[T], T)
+    gap = np.abs(again - sampled[T].logprobs).max()
     print(f"T = {T}: largest difference {gap:.1e}")
     assert gap < 1e-3
-for tokens, mask in zip(batch.tokens, batch.mask, strict=True):
-    assert tokens[mask][-1] in tokenizer.stop_ids or mask.all()
 
 # %% [markdown]
-# What if training assumed another temperature than the sampler's? `batch`
-# was sampled at 0.7. The ratio of the two probabilities should be 1 for
-# every token before the first update.
+# What if training assumed another temperature than the sampler's? Take what
+# was sampled at 0.7 and compute at 1. The ratio of the two probabilities
+# should be 1 for every token before the first update.
 
 # %%
+batch = sampled[0.7]
 assumed = training_logprobs(padded[:4], valid[:4], batch, 1.0)
 ratio = np.exp(assumed - batch.logprobs)[batch.mask]
 outside = np.mean((ratio < 0.8) | (ratio > 1.28))
@@ -672,17 +642,18 @@ print(
 )
 
 # %% [markdown]
-# Wrong before anything was learnt. Top-k and top-p have the same fault: they
-# sample from a distribution that the loss does not know. The library's
-# sampler has neither.
+# The ratio is wrong before anything was learnt. Top-k and top-p have the same
+# fault: they sample from a distribution that the loss does not know. The
+# library's sampler has neither.
 #
 # The log-probabilities are also a way to look at how a model writes. Where
 # is it sure, where does it choose?
 
 # %%
-row = int(four.mask.sum(1).argmax())
-tokens = four.tokens[row][four.mask[row]][:32]
-sure = np.exp(four.logprobs[row, : len(tokens)])
+batch = sampled[1.0]
+row = int(batch.mask.sum(1).argmax())
+tokens = batch.tokens[row][batch.mask[row]][:32]
+sure = np.exp(batch.logprobs[row, : len(tokens)])
 names = [word(t) if t not in tokenizer.stop_ids else "end" for t in tokens]
 slots = np.arange(len(sure))
 plt.figure(figsize=(10, 2.6), layout="constrained")
@@ -700,8 +671,10 @@ plt.show()
 # %% [markdown]
 # Orange tokens were choices. With the tiny preset they are which numbers to
 # take, which sign, and whether to go on; the rest mostly follows from them.
-# Two completions of a group can part at any token, and do so mostly at a
-# choice. So that is mostly where RL has something to prefer.
+# Where a token was written with probability p, another completion of the
+# group writes a different one with probability 1 − p. So completions part at
+# any token, rarely at a sure one and often at a choice. RL can prefer one
+# completion to another only by what comes from there on.
 
 # %% [markdown]
 # ## 6. Not everybody writes as long
@@ -771,7 +744,7 @@ for start in bounds[:-1]:
 
 # %%
 plt.figure(figsize=(8, 2.8), layout="constrained")
-plt.fill_between([0, last], P * G, color="#ddd", label="one stage")
+plt.fill_between([0, last], P * G, color="#f0d9b5", label="one stage")
 plt.stairs(
     kept,
     np.minimum(bounds, last),
@@ -789,178 +762,40 @@ plt.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
-# Areas are work. Orange is what is needed, grey what one loop computes that
-# runs until its longest row is finished, blue what stages do. Where more than
-# half of the rows reach the limit, as those of a base that does not end its
-# answers, there is nothing to halve, and the two areas are the same.
+# Areas are work. The line is what is needed, the pale area what one loop
+# computes that runs until its longest row is finished, blue what stages do.
+# Where more than half of the rows reach the limit, as those of a base that
+# does not end its answers, there is nothing to halve, and the two areas are
+# the same.
 #
 # ### Check: the same tokens, for less work
+
+# %%
+alike = (once.tokens == staged.tokens).all(axis=1)
+assert alike.mean() >= (1 if preset == "tiny" else 7 / 8)
+work = P * G * last, np.diff(np.minimum(bounds, last)) @ kept
+print(f"{alike.sum()} of {P * G} rows have the same tokens in both;")
+print(f"one stage does {work[0] / work[1]:.1f} times the work of {STAGES}")
+
+# %% [markdown]
+# Work here counts rows, whatever they cost. The early stages also read a
+# shorter cache for each row.
 #
-# Checked are tokens and work. The time is printed beside them: it moves with
-# the machine and with what else it does, so both versions are timed in turn
-# in the same run, and it is the ratio that counts.
+# ## 7. What many rows buy
+#
+# Notebook 00 has shown on a roofline why decoding is slow: for each token
+# it moves all weights and does little with them. With many rows, the weights
+# are moved once for all. Measure it. Nothing stops early here, so that the
+# number of tokens is known. The arithmetic is in the run's own dtype and
+# precision.
 
 # %%
 import time
 
-
-def seconds(function, patience=1.0, most=50):
-    """The shortest of as many timings as so many seconds allow, at least 2."""
-    times = []
-    while len(times) < 2 or (len(times) < most and sum(times) < patience):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-# %%
-alike = (once.tokens == staged.tokens).all(axis=1)
-assert alike.mean() >= least_alike
-same_rows = once.logprobs[alike], staged.logprobs[alike]
-np.testing.assert_allclose(*same_rows, atol=1e-3)
-work = P * G * last, np.diff(np.minimum(bounds, last)) @ kept
-assert lengths.sum() <= work[1] <= work[0]
-print(f"{alike.sum()} of {P * G} rows have the same tokens in both")
-
-# %%
-if work[1] < work[0]:
-    turns = [
-        [seconds(lambda n=n: rollout(n), 0) for n in (1, STAGES)]
-        for _ in range(3)
-    ]
-    a, b = np.min(turns, axis=0)
-    print(
-        f"one stage: {work[0] / work[1]:.1f} times the work of {STAGES},",
-        f"{a / b:.1f} times the time",
-    )
-else:
-    print("Most rows reach the limit: stages save no work here.")
-
-# %% [markdown]
-# Time and work need not agree. Work here counts rows, whatever they cost,
-# and the early stages also read a shorter cache for each row.
-#
-# ## 7. How fast could it be?
-#
-# A decode step does two things: it *moves* data (all weights once, and every
-# row's cache) and *computes* (two operations per weight and row, plus
-# attention). Whichever takes longer on a machine sets the pace. Count both.
-
-
-# %%
-def decode_work(config, rows, slots, bytes_per_number=4):
-    """FLOPs and bytes of one decode step over a cache of `slots`."""
-    c = config
-    attention = 4 * c.layers * c.heads * c.head_dim * slots
-    flops = rows * (2 * c.parameters + attention)
-    cache = rows * 2 * c.layers * c.kv_heads * c.head_dim * slots
-    return flops, bytes_per_number * (c.parameters + cache)
-
-
-# %%
-for rows in (1, 16, 256):
-    flops, moved = decode_work(config, rows, 64)
-    print(
-        f"{rows:3} rows: {flops / 1e6:8,.1f} MFLOP {moved / 1e6:7,.1f} MB,"
-        f" {flops / moved:5.1f} FLOP per byte"
-    )
-
-# %% [markdown]
-# With one row, every weight is fetched to be used once. With many rows it is
-# fetched once for all of them. FLOP per byte, the *arithmetic intensity*,
-# is what a batch buys.
-#
-# ### Check: the count against the compiler's
-#
-# XLA counts the operations of a program that it is given. It counts the body
-# of a loop over layers only once, so the check uses a single layer, of the
-# same shape. The program is only written down here, not compiled. The
-# parameters are counted from the arrays themselves.
-
-# %%
-from aha_lib.model.gemma import Gemma
-
-arrays = jax.tree.leaves(nnx.state(model))
-assert sum(a.size for a in arrays) == config.parameters
-
-one = dataclasses.replace(config, layers=1)
-
-
-def one_layer():
-    return Gemma(one, rngs=nnx.Rngs(0))
-
-
-graph, state = nnx.split(nnx.eval_shape(one_layer))
-
-
-def one_step(state, tokens, cache):
-    model = nnx.merge(graph, state)
-    hidden, cache = model.extend(tokens, tokens, cache, 40)
-    return model.logits(hidden), cache
-
-
-# %%
-ints = jax.ShapeDtypeStruct((64, 1), jnp.int32)
-cache = jax.eval_shape(lambda: one_layer().empty_cache(64, 64))
-counted = jax.jit(one_step).lower(state, ints, cache).cost_analysis()
-ratio = counted["flops"] / decode_work(one, 64, 64)[0]
-print(f"XLA counts {ratio:.2f} times our operations")
-assert 0.9 < ratio < 1.25
-
-# %% [markdown]
-# XLA also counts norms, rotations and the softmax, so it finds a little more.
-# Now the machine: how many operations per second does a device reach in a
-# large matrix product, and how many bytes per second can it move? The latter
-# depends on how many they are: few may lie in a processor's cache, but are
-# not worth sharing out among its cores; many come from memory, through all.
-# From here on the numbers are of the run's own dtype and precision.
-
-# %%
 jax.config.update("jax_default_matmul_precision", None)
 model.dtype, _ = devices.dtypes(settings.dtype)
-side = 512 if jax.default_backend() == "cpu" else 4096
-with jax.default_device(jax.devices()[0]):
-    square = jnp.ones((side, side), model.dtype)
-matmul = jax.jit(lambda a: a @ a)
-matmul(square).block_until_ready()
-peak = 2 * side**3 / seconds(lambda: matmul(square), most=300)
-
-
-def bandwidth(megabytes):
-    """Bytes per second read by a sum over so much data."""
-    data = jnp.ones(int(megabytes * 250_000))
-    total = jax.jit(lambda a: a.sum())
-    total(data).block_until_ready()
-    return data.nbytes / seconds(lambda: total(data))
-
-
-# %%
-size = model.dtype.itemsize
-weights_mb = size * config.parameters / 1e6
-with jax.default_device(jax.devices()[0]):
-    near = bandwidth(min(max(1, weights_mb), 256))
-    far = bandwidth(256)
-print(
-    f"{peak / 1e9:.0f} GFLOP/s; {near / 1e9:.0f} GB/s for as much as the",
-    f"weights,\nor 256 MB if they are more; {far / 1e9:.0f} GB/s for 256 MB",
-)
-
-# %% [markdown]
-# These two numbers are the machine's **roofline**: at a low intensity the
-# memory sets the pace, at a high one the multipliers do, and where the two
-# meet is the **ridge**. Measure where decode lies, for batches of up to 256
-# rows. On several devices each has its share of the rows and reads all layers
-# for them, so that the roof is drawn for one device and its rows. Nothing
-# stops early here, so that the number of tokens is known. (A machine that is
-# busy with other things gives lower and less regular figures; run these cells
-# again when it is quiet. And eight simulated devices share one CPU: they are
-# far below the roof that one of them has when it is alone.)
-
-# %%
 many = 32
-slots = padded.shape[1] + many
-most = rows_that_fit(slots)
+most = rows_that_fit(padded.shape[1] + many)
 batches = [n for n in (1, 8, 64, 256) if n % mesh.size == 0 and n <= most]
 batches = batches or [mesh.size]  # a row on each device, at least
 
@@ -972,173 +807,65 @@ def decode(rows):
     return sampler.sample(model, padded[:1], valid[:1], key, how)
 
 
-# %%
-measured = []
-for rows in batches:
-    decode(rows)  # compiles
-    measured.append(rows * many / seconds(lambda n=rows: decode(n)))
-on_each = [rows // mesh.size for rows in batches]
-work = [decode_work(config, rows, slots, size) for rows in on_each]
+def seconds(rows):
+    """The shorter of two timings, after compiling."""
+    decode(rows)
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        decode(rows)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
 
 # %%
-flops, moved = np.array(work).T
-rows = np.array(batches)
-measured = np.array(measured) / mesh.size  # of one device, like the roof
-roof = rows / mesh.size / np.maximum(flops / peak, moved / near)
-reached = measured * flops / np.array(on_each) / 1e9
-for line in zip(rows, measured, measured / roof, strict=True):
-    print("{:3} rows: {:7,.0f} tokens/s, {:.1%} of the roof".format(*line))
-
-# %%
-fig, (left, right) = plt.subplots(
-    1, 2, figsize=(10, 3.8), layout="constrained"
+rates = [rows * many / seconds(rows) for rows in batches]
+fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+ax.loglog(batches, rates, "C0o-", label="measured")
+ax.loglog(
+    batches,
+    [rates[0] * rows / batches[0] for rows in batches],
+    "C1--",
+    label="if each row cost nothing more",
 )
-x = np.geomspace(0.2, 200, 100)
-for speed, name, style in ((near, "few", "C0-"), (far, "many", "C0--")):
-    left.loglog(
-        x,
-        np.minimum(peak, speed * x) / 1e9,
-        style,
-        label=f"roof, {name} bytes at a time",
-    )
-left.loglog(flops / moved, reached, "C1o-", label="decode, measured")
-for n, u, v in zip(rows, flops / moved, reached, strict=True):
-    left.annotate(n, (u, v), (6, -10), textcoords="offset points")
-left.set(xlabel="FLOP per byte", title="GFLOP/s; numbers are rows")
-right.loglog(rows, roof, "C0-", label="roof")
-right.loglog(rows, measured, "C1o-", label="measured")
-right.set(xlabel="rows of all devices", title="Tokens/s of one device")
-right.set_xticks(rows, rows)
-right.minorticks_off()
-for ax in (left, right):  # whole decades, so that the axis has labels
-    low, high = np.log10(ax.get_ylim())
-    ax.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
-    ax.legend(fontsize=8)
+ax.set_xticks(batches, batches)
+ax.minorticks_off()
+ax.set(xlabel="rows at a time", ylabel="tokens a second, all rows")
+ax.legend()
 plt.show()
 
 # %% [markdown]
-# A roof leaves things out: exponentials, norms, copies and the drawing of
-# tokens are not counted. The tiny model's matrices are 128 wide, so that
-# starting an operation may cost as much as doing it. What holds everywhere
-# is the slope: as long as memory sets the pace, more rows are nearly free.
-#
-# ### Two programs side by side
-#
-# One cost of starting can be seen, with the tiny model only, which is loaded
-# here whatever the preset is. XLA shares each operation out among a
-# CPU's cores and waits for the last of them; the tiny model's operations are
-# over in a fraction of a millisecond, and the waiting takes about as long as
-# the second core saves. So on a CPU `sample` shares out the *puzzles*, if the
-# model is small: as many threads as cores, a whole program in each, that
-# wait for nobody. A single puzzle cannot be shared out. Compare 256 rows of
-# one puzzle with the same number of eight:
-
-
-# %%
-small, words, _ = weights.load("tiny", mesh=mesh)
-lines = [words.encode(countdown.prompt(p, "tiny")) for p in puzzles[:8]]
-lines, there = sampler.pad_left(lines, max(map(len, lines)), words.pad_id)
-
-
-def rate(puzzles, rows=256, new_tokens=32):
-    """Tokens a second for so many rows, of so many puzzles."""
-    how = dict(stop_ids=(-1,), pad_id=words.pad_id)
-    how = sampler.Sampling(rows // puzzles, new_tokens, **how)
-    given = lines[:puzzles], there[:puzzles], key
-    sampler.sample(small, *given, how)  # compiles
-    took = seconds(lambda: sampler.sample(small, *given, how))
-    return rows * new_tokens / took
-
-
-# %%
-threads = devices.cpu_threads(nnx.state(small))
-print(
-    f"one puzzle {rate(1):,.0f} tokens/s, eight {rate(8):,.0f}, the latter",
-    f"in {threads} thread(s)",
-)
-
-# %% [markdown]
-# On an accelerator, on several devices and for a large model it is one thread
-# for both: there the operations are long.
+# The first rows are cheap. Later ones cost more, since each row has its own
+# cache to be read and its own arithmetic. (The figures that are kept in this
+# notebook are of a machine that was busy with another training run, which
+# slows long measurements most: the last point is too low.) On a CPU the library also runs
+# the puzzles of a small model side by side, a thread for each core, because
+# its operations are too short to be shared out among cores.
 #
 # ### A cache that forgets
 #
-# Where is that ridge for the Gemmas? With the published figures of one TPU
-# v5e chip (197 TFLOP/s in bfloat16, 819 GB/s), two bytes per number and
-# 1,024 slots of cache. A local layer of Gemma 2 or 3 never looks further back
-# than its window. So its part of the sampler's cache is a **ring**: once it
-# is full, the newest token takes the place of the one that has just gone out
-# of sight. The first table is of a cache that kept everything, the second of
-# one that forgets, as this library's does.
+# What limits the number of rows is the cache. A local layer of Gemma 2 or 3
+# never looks further back than its window. So its part of the cache is a
+# **ring**: once it is full, the newest token takes the place of the one that
+# has just gone out of sight. The MiB of one row of 4,096 tokens, in bfloat16:
 
 # %%
+from aha_lib.look import show
 from aha_lib.presets import MODELS
 
-
-def slots_seen(c, slots):
-    """The mean over layers of the slots that a layer can see."""
-    return c.slots(slots) / c.layers
-
-
-# %%
-def roof_of(c, rows, slots):
-    """Tokens per second that one v5e chip's roofline allows."""
-    flops, moved = decode_work(c, rows, slots, 2)
-    return rows / max(flops / 197e12, moved / 819e9)
-
-
-# %%
-gemmas = {n: c for n, c in MODELS.items() if n.startswith("gemma")}
-for forgets in (False, True):
-    print(
-        "tokens/s at:    1 row  32 rows  256 rows",
-        "   window forgotten" if forgets else "   all slots kept",
-    )
-    for name, c in gemmas.items():
-        slots = slots_seen(c, 1024) if forgets else 1024
-        print(
-            f"{name:12}"
-            + "".join(
-                f"{roof_of(c, rows, slots):9,.0f}" for rows in (1, 32, 256)
-            )
-        )
+rows = []
+for name, c in MODELS.items():
+    if name.startswith("gemma"):
+        slot = 2 * c.kv_heads * c.head_dim * 2 / 2**20
+        sizes = slot * c.layers * 4096, slot * c.slots(4096)
+        rows.append([name, *(f"{size:,.0f}" for size in sizes)])
+show.table(["model", "all slots kept", "window forgotten"], rows)
 
 # %% [markdown]
-# Neither table is a promise: both are roofs. Of Gemma 3 1B's 26 layers 22 see
-# 512 tokens only, and at 256 rows forgetting the rest allows half as many
-# tokens again. (The windows of Gemma 2, 4,096, and of 4B,
-# 1,024, are not exceeded here.) What matters shows in both. From one row to
-# 32, throughput grows 16 to 29 times. From 32 to 256 it depends on the
-# cache: `gemma-2b` keeps a single KV head and still gains 4.6 times,
-# `gemma-7b` keeps 16 of them in more layers and gains less than 2.
-#
-# ### Check: layers, and which side of the ridge
-
-# %%
-one_b = MODELS["gemma3-1b"]
-assert slots_seen(one_b, 1024) == (22 * 512 + 4 * 1024) / 26
-assert slots_seen(MODELS["gemma2-2b"], 1024) == 1024
-gain = {
-    name: roof_of(c, 256, slots_seen(c, 1024)) / roof_of(c, 256, 1024)
-    for name, c in gemmas.items()
-}
-print(
-    "gained by forgetting, 256 rows:",
-    ", ".join(f"{name} {x:.2f}" for name, x in gain.items()),
-)
-more = [roof_of(c, 32, 1024) / roof_of(c, 1, 1024) for c in gemmas.values()]
-assert 15.5 < min(more) and max(more) < 29.5
-caches = {
-    name: decode_work(c, 256, 1024, 2)[1] - 2 * c.parameters
-    for name, c in gemmas.items()
-}
-assert [
-    name for name, c in gemmas.items() if caches[name] < 2 * c.parameters
-] == ["gemma-2b"]
-
-# %% [markdown]
-# The last line: at 256 rows all models but `gemma-2b` move more cache than
-# weights.
+# Gemma 3 gains most: five of its six layers see 512 or 1,024 tokens only.
+# The window of Gemma 2 is 4,096, just not exceeded here. Beside that the
+# number of KV heads counts: `gemma-7b` has sixteen, and a row of it takes
+# 25 times the room of one of `gemma-2b`, which has one.
 #
 # ## Exercises
 #
@@ -1155,29 +882,25 @@ assert [
 # ```
 #
 # With the tiny preset `[False False False False False False]`: both groups
-# change, as both have padding; the second prompt is shorter and has more of it. The model now
-# reads `<pad>`, which it never saw in training, as the beginning of the text.
-# Nothing fails and nothing warns: what it writes still looks like an answer.
+# change, as both have padding. The model now reads `<pad>`, which it never
+# saw in training, as the beginning of the text. Nothing fails and nothing
+# warns: what it writes still looks like an answer.
 #
 # </details>
 #
-# **2.** At which number of rows does decoding `gemma2-2b` on a v5e chip
-# become limited by computing and no longer by memory, with 64 slots of
-# cache? And with 256?
+# **2.** At how many rows of 1,024 tokens has the cache of `gemma2-2b` as many
+# bytes as its weights, both in bfloat16? And that of `gemma-2b`?
 #
 # <details><summary>Answer</summary>
 #
 # ```python
-# print("ridge:", 197e12 / 819e9)
-# for slots in (64, 256):
-#     for rows in (128, 256, 350, 512, 4096, 10**6):
-#         flops, moved = decode_work(MODELS["gemma2-2b"], rows, slots, 2)
-#         print(slots, rows, flops / moved)
+# for name in ("gemma2-2b", "gemma-2b"):
+#     c = MODELS[name]
+#     print(name, c.parameters / (2 * c.kv_heads * c.head_dim * c.slots(1024)))
 # ```
 #
-# With 64 slots at about 350 rows. With 256 never: each row brings its own
-# cache to be read, and the FLOP per byte approach 194, below the ridge at
-# 241, however many rows there are.
+# At 48 rows, and at 266. Beyond that a decode step reads more cache than
+# weights, and more rows buy less and less.
 #
 # </details>
 #
@@ -1185,12 +908,14 @@ assert [
 #
 # - Prefill reads the prompt once per group; decode adds one token to a
 #   cache that is updated in place.
+# - A row sees its own tokens and no padding, whoever its neighbours are.
 # - One uniform number draws a token, and the log-probability returned is the
 #   one that training recomputes.
 # - Finished rows are dropped between stages: the same tokens for less work.
 # - A batch is what makes decode efficient: weights are moved once for all
 #   rows.
 #
-# All of this lives in [`aha_lib/rl/sampler.py`](../aha_lib/rl/sampler.py). Next:
+# All of this lives in
+# [`aha_lib/rl/sampler.py`](../aha_lib/rl/sampler.py). Next:
 # [04_grpo_step](04_grpo_step.ipynb), where the completions are rewarded and
 # the model learns from them.

@@ -22,7 +22,7 @@ tasks.rollout tasks.worked tasks.faults tasks.corpus
 loop
 run.session run.folder run.stop run.checkpoints run.tracker run.cli run.pretrain run.cold_start
 run.programs run.ahead run.train
-look.record look.placement look.measures look.show look.dashboard look.steering
+look.record look.placement look.profile look.measures look.order look.show look.dashboard look.steering
 tpu.chips tpu.forecast tpu.plan
 commands
 """.split()
