@@ -530,7 +530,7 @@ class Pretraining:
 
 
 # Published losses as overrides of Settings; the functions of grpo name the papers. Where a number
-# here is not the paper's, or the paper has none, notebook 04 says why.
+# here is not the paper's, or the paper has none, notebook 09 says why.
 VARIANTS: dict[str, dict] = {
     "grpo": dict(norm="sequence", clip_high=0.2, kl=0.04),
     "dr_grpo": dict(norm="constant", clip_high=0.2, scale_by_std=False),

@@ -407,7 +407,7 @@ show.table(
 # A group whose completions all earn the same has no advantage and teaches
 # nothing. Their share grows as the puzzles become easy: the run starves of
 # signal before it is perfect. (Of a base that solves nothing all groups are
-# such ones, from the first step on.) DAPO's dynamic sampling (notebook 04)
+# such ones, from the first step on.) DAPO's dynamic sampling (notebook 09)
 # refills them.
 
 # %%

@@ -963,3 +963,6 @@ if gemma:
 # Activations come from `Gemma.residuals`; finding, scoring and pushing live in
 # `aha_lib/look/steering.py`; the record is made by
 # `tests/benchmarks/backtracking.py`.
+#
+# **Next:** [09_objectives](09_objectives.ipynb) changes the objective of
+# notebook 04, and nothing else.

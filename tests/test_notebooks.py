@@ -19,6 +19,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 # Values for names of a notebook's cell tagged "parameters", to make its run here a short one:
 # {"05_train": {"overrides": {"steps": 2}}} runs a cell `overrides = {'steps': 2}` right after it.
 SHORTER = {"05_train": {"overrides": {"steps": 2}}}
+FEW_CHECKS = ("04_grpo_step", "09_objectives")  # with three checks at most
 QUICK = ("01_load_gemma", "02_countdown_env")  # run by every `pytest`
 
 DIRTY = re.compile(
@@ -82,6 +83,19 @@ def test_committed_outputs(path):
             text = output.get("text", "") + json.dumps(data, ensure_ascii=False)
             text = re.sub(r";base64,[\w+/=\\]+", "", text)  # pictures within HTML
             assert not DIRTY.search(text), f"{DIRTY.search(text)[0]} after {cell.source}"
+
+
+@pytest.mark.parametrize("name", FEW_CHECKS)
+def test_checks_are_few(name):
+    """What is checked is what the notebook teaches; all else is for tests."""
+    tree = ast.parse((ROOT / f"notebooks/{name}.py").read_text())
+    asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    others = [
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr.startswith("assert_")
+    ]
+    assert 1 <= len(asserts) + len(others) <= 3
 
 
 def slow_unless_quick(path: Path):

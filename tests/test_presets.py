@@ -158,6 +158,11 @@ def test_controls_differ_in_habits_alone():
         assert same == tiny and presets.shape(name) == MODELS["tiny"]
 
 
+def test_every_preset_makes_one_update_per_batch():
+    """So its ratios are 1 and its clip is idle, as notebooks 04 and 05 tell."""
+    assert {settings.updates for settings in presets.SETTINGS.values()} == {1}
+
+
 def test_variants_and_presets_are_valid_settings():
     for changes in presets.VARIANTS.values():
         Settings(**changes)

@@ -3,7 +3,7 @@
 A batch is frozen, the model takes 1, 2, 4 and 8 updates on it with the default loss, and after each
 the gradient of every variant is compared with its first one. Several batches, each at the base
 (Adam starts from nothing) and after ten steps of training (Adam as a run has it). Writes
-`stale.json` beside itself, which notebook 04 draws; a case that is in it is not repeated.
+`stale.json` beside itself, which notebook 09 draws; a case that is in it is not repeated.
 """
 
 import argparse

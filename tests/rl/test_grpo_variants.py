@@ -24,6 +24,7 @@ BASE_THETA = np.array([[0.0, 0.2], [0.1, -0.3]])
 # Rows of 3, 2 and 1 tokens after a prompt of one; ratios on both sides of every clip.
 LENGTHS, GAINS = [3, 2, 1], [1.5, -0.7, 0.4]
 PROMPTS, TOKENS = [0, 1, 1], [[0, 1, 1], [1, 0, 0], [0, 0, 0]]
+GROUPS = (slice(0, 4), slice(4, 8))  # of a batch of two groups
 RATIOS = [[1.5, 0.6, 1.1], [0.5, 1.6, 1.0], [0.9, 1.0, 1.0]]
 
 
@@ -207,6 +208,72 @@ def test_rewards_for_length_by_hand():
     assert (grpo.shape_rewards(rewards, lengths, Settings()) == rewards).all()
     s = Settings(completion_len=20, overlong=4, length_reward=2.0)
     np.testing.assert_allclose(grpo.shape_rewards(rewards, lengths, s), [[0.1, 0.8, -0.1, -2.0]])
+
+
+def on_policy_loss(logs, batch, s):
+    """Mean of the loss over the tokens, of log-probabilities that are still the sampler's."""
+    counts_as = objectives.token_weights(batch.mask, s.norm, s.group)
+    value, _ = grpo.surrogate(logs, 0 * logs, logs, batch._replace(weights=counts_as), s)
+    return float(value) / batch.mask.sum()
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "dr_grpo", "dapo", "token"])
+def test_only_the_mean_over_answers_makes_the_loss_on_policy_zero(name):
+    """Other means give minus the sum of A times L: how advantage and length go together."""
+    s = dataclasses.replace(Settings(group=4), **VARIANTS.get(name, {}))
+    lengths = np.array([2, 6, 3, 1, 5, 2, 4, 6])
+    rewards = np.array([[1.0, 0.0, 0.1, 0.1], [0.0, 1.0, 0.1, 0.1]])
+    gain = grpo.advantages(rewards, scale_by_std=s.scale_by_std).reshape(-1)
+    mask = np.arange(8) < lengths[:, None]
+    logs = jnp.asarray(np.random.default_rng(0).normal(-2, 1, mask.shape) * mask)
+    batch = grpo.Batch(None, None, None, mask, logs, gain)
+    expected = {
+        "sequence": 0.0,
+        "token": -(gain * lengths).sum() / lengths.sum(),
+        "group": -np.mean([gain[g] @ lengths[g] / lengths[g].sum() for g in GROUPS]),
+        "constant": -(gain * lengths).sum() / mask.size,
+    }
+    got = on_policy_loss(logs, batch, s)
+    assert got == pytest.approx(expected[s.norm], abs=1e-6)
+    assert (abs(got) > 0.01) == (s.norm != "sequence")
+
+
+@pytest.mark.parametrize("right", [1, 3, 15])
+def test_rewards_of_0_and_1_pull_right_and_wrong_apart(right):
+    """By sqrt(p (1 - p)) times the difference of their mean log-probabilities (2503.06639)."""
+    rewards = (np.arange(16) < right).astype(float)[None]
+    gain = grpo.advantages(rewards)[0]
+    one_token = np.ones((16, 1), bool)
+    batch = grpo.Batch(None, None, None, one_token, np.full((16, 1), -2.0), gain)
+
+    def mean(logs):
+        return grpo.surrogate(logs, 0 * logs, None, batch, Settings())[0] / 16
+
+    slope = -jax.grad(mean)(jnp.full((16, 1), -2.0))[:, 0]
+    root = np.sqrt(right / 16 * (1 - right / 16))
+    expected = np.where(rewards[0] == 1, root / right, -root / (16 - right))
+    np.testing.assert_allclose(slope, expected, rtol=1e-5)
+
+
+def test_the_gradient_of_the_kl_term_is_that_of_the_reverse_divergence():
+    """In expectation over the policy, with the samples held fixed: KL(reference || policy)."""
+    rng = np.random.default_rng(0)
+    theta, base = jnp.asarray(rng.normal(0, 1, (2, 9)))
+    pi, base_logs = jax.nn.softmax(theta), jax.nn.log_softmax(base)
+    column = np.ones((9, 1), bool)  # each token once, weighed with its probability
+    old = jnp.log(pi)[:, None]
+    batch = grpo.Batch(None, None, None, column, old, np.zeros(9), pi[:, None])
+    s = Settings(kl=1.0)
+
+    def held_fixed(theta):
+        logs = jax.nn.log_softmax(theta)[:, None]
+        return grpo.surrogate(logs, 0 * logs, base_logs[:, None], batch, s)[0]
+
+    def reverse(theta):
+        return jnp.exp(base_logs) @ (base_logs - jax.nn.log_softmax(theta))
+
+    got, expected = jax.grad(held_fixed)(theta), jax.grad(reverse)(theta)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_refill_takes_groups_with_signal_in_order():
