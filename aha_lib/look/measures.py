@@ -47,6 +47,33 @@ def share(flags: Iterable[bool]) -> Share:
     return Share(sum(map(bool, flags)), len(flags))
 
 
+def clustered_error(values: Sequence[float], puzzles: Sequence[countdown.Puzzle]) -> float:
+    """The standard error of the values' mean, where puzzles of the same numbers are no two draws.
+
+    A value a puzzle. Held-out puzzles share sets of numbers, and whoever solves one of a set is
+    likelier to solve another, so the panel is a sample of sets: the error is that of a sum over
+    independent sets (Liang and Zeger, 1986, with the usual G / (G - 1) for G sets). Not a number
+    where there are fewer than two sets.
+    """
+    if len(values) != len(puzzles):
+        raise ValueError(f"{len(values)} values of {len(puzzles)} puzzles: one each is needed.")
+    sets = [tuple(sorted(puzzle.numbers)) for puzzle in puzzles]
+    count = len(set(sets))
+    if count < 2:
+        return math.nan
+    mean = sum(values) / len(values)
+    off = dict.fromkeys(sets, 0.0)  # of each set the sum of how far its values are off the mean
+    for numbers, value in zip(sets, values, strict=True):
+        off[numbers] += value - mean
+    squares = sum(sum_off**2 for sum_off in off.values())
+    return math.sqrt(count / (count - 1) * squares) / len(values)
+
+
+def accuracy_error(side: Sequence[traces.Trace]) -> float:
+    """The standard error of the share that is right, by sets of numbers: `clustered_error`."""
+    return clustered_error([trace.right for trace in side], [trace.puzzle for trace in side])
+
+
 def take_apart(run: Record, kind: str = "sampled") -> list[list[traces.Trace]]:
     """The completions of a run, "sampled" or "greedy": for each checkpoint a trace a puzzle."""
     sides = []

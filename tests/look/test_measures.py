@@ -36,6 +36,38 @@ def test_shares_of_something_and_of_nothing():
     assert math.isnan(nothing.value) and math.isnan(nothing.error) and str(nothing) == "none"
 
 
+def test_an_error_by_sets_of_numbers():
+    one, other, third = ((1, 2, 3), 6), ((3, 2, 1), 7), ((4, 5, 6), 15)
+    alone = [countdown.Puzzle((n, n, n + 1), 50) for n in range(1, 9)]
+    values = [1, 0, 1, 1, 0, 1, 1, 1]
+    simple = math.sqrt(0.75 * 0.25 / 7)  # with n - 1, as each puzzle is a set of its own
+    assert measures.clustered_error(values, alone) == pytest.approx(simple)
+    twice = measures.clustered_error(2 * values, 2 * alone)
+    assert twice == pytest.approx(simple), "the same puzzles once more are no new ones"
+    same = [countdown.Puzzle(*puzzle) for puzzle in (one, other)]
+    assert math.isnan(measures.clustered_error([1, 0], same)), "one set, whatever the order"
+    three = [*same, countdown.Puzzle(*third)]
+    # Sums of (value - 2/3): 2/3 of the first set, -2/3 of the other.
+    assert measures.clustered_error([1, 1, 0], three) == pytest.approx(math.sqrt(2 * 8 / 9) / 3)
+    with pytest.raises(ValueError, match="one each"):
+        measures.clustered_error([1, 0], three)
+
+
+def test_the_error_of_a_recorded_panel():
+    """512 held-out puzzles are fewer: its error is larger than that of as many draws."""
+    run = record.read(record.DATA / "gemma3-270m/h100/seed0")
+    panel = run.panel
+    sets = {tuple(sorted(puzzle.numbers)) for puzzle in panel}
+    assert (len(panel), len(set(panel)), len(sets)) == (512, 405, 139)
+    right = [
+        countdown.reward(text, puzzle).value == 1
+        for text, puzzle in zip(run.kept[-1]["sampled"], panel, strict=True)
+    ]
+    error = measures.clustered_error(right, panel)
+    assert error == pytest.approx(0.017, abs=5e-4)
+    assert error > 1.2 * measures.share(right).error
+
+
 def test_will_and_skill_of_four_answers():
     found = measures.will_and_skill([JUMP, GIVES_UP, GOES_ON, FUMBLES])
     assert found == {
