@@ -6,6 +6,7 @@ corpus (`worked.trace`) would reach if it were followed without a mistake. For r
 are Countdown's. Knows nothing of models, files or plots.
 """
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -106,6 +107,11 @@ def reached_within(side: Sequence[traces.Trace], most: int) -> Share:
     return share(any(a.reached for a in trace.attempts[:most]) for trace in side)
 
 
+def solved_within(side: Sequence[traces.Trace], most: int) -> list[float]:
+    """The share that reaches the target within one attempt, two, and so on up to `most`."""
+    return [reached_within(side, attempts).value for attempts in range(1, most + 1)]
+
+
 def finished(side: Iterable[traces.Trace]) -> Share:
     """Of the answers that try an operation that can lead to the target: is the target reached when
     the answer tries such an operation for the first time?
@@ -135,6 +141,7 @@ def _ordered(a: int, sign: str, b: int) -> tuple[int, str, int]:
     return (b, sign, a) if sign in "+*" and a < b else (a, sign, b)
 
 
+@functools.cache  # asked for again with each count of attempts
 def _in_order(puzzle: countdown.Puzzle) -> dict[worked.Step, bool]:
     """The first operations in the rule's order, and whether one more can then hit the target.
 
@@ -168,6 +175,15 @@ def chance_by_rule(puzzle: countdown.Puzzle, most: int = 1) -> float:
         going_round = can_hit[start:] + can_hit[:start]
         hits.append(any(going_round[:most]))
     return sum(hits) / len(hits)
+
+
+def rule_reaches(panel: Sequence[countdown.Puzzle], most: int) -> list[float]:
+    """Of a panel the share that the rule solves within one attempt, two, and so on up to `most`."""
+    found = []
+    for attempts in range(1, most + 1):
+        chances = [chance_by_rule(puzzle, attempts) for puzzle in panel]
+        found.append(sum(chances) / len(chances))
+    return found
 
 
 def rule_run_on(puzzle: countdown.Puzzle, attempts: int, start: int = 0) -> traces.Trace:

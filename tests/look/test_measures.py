@@ -93,6 +93,7 @@ def test_repeats_and_what_is_reached_within_so_many_attempts():
     assert measures.repeated([again, GOES_ON]) == Share(1, 4), "the same sum in another order"
     assert measures.reached_within([GOES_ON, GIVES_UP], 1) == Share(0, 2)
     assert measures.reached_within([GOES_ON, GIVES_UP], 2) == Share(1, 2)
+    assert measures.solved_within([GOES_ON, GIVES_UP], 2) == [0, 0.5]
 
 
 def test_finished_is_the_first_try_of_what_can_lead_to_the_target():
@@ -120,6 +121,8 @@ def test_the_rules_chance_is_that_of_the_corpus(most):
     texts = [corpus.trace(PUZZLE, "search", rng) for _ in range(150)]
     within = measures.reached_within([trace(text) for text in texts], most)
     assert measures.chance_by_rule(PUZZLE, most) == pytest.approx(within.value, abs=0.12)
+    of_panel = measures.rule_reaches([PUZZLE, PUZZLE], most)
+    assert len(of_panel) == most and of_panel[-1] == measures.chance_by_rule(PUZZLE, most)
 
 
 def test_the_rule_run_on_goes_round():
