@@ -379,14 +379,16 @@ def read_all(folder: str) -> list[tuple[record.Record, list]]:
 
 
 def evaluations(runs: list[tuple[record.Record, list]]):
-    """A table of such runs, a line for each evaluation."""
+    """A table of such runs, a line for each evaluation; attempts are counted
+    from the kept texts."""
     return show.table(
         ["run", "step", *shown, *four, "error"],
         [
             [
                 run.name,
                 row["step"],
-                *(row[f"heldout_{n}"] for n in names),
+                *(row[f"heldout_{n}"] for n in names[:3]),
+                float(np.mean([t.backtracks for t in side])),
                 *(found.value for found in in_four(side)),
                 measures.accuracy_error(side),
             ]
@@ -451,7 +453,7 @@ show.table(
 # ### Check
 
 # %%
-for run, of_run in far:
+for _, of_run in far:
     early, late = (measures.finished(of_run[i]) for i in (1, -1))
     error = np.hypot(early.error, late.error)
     print(f"finished: {early} → {late}, standard error {error:.2f}")

@@ -1,10 +1,10 @@
 """GRPO on one number of the tiny base: what is added to the logit of `<answer>`.
 
 `python tests/benchmarks/one_scalar.py`. The main run's settings, but 20 steps of 64 answers and
-a learning rate of its own, which falls; three seeds. The model's own parameters stay as they are. Beside what GRPO finds,
-the number is set by hand to several values. A row for each seed goes into one_scalar.json beside
-this file, after each part, so that a run that was stopped goes on; a table is printed. Notebook 08
-shows it.
+a learning rate of its own, which falls; three seeds. The model's own parameters stay as they are.
+Beside what GRPO finds, the number is set by hand to several values. A row for each seed goes into
+one_scalar.json beside this file, after each part, so that a run that was stopped goes on; a table
+is printed. Notebook 08 shows it.
 """
 
 import dataclasses
