@@ -178,15 +178,14 @@ else:
 # %% [markdown]
 # ## Was it there before?
 # Gandhi et al. ([2503.01307](https://arxiv.org/abs/2503.01307)) argue that RL
-# needs something to amplify: verification, backtracking and two more. A word
-# on words: in this language a search takes the first operations in a fixed
-# order and begins anew with each. So we say that it *goes on*, or *tries
-# again*. Backtracking, in the strict sense, returns to a partial result; only
-# depth-first traces have that (`tasks/worked.py`). In the metrics' names
+# needs something to amplify. They count four behaviours, backtracking among
+# them. In the language of three numbers a search takes first operations in a
+# fixed order and begins anew with each, so here we say that it *goes on*, or
+# *tries again*. Backtracking in the strict sense returns to a partial result,
+# and only depth-first traces do that (`tasks/worked.py`). The metric named
 # "backtracks" counts all attempts after the first.
-
-# %% [markdown]
-# So look at the base. How many attempts are in a completion, as shares of all?
+#
+# How many attempts are in a completion, as shares of all?
 
 # %%
 made = {
@@ -286,8 +285,7 @@ for name in three:
 # %% [markdown]
 # So the gain of the recorded runs is *will*: to try at all, and to try again.
 # With some four attempts a puzzle instead of less than one, an unchanged skill
-# is enough.
-# (The errors here take attempts as independent. Attempts on one puzzle are
+# is enough. (The errors here take attempts as independent. Attempts on one puzzle are
 # not, and hard puzzles take many of them. The next measure avoids both.)
 #
 # ### The first attempt alone, with many draws

@@ -455,7 +455,7 @@ show.table(
 # %%
 for _, of_run in far:
     early, late = (measures.finished(of_run[i]) for i in (1, -1))
-    error = np.hypot(early.error, late.error)
+    error = np.hypot(*(measures.finished_error(of_run[i]) for i in (1, -1)))
     print(f"finished: {early} → {late}, standard error {error:.2f}")
     assert late.value - early.value > 3 * error
 
@@ -467,9 +467,10 @@ for _, of_run in far:
 # %% [markdown]
 # ## Twice the rate, and no searches
 # Before these runs there were others on that GPU, at twice the rate, which did
-# not fall (`--learning_rate 2e-4 --decay 1`): the control from the cold
-# start without searches, for 100 steps, and four runs with searches, of 12 steps
-# (three seeds, side by side) or 24 (seed 0 once more, by itself).
+# not fall (`--learning_rate 2e-4 --decay 1`): the control from the cold start
+# without searches, for 100 steps, and four runs with searches, of 12 steps
+# (three seeds, side by side) or 24 (seed 0 once more, by itself); their last
+# evaluations are those of step 10 and 20.
 
 # %%
 faster = read_all("h100_2e-4")

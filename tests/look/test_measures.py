@@ -102,7 +102,11 @@ def test_finished_is_the_first_try_of_what_can_lead_to_the_target():
     assert measures.finished([GOES_ON, FUMBLES]) == Share(1, 2), "the second try does not count"
     turned = countdown.Puzzle((2, 3, 10), 50)
     assert measures.promising_firsts(turned) == {(3, "+", 2)}
-    assert measures.finished([trace("2+3=5,10*5=50 yes", turned)]) == Share(1, 1)
+    added = trace("2+3=5,10*5=50 yes", turned)
+    assert measures.finished([added]) == Share(1, 1)
+    # Off the mean of 2/3 by 2/3 - 1 = -1/3 in all in the one set, by 1/3 in the other.
+    error = measures.finished_error([GOES_ON, JUMP, FUMBLES, added])
+    assert error == pytest.approx(math.sqrt(2 * 2 / 9) / 3)
 
 
 def test_what_can_lead_to_the_target_is_what_the_solver_finds():
