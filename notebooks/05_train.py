@@ -200,7 +200,7 @@ measured = [row for row in rows if "heldout_accuracy" in row]
 base, end = measured[0], measured[-1]
 names = "accuracy", "greedy", "length", "backtracks"
 show.table(
-    ["step", "accuracy", "greedy", "tokens", "tries again"],
+    ["step", "accuracy", "greedy", "tokens", "further attempts"],
     [[r["step"], *(r[f"heldout_{n}"] for n in names)] for r in measured],
 )
 
@@ -552,7 +552,8 @@ for run in stored("exercises"):
     ]
     changed.append([run["case"], run["seed"], *ends])
 show.table(
-    ["run", "seed", "accuracy", "tokens", "tries again"], unchanged + changed
+    ["run", "seed", "accuracy", "tokens", "further attempts"],
+    unchanged + changed,
 )
 
 # %% [markdown]

@@ -131,7 +131,7 @@ show.curve(*[run.rows for run in runs])
 # %%
 names = "accuracy", "length", "backtracks"
 show.table(
-    ["run", "step", "accuracy", "tokens", "tries again"],
+    ["run", "step", "accuracy", "tokens", "further attempts"],
     [
         [run.name, row["step"], *(row[f"heldout_{n}"] for n in names)]
         for run in runs

@@ -133,7 +133,7 @@ if not runs:
 kinds = {
     "accuracy": "accuracy on held-out puzzles",
     "length": "tokens in a response",
-    "backtracks": "attempts after the first",
+    "backtracks": "further attempts",
 }
 
 
@@ -175,7 +175,7 @@ show.table(
         "seed",
         "accuracy",
         "tokens",
-        "tries again",
+        "further attempts",
         "search",
     ],
     [
@@ -270,7 +270,7 @@ print(cold.shares)
 gemma = [record.read(folder) for folder in sorted(place.glob("seed*"))]
 sides = [measures.take_apart(run) for run in gemma]
 names = "accuracy", "greedy", "length", "backtracks"
-shown = "accuracy", "greedy", "tokens", "tries again"
+shown = "accuracy", "greedy", "tokens", "further attempts"
 show.table(
     ["run", "step", *shown, "error"],
     [

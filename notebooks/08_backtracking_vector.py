@@ -398,7 +398,7 @@ def line(part: str, direction: str, layer: int, kind: str):
 # %%
 kinds = {
     "accuracy": "accuracy",
-    "backtracks": "attempts after the first",
+    "backtracks": "further attempts",
     "length": "tokens in an answer",
 }
 figure, axes = plt.subplots(
@@ -465,8 +465,8 @@ plt.show()
 groups = {
     "difference": "C0",
     "learnt": "C1",
-    "probe": "C2",
-    "shuffled": "C3",
+    "probe": "#cc79a7",
+    "shuffled": "black",
     "random": "0.6",
 }
 
@@ -784,7 +784,7 @@ for name, take in players.items() if record else ():
     tokens = float(np.mean([run["length"] for run in runs]))
     lines.append([name, *accuracies, backtracks, tokens])
 seeds = [f"seed {seed['seed']}" for seed in record]
-show.table(["accuracy, n = 256", *seeds, "tries again", "tokens"], lines)
+show.table(["accuracy, n = 256", *seeds, "further attempts", "tokens"], lines)
 
 # %%
 for seed in record:
@@ -852,7 +852,7 @@ show.table(
         "b",
         "accuracy, n = 256",
         "of GRPO's gain",
-        "tries again",
+        "further attempts",
         "tokens",
     ],
     [
@@ -898,7 +898,7 @@ axes[0].set(
 )
 if gemma:
     axes[0].legend(frameon=False, fontsize=8)
-axes[1].plot(gemma.get("cosine", []), "C3", marker="o", ms=3)
+axes[1].plot(gemma.get("cosine", []), "C0", marker="o", ms=3)
 axes[1].axhline(0, color="0.6", ls=":")
 axes[1].set(
     title="cosine of difference and learnt", xlabel="after layer", ylim=(-1, 1)
@@ -918,7 +918,7 @@ if gemma:
                 "α",
                 "n",
                 "accuracy",
-                "tries again",
+                "further attempts",
                 "tokens",
                 "any attempt",
             ],

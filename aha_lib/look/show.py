@@ -68,7 +68,7 @@ ACCURACY = Panel(
     (Line("heldout_accuracy", "sampled", BLUE), Line("heldout_greedy", "greedy", ORANGE)),
 )
 LENGTH = _with_held_out("Tokens in a response", "length")
-BACKTRACKS = _with_held_out("Attempts after the first", "backtracks")
+BACKTRACKS = _with_held_out("Further attempts in a response", "backtracks")
 LATER_PANELS = (
     Panel("Entropy of the next token, nats", (_training("entropy"),)),
     Panel("Mean reward", (_training("reward"),)),
@@ -86,7 +86,7 @@ LATER_PANELS = (
 
 
 def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
-    """Accuracy, response length and attempts after the first, over the steps of one run or more.
+    """Accuracy, response length and further attempts over the steps of one run, or of several seeds.
 
     Another task than Countdown has its own measures, if any, in the place of the attempts.
 

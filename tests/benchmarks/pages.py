@@ -16,7 +16,7 @@ from pathlib import Path
 import fits
 import peers
 
-from aha_lib.look import measures, record, show
+from aha_lib.look import record, show
 from aha_lib.tasks import traces
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,7 +27,6 @@ GPU = GEMMA / "h100"
 COLD = {"seed": "with searches", "no_search": "without", "zero": "none"}  # by the folder's name
 PEERS = {"trl": "trl", "tunix": "google-tunix"}  # and their packages
 WORKS = {"fixed": "16 × 16 completions of 120 tokens", "real": "the preset `tiny`, steps 4 to 25"}
-ATTEMPTS = 24  # at most, on the axis of Gemma's figure
 KINDS = {"greedy": 3, "length": 1, "backtracks": 2}  # and their digits
 
 
@@ -82,21 +81,6 @@ def gemma_runs() -> list[str]:
             cells = COLD[kind], run.settings.seed, size, rate, accuracy, *others, sums
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
-
-
-def gemma_figure():
-    """Both runs on the GPU at the falling rate, and the corpus's rule as what is to be reached."""
-    runs, within = {}, {}
-    for folder in sorted(GPU.glob("seed*")):
-        run = record.read(folder)
-        name = f"seed {run.settings.seed}"
-        runs[name] = run.rows
-        within[name] = {}
-        for row in (run.kept[0], run.kept[1], run.kept[-1]):
-            pairs = zip(row["sampled"], run.panel, strict=True)
-            side = [traces.parse(*pair) for pair in pairs]
-            within[name][f"step {row['step']}"] = measures.solved_within(side, ATTEMPTS)
-    return show.against_rule(runs, within, measures.rule_reaches(run.panel, ATTEMPTS))
 
 
 def tiny_runs() -> list[str]:
@@ -164,6 +148,6 @@ def true_sums(run: record.Record, evaluation: int) -> str:
 if __name__ == "__main__":
     for page, text in pages().items():
         page.write_text(text)
-    seeds = [record.read(folder).rows for folder in sorted(TINY.glob("seed*"))]
-    show.curve(*seeds).savefig(ROOT / "notebooks/curve.png", dpi=100)
-    gemma_figure().savefig(ROOT / "notebooks/gemma.png", dpi=100)
+    for name, folders in (("curve", sorted(TINY.glob("seed*"))), ("gemma", [GPU / "seed0"])):
+        seeds = [record.read(folder).rows for folder in folders]
+        show.curve(*seeds).savefig(ROOT / f"notebooks/{name}.png", dpi=100)
