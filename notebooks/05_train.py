@@ -525,8 +525,8 @@ show.table(
 # With one update the two are the same run, to the last digit. With two both
 # lose, and the clip makes no difference that three seeds could show: in one of
 # them much, in two next to none. With four it does, in each: at least 0.41
-# with it, at most 0.17 without. With eight both end below the base. So the clip
-# does hold the model back from running away, and is not enough: at this
+# with it, at most 0.17 without. With eight both end below the base. So the
+# clip does hold the model back from running away, and is not enough: at this
 # learning rate, 1e-3, chosen for one update, a second one is no bargain.
 
 # %% [markdown]
@@ -631,8 +631,8 @@ model = again  # for the box above
 
 # %% [markdown]
 # ## What this stands for, and what it does not
-# The tiny model is a stand-in for a pre-trained base, and its pre-training
-# is rigged in the open: `aha_lib/tasks/corpus.py` writes the text, and a tenth of
+# The tiny model is a stand-in for a pre-trained base, and its pre-training is
+# rigged in the open: `aha_lib/tasks/corpus.py` writes the text, and a tenth of
 # its worked traces search. A cold start gives a Gemma the same corpus in
 # another spelling, a fifth of it searches. A large base has such behaviours
 # from the text of the world; these have them from us.
@@ -651,12 +651,12 @@ model = again  # for the box above
 #
 # <details><summary>Answer</summary>
 #
-# No: the run "form 0" above (seed 0) ends at 0.957 with 56 tokens an answer, the
-# unchanged one at 0.957 with 55. To think about: the base writes well-formed
-# answers nearly always, so almost all completions of a group get the 0.1, and
-# the advantage, which subtracts the group's mean, does not see it. What it
-# does see is the rare malformed or cut-off answer among wrong ones (notebook
-# 04, section 5).
+# No: the run "form 0" above (seed 0) ends at 0.957 with 56 tokens an answer,
+# the unchanged one at 0.957 with 55. To think about: the base writes
+# well-formed answers nearly always, so almost all completions of a group get
+# the 0.1, and the advantage, which subtracts the group's mean, does not see
+# it. What it does see is the rare malformed or cut-off answer among wrong ones
+# (notebook 04, section 5).
 #
 # </details>
 #
@@ -686,8 +686,8 @@ model = again  # for the box above
 #
 # ## Summary
 # The loop lives in `aha_lib/run/train.py`, the cold start in
-# `aha_lib/run/pretrain.py`, what stops them in `aha_lib/run/stop.py`, the run's
-# folder in `aha_lib/run/checkpoints.py`, the
-# figures in `aha_lib/look/show.py` and `aha_lib/look/dashboard.py`.
-# Next: **06_aha_traces** takes the answers apart, puzzle by puzzle, and
+# `aha_lib/run/pretrain.py`, what stops them in `aha_lib/run/stop.py`, the
+# run's folder in `aha_lib/run/checkpoints.py`, the figures in
+# `aha_lib/look/show.py` and `aha_lib/look/dashboard.py`. Next:
+# **06_aha_traces** takes the answers apart, puzzle by puzzle, and
 # **07_where_from** asks where the habit came from.

@@ -156,8 +156,8 @@ for run, sides in zip(runs, sampled, strict=True):
 # %% [markdown]
 # ## One search, drawn
 # An attempt is a row, a sum is a box. Blue reaches the target, red would be a
-# false sum, and grey is a row that was written before, word for word. "Tries
-# again" counts the rows after the first.
+# false sum, and grey is a row that was written before, word for word. The
+# further attempts are the rows after the first.
 
 # %%
 after = sampled[0][-1]
@@ -285,8 +285,9 @@ for name in three:
 # %% [markdown]
 # So the gain of the recorded runs is *will*: to try at all, and to try again.
 # With some four attempts a puzzle instead of less than one, an unchanged skill
-# is enough. (The errors here take attempts as independent. Attempts on one puzzle are
-# not, and hard puzzles take many of them. The next measure avoids both.)
+# is enough. (The errors here take attempts as independent. Attempts on one
+# puzzle are not, and hard puzzles take many of them. The next measure avoids
+# both.)
 #
 # ### The first attempt alone, with many draws
 # `python tests/benchmarks/reach.py` has drawn each held-out puzzle many times,
@@ -486,8 +487,8 @@ check(
 
 # %% [markdown]
 # So these searches do not lack room. They have been through the operations,
-# and either left out the one that leads to the target or fumbled it: about half
-# of the recorded ones had tried it, with a false sum or the wrong second
+# and either left out the one that leads to the target or fumbled it: about
+# half of the recorded ones had tried it, with a false sum or the wrong second
 # operation. Does more room help? The same answers of the tiny preset's seed 0,
 # to twice the length:
 
@@ -517,10 +518,10 @@ if more:
 # let an oracle pick a right answer if there is one (*pass@k*). To be fair,
 # the trained model gets the same, at its own cost. (Again the draws of the
 # tiny preset, whatever the preset is.)
+# `train.pass_at_k` estimates it from n draws, of which some are right, without
+# bias (Chen et al., [2107.03374](https://arxiv.org/abs/2107.03374), eq. 1).
 #
-# (`train.pass_at_k` estimates it from n draws, of which some are right, without
-# bias: Chen et al., [2107.03374](https://arxiv.org/abs/2107.03374), eq. 1.)
-# # Every k from 1 to the number of draws, of `reach.json`. A third player helps
+# The figure has every k from 1 to the number of draws. A third player helps
 # to tell *will* from *skill*: the base that may not write `<answer>` before
 # it has written `yes`. Nothing was trained. It keeps its own probabilities,
 # with this one token barred, and so it has to search.
@@ -810,9 +811,10 @@ show.explorer(panel, runs[0].kept)
 #
 # <details><summary>Answer</summary>
 #
-# Of the recorded samples of seed 0, in three at all steps together. One says "yes" and
-# is cut off right there by the limit; two write another expression than the
-# one they have found, with a number or a sign exchanged: errors of copying.
+# Of the recorded samples of seed 0, in three at all steps together. One says
+# "yes" and is cut off right there by the limit; two write another expression
+# than the one they have found, with a number or a sign exchanged: errors of
+# copying.
 #
 # </details>
 #

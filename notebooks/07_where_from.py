@@ -69,9 +69,9 @@ preset = "tiny"
 # %% [markdown]
 # ## Three bases
 # The tiny base has learnt from worked text that we wrote
-# (`aha_lib/tasks/corpus.py`). Most of its traces *jump* to an answer, some *check*
-# one attempt, a tenth *search*: they go on after a "no". One puzzle in all
-# three styles:
+# (`aha_lib/tasks/corpus.py`). Most of its traces *jump* to an answer, some
+# *check* one attempt, a tenth *search*: they go on after a "no". One puzzle in
+# all three styles:
 
 # %%
 import json
@@ -198,9 +198,9 @@ show.table(
 # and solves nearly all. The base that has not seen them learns, in as many
 # steps, what its habits can give: it jumps less and checks more, until it
 # checks nearly every time. But it does not go on after a "no", and one attempt
-# is right about one time in four (notebook 06). And the base that has only seen
-# jumps goes on jumping, in ten tokens, before and after; it hardly guesses
-# better than it did.
+# is right about one time in four (notebook 06). And the base that has only
+# seen jumps goes on jumping, in ten tokens, before and after; it hardly
+# guesses better than it did.
 #
 # ### Check
 # What would refute it: a base without searches that tries again, or that comes
@@ -214,7 +214,10 @@ ends = {
 with_it, without, jumps = (ends[name] for name in bases)
 if runs:
     print(
-        "tries again:", without["backtracks"], "with:", with_it["backtracks"]
+        "further attempts without searches in the corpus:",
+        without["backtracks"],
+        "with:",
+        with_it["backtracks"],
     )
     assert without["accuracy"].max() < 0.5 < 0.9 < with_it["accuracy"].min()
 
@@ -241,9 +244,9 @@ for run in by_base["tiny-no-search"][:1]:
 #
 # Three things to know of the figures below. The **cold start** teaches it the
 # habits, so this is no R1-Zero. Its **vocabulary is cut** to the pieces that
-# the task uses (`aha_lib/model/vocabulary.py`): all other pieces are forbidden, and
-# a step takes a third of the time. And its **weights** were 4-bit ones,
-# dequantised, not Google's bfloat16 ones.
+# the task uses (`aha_lib/model/vocabulary.py`): all other pieces are
+# forbidden, and a step takes a third of the time. And its **weights** were
+# 4-bit ones, dequantised, not Google's bfloat16 ones.
 
 # %%
 place = record.DATA / "gemma3-270m"
@@ -364,11 +367,11 @@ for text in alone.kept[-1]["sampled"][:5]:
 # aha train --preset gemma3-270m-short --model runs/gemma/base --out runs/gpu
 # ```
 #
-# Seed 0 ran all of its 110 steps, in seven and a half minutes. For seed 1 there
-# was time for 56, and its last evaluation is that of step 50, where its rate
-# was still 0.65e-4 of 1e-4. The panel of 512 has 405 different puzzles, of 139
-# sets of numbers: the last column is the error over these sets. What grows in
-# the first ten steps, and what after them?
+# Seed 0 ran all of its 110 steps, in seven and a half minutes. For seed 1
+# there was time for 56, and its last evaluation is that of step 50, where its
+# rate was still 0.66e-4 of 1e-4. The panel of 512 has 405 different puzzles,
+# of 139 sets of numbers: the last column is the error over these sets. What
+# grows in the first ten steps, and what after them?
 
 
 # %%
@@ -408,8 +411,8 @@ evaluations(far)
 # *shorter*, from 150 tokens to 111. What has become better? Hits per attempt
 # could deceive, since easy puzzles are left early. Two measures do not: how
 # many puzzles are solved within so many attempts, against the corpus's rule
-# followed without a mistake (the black line); and, when an answer for the first
-# time tries an operation that can lead to the target, does that attempt
+# followed without a mistake (the black line); and, when an answer for the
+# first time tries an operation that can lead to the target, does that attempt
 # *finish* (`measures.finished`)?
 
 # %%
@@ -445,8 +448,8 @@ show.table(
 # %% [markdown]
 # First grows the will to go on. Then, more slowly, comes a gain in skill: of
 # the operations that can lead to the target about seven in ten are finished at
-# step 10, and more than four fifths at the end, in both runs, while sums are as
-# true as at the start. Within eight attempts that is three quarters solved
+# step 10, and more than four fifths at the end, in both runs, while sums are
+# as true as at the start. Within eight attempts that is three quarters solved
 # instead of two thirds. The rule followed without a mistake solves more, 0.96:
 # the model has come nearer to its own corpus, and has not gone beyond it.
 #
@@ -481,10 +484,10 @@ evaluations(faster)
 assert control.name == "no_search"
 
 # %% [markdown]
-# With searches: 0.73 to 0.76 at step 10, as above, and no more at step 20 in the
-# one run that got there, where those above are at 0.79 and 0.82. (The two runs
-# of seed 0 differ: on a GPU the same keys need not give the same run, since its
-# kernels are chosen by their speed at the start.)
+# With searches: 0.73 to 0.76 at step 10, as above, and no more at step 20 in
+# the one run that got there, where those above are at 0.79 and 0.82. (The two
+# runs of seed 0 differ: on a GPU the same keys need not give the same run,
+# since its kernels are chosen by their speed at the start.)
 #
 # The control has written 51,200 answers by the end, and in the panel it never
 # once goes on after its first "no". It does get better, 0.10 to 0.27. But look
@@ -566,9 +569,9 @@ show.table(
 )
 
 # %% [markdown]
-# The first operation is still the answer's in nine lines of ten, the second one
-# in fewer than half, and nearly all results are a single digit, mostly false.
-# So the line has not lost all of its meaning: what it says of the first
+# The first operation is still the answer's in nine lines of ten, the second
+# one in fewer than half, and nearly all results are a single digit, mostly
+# false. So the line has not lost all of its meaning: what it says of the first
 # operation still holds; its results and its verdict no longer do. Whoever had
 # counted "checks" alone would have seen reasoning go from a quarter of the
 # answers to all of them.
@@ -576,8 +579,8 @@ show.table(
 # Whether those digits still carry something for the model itself cannot be
 # read off the text, and was not tried. It is one run of one seed, and its
 # constant rate of 2e-4 is not excluded as the cause: at that rate the sums of
-# the runs with searches get worse too. (An earlier version of this page counted
-# 0.15 further attempts at step 100, and so does the row in this run's
+# the runs with searches get worse too. (An earlier version of this page
+# counted 0.15 further attempts at step 100, and so does the row in this run's
 # `metrics.jsonl`: the parser of that day took a line with a false result for
 # two attempts. Read again, there are none.)
 
@@ -670,10 +673,10 @@ show.table(
 # No answer is right, before or after, in the panel or in training. The only
 # reward there ever is is the 0.1 for a well-formed expression, of one to four
 # in 32, and the five steps go after that: 1 of 32 well-formed, then 5. Look at
-# how: the prompt's example, `(1 + 2) / 3`, comes back, among many closing tags.
-# Where a base cannot do the task, GRPO raises what is rewarded all the same, the
-# form. (`preflight`, which that command switches off, ends such a run before
-# its first step.)
+# how: the prompt's example, `(1 + 2) / 3`, comes back, among many closing
+# tags. Where a base cannot do the task, GRPO raises what is rewarded all the
+# same, the form. (`preflight`, which that command switches off, ends such a
+# run before its first step.)
 
 # %% [markdown]
 # ## Do the rules read this text?
@@ -759,8 +762,8 @@ show.table(
 
 # %% [markdown]
 # ## The same puzzle, before and after
-# Of seed 0 on the GPU two that it has learnt, and two that it fails at the end.
-# True sums are blue, false ones red.
+# Of seed 0 on the GPU two that it has learnt, and two that it fails at the
+# end. True sums are blue, false ones red.
 
 # %%
 run, of_run = far[0]
@@ -818,14 +821,15 @@ show.table(
 #   the right answers; after one that has it not, it does not make it. In the
 #   hundred steps that follow it finishes more of what it begins well, and
 #   0.90 are right instead of 0.75.
-# - **Shown, by one run of 100 steps:** where an answer is rewarded and its sums
-#   are not, results can become false and verdicts constant while the shape of a
-#   check stays. A count of checks, or of "no", is no measure of reasoning.
-# - **Not shown:** what made the difference between 0.71 at step 20 and 0.79 and
-#   0.82: the lower rate, its fall, or chance. What the control would do at the
-#   lower rate. Whether a second cold start would do the same: all runs with
-#   searches come from one. That nothing comes from zero is said of five steps,
-#   of a model of this size, and of answers of 96 tokens.
+# - **Shown, by one run of 100 steps:** where an answer is rewarded and its
+#   sums are not, results can become false and verdicts constant while the
+#   shape of a check stays. A count of checks, or of "no", is no measure of
+#   reasoning.
+# - **Not shown:** what made the difference between 0.71 at step 20 and 0.79
+#   and 0.82: the lower rate, its fall, or chance. What the control would do at
+#   the lower rate. Whether a second cold start would do the same: all runs
+#   with searches come from one. That nothing comes from zero is said of five
+#   steps, of a model of this size, and of answers of 96 tokens.
 # - Gandhi et al. ([2503.01307](https://arxiv.org/abs/2503.01307)) primed Llama
 #   3.2 3B with such habits and found that it then learnt as Qwen did, which
 #   has them by nature. What is found here is of the same kind, on smaller
@@ -843,8 +847,8 @@ show.table(
 #
 # </details>
 #
-# 2. Without searches, accuracy doubles all the same. Where does that come from,
-#    if not from going on? Look at the table of that run.
+# 2. Without searches, accuracy doubles all the same. Where does that come
+#    from, if not from going on? Look at the table of that run.
 #
 # <details><summary>Answer</summary>
 #
@@ -858,5 +862,6 @@ show.table(
 #
 # ## Summary
 # Corpora live in `aha_lib/tasks/corpus.py`, supervised training in
-# `aha_lib/run/pretrain.py`, the cut in `aha_lib/model/vocabulary.py`, the adapters in
-# `aha_lib/model/lora.py`, and records of runs in `aha_lib/look/record.py`.
+# `aha_lib/run/pretrain.py`, the cut in `aha_lib/model/vocabulary.py`, the
+# adapters in `aha_lib/model/lora.py`, and records of runs in
+# `aha_lib/look/record.py`.

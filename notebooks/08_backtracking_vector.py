@@ -23,9 +23,9 @@
 # [2506.18167](https://arxiv.org/abs/2506.18167).) Here it can be seen end to
 # end, on a model whose searching you have watched appear.
 #
-# Whatever the preset is, this notebook pushes the tiny base that comes with the
-# package: only there can all of it be seen within minutes. What was measured
-# on a Gemma is in a record, near the end.
+# Whatever the preset is, this notebook pushes the tiny base that comes with
+# the package: only there can all of it be seen within minutes. What was
+# measured on a Gemma is in a record, near the end.
 #
 # | preset | machine | what it does |
 # |---|---|---|
@@ -219,8 +219,8 @@ plt.show()
 # %% [markdown]
 # At the start, and after a first "no", nothing tells them apart: the base has
 # no plan. It gives the attempt a probability of three in ten, and the sampler
-# draws; the outcome is in the next token, not in the activation before it. Over
-# all noes it is another matter: an answer with two "no" goes on, and the
+# draws; the outcome is in the next token, not in the activation before it.
+# Over all noes it is another matter: an answer with two "no" goes on, and the
 # activations predict it. They encode that this is a search.
 #
 # The last layer's difference of means, found in one half and tried on the
@@ -239,11 +239,11 @@ for seed in record:
 # %% [markdown]
 # ## The direction of a search
 # So take the last of the three: the mean over noes that are followed by an
-# attempt, less the mean over those that an answer follows. It is read from
-# the *base's* own answers. Beside it stand two others. The first principal
+# attempt, less the mean over those that an answer follows. It is read from the
+# *base's* own answers. Beside it stand two others. The first principal
 # component of the same activations needs no labels: it is the axis along which
-# they vary most. And what GRPO did: the mean change of the activations from the
-# base to the trained model, on the same text.
+# they vary most. And what GRPO did: the mean change of the activations from
+# the base to the trained model, on the same text.
 #
 # In 128 dimensions two random directions have a cosine of 0, give or take
 # 0.09.
@@ -311,11 +311,11 @@ for k in layers:
 
 # %% [markdown]
 # The base had the direction before any reward: it is how its own few searches
-# differ from its other answers. That takes no labels to find: the difference of
-# means is the first principal component, which holds about half of the
-# variance. GRPO has moved the whole model along it. (The
-# noes of a search also stand later in their texts, and the direction may say a
-# little of that too; but GRPO's change is taken at all crossroads alike.)
+# differ from its other answers. That takes no labels to find: the difference
+# of means is the first principal component, which holds about half of the
+# variance. GRPO has moved the whole model along it. (The noes of a search also
+# stand later in their texts, and the direction may say a little of that too;
+# but GRPO's change is taken at all crossroads alike.)
 #
 # ## Push
 # Add α times the direction to the stream of every token, after one layer
@@ -516,8 +516,8 @@ plt.show()
 # it points where the two clouds are told apart best, not from one to
 # the other.
 #
-# Why do shuffled labels ever work? Their difference of means is a random sum of
-# the activations, and so it leans to where these vary most: to the first
+# Why do shuffled labels ever work? Their difference of means is a random sum
+# of the activations, and so it leans to where these vary most: to the first
 # principal component, which is the search itself.
 #
 # ### Check
@@ -806,9 +806,9 @@ for seed in record:
 # %% [markdown]
 # ## One number, trained
 # The trained vector raises the numbers above `<answer>` by five, and all that
-# it can do is to shift each logit. How much does a *single* number do, added to
-# the logit of `<answer>` at every token, with everything else as in the base
-# (`steering.WithTokenBias`)? Its score is
+# it can do is to shift each logit. How much does a *single* number do, added
+# to the logit of `<answer>` at every token, with everything else as in the
+# base (`steering.WithTokenBias`)? Its score is
 #
 # $$z'_{\text{<answer>}} = z_{\text{<answer>}} + b.$$
 #
@@ -938,16 +938,16 @@ if gemma:
     )
 
 # %% [markdown]
-# Again the single decision can hardly be predicted (few decisions, so the lines
-# wander), and that it is searching can be read in every layer. The base's own
-# direction and the learnt one agree only towards the end: in between GRPO's
-# adapters have moved other things too. Half of the difference, added after
-# the last layer, takes the base from one answer right in four to more than
-# half, with answers three times as long; half of what GRPO has changed there
-# takes it to where GRPO took it (0.65 on another panel). Below zero it only
-# jumps. Two random directions of that length ruin the language: in Gemma's
-# stream a random direction is no fair control. One run, 64 puzzles: an error
-# of 0.06.
+# Again the single decision can hardly be predicted (few decisions, so the
+# lines wander), and that it is searching can be read in every layer. The
+# base's own direction and the learnt one agree only towards the end: in
+# between GRPO's adapters have moved other things too. Half of the difference,
+# added after the last layer, takes the base from one answer right in four to
+# more than half, with answers three times as long; half of what GRPO has
+# changed there takes it to where GRPO took it (0.65 on another panel). Below
+# zero it only jumps. Two random directions of that length ruin the language:
+# in Gemma's stream a random direction is no fair control. One run, 64 puzzles:
+# an error of 0.06.
 
 # %% [markdown]
 # ## What a direction shows, and what it does not
@@ -964,9 +964,9 @@ if gemma:
 #   spoils much and restores nothing.
 # - **Failures on the way:** single decisions give no direction, for there is
 #   none to find: the sampler decides. Shuffled labels give one that may work,
-#   with either sign, because searching is also the axis along which these activations
-#   vary most; a control is worth what its worst case is. And a push as long as
-#   the means are apart is a long one, and mostly too long.
+#   with either sign, because searching is also the axis along which these
+#   activations vary most; a control is worth what its worst case is. And a
+#   push as long as the means are apart is a long one, and mostly too long.
 # - One task, two models, and both learnt to search from our own worked text,
 #   in one language. R1's distilled models (Venhoff et al.) have many such
 #   behaviours, and their directions were found by a reader's labels. For Gemma

@@ -86,7 +86,7 @@ LATER_PANELS = (
 
 
 def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
-    """Accuracy, response length and further attempts over the steps of one run, or of several seeds.
+    """Accuracy, response length and further attempts over the steps of one run, or more.
 
     Another task than Countdown has its own measures, if any, in the place of the attempts.
 
