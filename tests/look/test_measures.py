@@ -57,8 +57,9 @@ def test_the_error_of_a_recorded_panel():
     """512 held-out puzzles are fewer: its error is larger than that of as many draws."""
     run = record.read(record.DATA / "gemma3-270m/h100/seed0")
     panel = run.panel
-    sets = {tuple(sorted(puzzle.numbers)) for puzzle in panel}
-    assert (len(panel), len(set(panel)), len(sets)) == (512, 405, 139)
+    puzzles = {(tuple(sorted(puzzle.numbers)), puzzle.target) for puzzle in panel}
+    sets = {numbers for numbers, _ in puzzles}
+    assert (len(panel), len(puzzles), len(sets)) == (512, 405, 139)
     right = [
         countdown.reward(text, puzzle).value == 1
         for text, puzzle in zip(run.kept[-1]["sampled"], panel, strict=True)
