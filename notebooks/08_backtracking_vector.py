@@ -869,7 +869,12 @@ show.table(
 )
 
 # %% [markdown]
-# SCALARTEXT
+# How to read it: where the right curve is as high as the trained vector's
+# accuracy, one number does what 128 do, and what GRPO found in the vector is
+# the bias. A constant cannot know *when* an answer is due: it delays the
+# answer after a "yes" as much as before one. That answers come after a "yes"
+# all the same is the base's doing, whose own logits outweigh a moderate bias
+# there; a bias that is too strong keeps it from answering at all.
 
 # %% [markdown]
 # ## And a real Gemma?
@@ -955,8 +960,8 @@ if gemma:
 #   base has it, and its own few searches are enough to find it. A push along
 #   it gives back three quarters of GRPO's gain, and a vector of 128 numbers
 #   that GRPO trains nearly all of it. That fits notebook 06: what grows is the
-#   will, not the skill. (How few numbers would do is not shown: the 128 act
-#   mainly by one, the logit of `<answer>` against the others.)
+#   will, not the skill. How much a single number does, the logit of
+#   `<answer>`, is measured above.
 # - **What it is, after the last layer:** a bias against `<answer>`. The model
 #   itself still has to know when to stop: it does answer after "yes", since
 #   there its own logits are stronger than the push.
