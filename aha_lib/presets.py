@@ -561,6 +561,20 @@ _COLD = Pretraining(
     lora=32,
     checkpoint_every=50,
 )
+# TinyZero's own task for Gemma: searches of four numbers have 530 tokens on average.
+_COLD_TINYZERO = replace(
+    _COLD,
+    preset="tinyzero-270m",
+    puzzles="tinyzero-200",
+    cut=False,
+    drill=0.3,
+    jump=0.4,
+    check=0.15,
+    search=0.15,
+    steps=600,
+    rows=16,
+    row_len=768,
+)
 PRETRAINING: dict[str, Pretraining] = {
     "tiny": Pretraining(),
     # Controls: the same but for their habits. What is left out jumps instead.
@@ -576,7 +590,7 @@ PRETRAINING: dict[str, Pretraining] = {
         jump=0.45,
         check=0.15,
         search=0.1,
-        steps=7_000,
+        steps=5_000,
         rows=12,
         row_len=384,
         learning_rate=4e-3,
@@ -586,6 +600,13 @@ PRETRAINING: dict[str, Pretraining] = {
     ),
     "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", dtype="float32", remat=False),
     "gemma3-270m-short": _COLD,
+    "tinyzero-270m": _COLD_TINYZERO,
+    "tinyzero-1b": replace(
+        _COLD_TINYZERO, preset="tinyzero-1b", model="gemma3-1b", steps=400, learning_rate=5e-4
+    ),
+    "tinyzero-2b": replace(
+        _COLD_TINYZERO, preset="tinyzero-2b", model="gemma2-2b", steps=400, learning_rate=3e-4
+    ),
 }
 
 
@@ -648,6 +669,19 @@ _SHORT_CPU = replace(
     checkpoint_every=5,
 )
 
+# Adapters: the checkpoints of all weights of 1B would not go into the 20 GB that Kaggle keeps.
+_TINYZERO = replace(
+    _SHORT,
+    preset="tinyzero-270m",
+    cold_start="tinyzero-270m",
+    puzzles="tinyzero-200",
+    prompt_len=32,
+    completion_len=1024,
+    dtype="auto",
+    micro_batch=16,
+    pass_k=8,
+)
+
 SETTINGS: dict[str, Settings] = {
     "tiny": Settings(micro_batch=8, remat=False),
     "tinyzero-small": Settings(
@@ -669,6 +703,22 @@ SETTINGS: dict[str, Settings] = {
     ),
     "gemma3-270m-cpu": _SHORT_CPU,
     "gemma3-270m-short": _SHORT,
+    "tinyzero-270m": _TINYZERO,
+    "tinyzero-1b": replace(
+        _TINYZERO,
+        preset="tinyzero-1b",
+        model="gemma3-1b",
+        cold_start="tinyzero-1b",
+        learning_rate=7e-5,
+    ),
+    "tinyzero-2b": replace(
+        _TINYZERO,
+        preset="tinyzero-2b",
+        model="gemma2-2b",
+        cold_start="tinyzero-2b",
+        learning_rate=5e-5,
+        micro_batch=8,
+    ),
     "gemma3-270m": _gemma("gemma3-270m"),
     "gemma3-1b": _gemma("gemma3-1b", micro_batch=16),
     "gemma2-2b": _gemma("gemma2-2b", micro_batch=8),

@@ -134,14 +134,14 @@ def _first_promising_tries(
     outcomes = []
     for trace in side:
         promising = promising_firsts(trace.puzzle)
-        first_tries = (a for a in trace.attempts if _first_operation(a) in promising)
+        first_tries = (a for a in trace.attempts if first_operation(a) in promising)
         attempt = next(first_tries, None)
         if attempt is not None:
             outcomes.append((attempt.reached, trace.puzzle))
     return outcomes
 
 
-def _first_operation(attempt: traces.Attempt) -> tuple[int, str, int] | None:
+def first_operation(attempt: traces.Attempt) -> tuple[int, str, int] | None:
     """What the attempt does first, the larger number first; None for more than an operation."""
     match = ONE_OPERATION.fullmatch(attempt.claims[0].expression)
     if match is None:

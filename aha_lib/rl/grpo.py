@@ -219,8 +219,8 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
     return OptimizerSettings.of(settings).optimizer(LearningRate.of(settings))
 
 
-def updates_done(opt_state: OptState) -> Int[Array, ""]:
-    """How many updates an optimizer's state has seen."""
+def updates_done(opt_state: OptState) -> Int[Array, ""] | jax.ShapeDtypeStruct:
+    """How many updates an optimizer's state has seen; of a state of shapes the count's shape."""
 
     def is_schedule(x):
         return isinstance(x, optax.ScaleByScheduleState)

@@ -226,14 +226,14 @@ def _targets(numbers: tuple[int, ...], bound: int | None, low: int, high: int) -
     combine = _integer_results if bound is None else _bounded_results
     found = set()
     for left, right in _partitions(numbers):
-        for a, b in product(_reachable(left, bound), _reachable(right, bound)):
+        for a, b in product(reachable(left, bound), reachable(right, bound)):
             found.update(combine(a, b))
     most = high if bound is None else min(high, bound)
     return tuple(sorted(value for value in found if low <= value <= most))
 
 
 @lru_cache(maxsize=1 << 14)
-def _reachable(numbers: tuple[int, ...], bound: int | None) -> frozenset:
+def reachable(numbers: tuple[int, ...], bound: int | None) -> frozenset:
     """Every value made from all the sorted `numbers`; without the expressions, hence fast.
 
     With a bound the values are integers, otherwise pairs of numerator and denominator in lowest
@@ -246,7 +246,7 @@ def _reachable(numbers: tuple[int, ...], bound: int | None) -> frozenset:
         return frozenset({number} if number <= bound else ())
     found = set()
     for left, right in _partitions(numbers):
-        for a, b in product(_reachable(left, bound), _reachable(right, bound)):
+        for a, b in product(reachable(left, bound), reachable(right, bound)):
             if bound is None:
                 found.update(_rational_results(a, b))
             else:

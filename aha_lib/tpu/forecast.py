@@ -120,6 +120,7 @@ class Forecast:
 def forecast(
     preset: str,
     chip: str,
+    /,
     *,
     hours: int | float | None = None,
     seconds: Mapping[str, float] | None = None,

@@ -144,7 +144,7 @@ class Plan:
         )
 
 
-def plan(model: str, chip: str, **changes) -> Plan:
+def plan(model: str, chip: str, /, **changes) -> Plan:
     """Compile the programs of `train` for a chip of `CHIPS`; `changes` are those of `Settings`.
 
     The settings are those of the preset `model`, or of gemma2-2b for a model without one. Results
@@ -156,7 +156,7 @@ def plan(model: str, chip: str, **changes) -> Plan:
     return Plan(model, chip, settings, memory, estimate(shape(model), settings, CHIPS[chip]))
 
 
-def largest(name: str, model: str, chip: str, *, start: int | None = None, **changes) -> int:
+def largest(name: str, model: str, chip: str, /, *, start: int | None = None, **changes) -> int:
     """The largest power of two times the cores that setting `name` may have; 0 if none fits.
     The search begins at `start`, by default one a core."""
 

@@ -50,6 +50,11 @@ def test_compilation_is_side_by_side_and_no_faster_than_the_longest():
     assert "224 cores; as kept of gemma3-1b, v5e-8" in many.basis
 
 
+def test_weights_of_another_place_take_as_long():
+    here = ask("gemma3-1b", "v5e-8")
+    assert ask("gemma3-1b", "v5e-8", model="hf:google/gemma-3-1b-pt").minutes == here.minutes
+
+
 def test_few_cores_of_the_host_take_longer(monkeypatch):
     monkeypatch.setitem(forecast.HOST_CORES, "v5e-8", 2)
     assert ask("gemma3-1b", "v5e-8").compilation.minutes == pytest.approx(340 / 2 / 60)

@@ -1,10 +1,14 @@
-"""What the base of `tinyzero-small` has learnt, on held-out puzzles, before GRPO.
+"""What `tinyzero-small` has learnt, before or after GRPO, on held-out puzzles, beside the rule.
 
-`python tests/benchmarks/small_base.py FOLDER` prints, and writes to FOLDER/measured.json:
-- which sums it gets right of all there are, those that the corpus never taught told apart;
-- accuracy, styles, true sums and tokens of its own completions, for 3 and 4 numbers, P and S;
-- the same for the base barred from answering before a yes: so each answer is a search. Where its
-  searches first leave the rule (`tasks.faults`), and what the rule solves without a slip.
+`python tests/benchmarks/small_model.py NAME FOLDER` reads a base or a run's newest checkpoint, and
+writes under NAME in small_model.json, for 3 and 4 numbers, P and S, 512 puzzles of different
+multisets each:
+- sampled and greedy completions: accuracy, styles, true sums, tokens, where searches first leave
+  the rule (`tasks.faults`), where they look first (`look.order`);
+- the same barred from answering before a yes, so that each answer is a search;
+- what the corpus's rule solves without a slip within as many tokens;
+- pass@1 to pass@64 on some of the puzzles; which sums of all there are it gets right, those that
+  the corpus never taught told apart.
 """
 
 import argparse
@@ -21,18 +25,22 @@ from flax import nnx
 from nulls import RANGES, RULES, null, panel
 
 from aha_lib import devices
+from aha_lib.look import order
 from aha_lib.model import weights
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import PRETRAINING, SETTINGS
 from aha_lib.rl import sampler
+from aha_lib.run import train
 from aha_lib.tasks import corpus, countdown, faults, traces
-from aha_lib.tasks.rollout import Policy, rollout
+from aha_lib.tasks.rollout import Policy, rollout, score
 from aha_lib.tasks.task import Countdown
 
 CORPUS = PRETRAINING["tinyzero-small"]
 RULE = corpus.rule(CORPUS)
 AT_A_TIME = 128  # rows that are sampled side by side
+FILE = Path(__file__).with_suffix(".json")
+DRAWS = 64  # completions a puzzle, for pass@k
 
 
 def sums(model: Gemma, tokenizer: Tokenizer) -> dict[str, float]:
@@ -115,59 +123,106 @@ def described(texts: list[str], puzzles: list[countdown.Puzzle]) -> dict:
     claims = [claim for trace in parsed for claim in trace.claims]
     true = [bool(claim.true) for claim in claims]
     unseen = [bool(c.true) for c in claims if corpus.is_held_out_fact(c.text)]
+    searches = [trace for trace in parsed if len(trace.attempts) > 1]
+    by_need = {True: [], False: []}
+    for trace in parsed:
+        by_need[order.needs_product(trace.puzzle, RULE.bound)].append(trace.right)
+    return {
+        "right": float(right.mean()),
+        "standard error": float(right.std() / len(right) ** 0.5),
+        "styles": dict(Counter(map(traces.style, parsed))),
+        "tokens": float(np.mean([len(text.split()) + 1 for text in texts])),
+        "sums": _mean(true),
+        "sums held out": _mean(unseen),
+        "attempts": _mean([len(trace.attempts) for trace in parsed]),
+        "needs a product": {"right": _mean(by_need[True]), "n": len(by_need[True])},
+        "sums suffice": {"right": _mean(by_need[False]), "n": len(by_need[False])},
+        **_faults(texts, puzzles, parsed),
+        "looked": [
+            dataclasses.asdict(order.looked(searches, tries, RULE.bound)) for tries in (1, 2, 4)
+        ],
+        "signs": order.signs(searches, RULE.bound),
+    }
+
+
+def _mean(values: list) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _faults(texts: list[str], puzzles: list, parsed: list[traces.Trace]) -> dict:
+    """Where the searches first leave the rule, and how often the next operation is the rule's."""
     searches = [
         faults.first_fault(text, puzzle, RULE)
         for text, puzzle, trace in zip(texts, puzzles, parsed, strict=True)
         if len(trace.attempts) > 1
     ]
     in_order = sum(read.in_order for read in searches)
+    of = in_order + sum(read.out_of_order for read in searches)
     return {
-        "right": float(right.mean()),
-        "standard error": float(right.std() / len(right) ** 0.5),
-        "styles": dict(Counter(map(traces.style, parsed))),
-        "tokens": float(np.mean([len(text.split()) + 1 for text in texts])),
-        "sums": float(np.mean(true)) if true else None,
-        "sums held out": float(np.mean(unseen)) if unseen else None,
-        "attempts": float(np.mean([len(trace.attempts) for trace in parsed])),
         "first faults of searches": dict(Counter(read.fault for read in searches).most_common()),
-        "in the rule's order": in_order
-        / max(1, in_order + sum(read.out_of_order for read in searches)),
+        "in the rule's order": in_order / max(1, of),
     }
+
+
+def many_draws(policy: Policy, puzzles: list[countdown.Puzzle], key) -> dict:
+    """pass@1 to pass@DRAWS, and the operations that lead to a target and are never tried."""
+    drawn = rollout(policy, puzzles, key, group=DRAWS, temperature=1.0)
+    right = score(policy.task, drawn, DRAWS) == 1
+    pairs = zip(drawn.texts, drawn.puzzles, strict=True)
+    parsed = [traces.parse(*pair) for pair in pairs]
+    each = [parsed[first : first + DRAWS] for first in range(0, len(parsed), DRAWS)]
+    return {
+        "n": len(puzzles),
+        "pass_at": {k: train.pass_at_k(right, k) for k in (1, 2, 4, 8, 16, 32, 64)},
+        "never tried": dataclasses.asdict(order.never_tried(each, RULE.bound)),
+    }
+
+
+def load(folder: Path, limit: int) -> Policy:
+    """A base's model, or that of a run's newest checkpoint."""
+    if (folder / "rollouts.jsonl").exists():
+        model, tokenizer, _ = train.trained(folder)
+    else:
+        model, tokenizer, _ = weights.load(folder, dtype=devices.dtypes()[0])
+    settings = dataclasses.replace(SETTINGS["tinyzero-small"], completion_len=limit)
+    return Policy(model, tokenizer, Countdown.from_settings(settings), settings)
+
+
+def measured(policy: Policy, puzzles: list[countdown.Puzzle], key) -> dict:
+    """All that is asked of one panel."""
+    rows = {}
+    for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+        texts = rollout(policy, puzzles, key, group=1, temperature=temperature).texts
+        rows[name] = described(texts, puzzles)
+    rows["barred"] = described(barred(policy, puzzles, key), puzzles)
+    rows["perfect"] = null(puzzles, RULES["depth-first, round"], draws=2)["solved"]
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("name", help="of the row in the record")
+    parser.add_argument("folder", type=Path, help="of a base or of a run")
     parser.add_argument("--puzzles", type=int, default=512)
+    parser.add_argument("--drawn", type=int, default=64, help="puzzles of which DRAWS are drawn")
     parser.add_argument("--limit", type=int, default=1024, help="tokens of a completion")
-    parser.add_argument("--show", type=int, default=1, help="barred completions to print of each")
     chosen = parser.parse_args()
-    model, tokenizer, _ = weights.load(chosen.folder, dtype=devices.dtypes()[0])
-    settings = dataclasses.replace(SETTINGS["tinyzero-small"], completion_len=chosen.limit)
-    policy = Policy(model, tokenizer, Countdown.from_settings(settings), settings)
-    record = {"limit": chosen.limit, "puzzles": chosen.puzzles, "sums": sums(model, tokenizer)}
-    print({name: round(share, 4) for name, share in record["sums"].items()})
+    policy = load(chosen.folder, chosen.limit)
+    found = {"limit": chosen.limit, "sums": sums(policy.model, policy.tokenizer)}
+    print({name: round(share, 4) for name, share in found["sums"].items()}, flush=True)
     for name, ranges in RANGES.items():
         for numbers in (3, 4):
             puzzles = panel(dataclasses.replace(ranges, numbers=numbers), chosen.puzzles)
-            key = jax.random.key(numbers)
-            free = rollout(policy, puzzles, key, group=1, temperature=1.0).texts
-            forced = barred(policy, puzzles, key)
-            perfect = null(puzzles, RULES["depth-first, round"], draws=2)
-            row = {
-                "free": described(free, puzzles),
-                "barred": described(forced, puzzles),
-                "perfect": perfect["solved"],
-            }
-            record[f"{numbers} numbers, {name}"] = row
+            row = measured(policy, puzzles, jax.random.key(numbers))
+            if chosen.drawn and name == "P":
+                row["drawn"] = many_draws(policy, puzzles[: chosen.drawn], jax.random.key(9))
+            found[f"{numbers} numbers, {name}"] = row
             print(f"\n{numbers} numbers, {name}")
-            for way in ("free", "barred", "perfect"):
-                print(f"  {way}: {row[way]}")
-            for text, puzzle in list(zip(forced, puzzles, strict=True))[: chosen.show]:
-                read = faults.first_fault(text, puzzle, RULE)
-                print(f"  {countdown.prompt(puzzle)} {text[:600]}\n  -> {read}")
-    file = chosen.folder / "measured.json"
-    file.write_text(json.dumps(record, indent=1) + "\n")
+            for way, value in row.items():
+                print(f"  {way}: {value}", flush=True)
+    record = json.loads(FILE.read_text()) if FILE.exists() else {}
+    record[chosen.name] = found | {"puzzles": chosen.puzzles}
+    FILE.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
