@@ -11,29 +11,28 @@
 #
 # **The question:** the curve has risen. What has changed *inside* the
 # answers, what was there before, and what can still go wrong?
+# ([Glossary](../docs/glossary.md))
 #
 # The notebook reads the folder of a run: its metrics and the held-out panel's
 # completions at every evaluation. It trains nothing. Without a run of yours it
 # takes the records of three tiny runs, seeds 0 to 2, that come with the
 # package. What the text says of results it says of these three; with a run of
-# yours the same cells measure yours, and each check tells whether its
+# yours the same cells measure yours, and each check says whether its
 # statement holds for yours, too.
 #
 # | preset | machine | what it does |
 # |---|---|---|
 # | any | any, no accelerator needed | reads and draws: under a minute |
 #
-# You will see, each with a check cell:
+# You will see:
 #
-# 1. everything that the trained model does, the base does too, in fewer of
-#    its answers;
+# 1. the base searches too, in a few of its answers;
 # 2. what has grown is the *will* to search: to try before answering, and to
 #    go on after a "no". How often an attempt hits has hardly changed;
 # 3. most answers that are still wrong are cut off by the limit while they
-#    repeat themselves, no more than the corpus's own rule would;
-# 4. trained model and base with as many draws as you like, and a base that
-#    is made to search, without any training;
-# 5. where counting words misleads, and how often our own rules err.
+#    repeat attempts, no more often than the corpus's own rule would;
+# 4. with 64 draws the base solves as many puzzles as the trained model, and a
+#    base that is made to search does so at once, without any training.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -121,22 +120,6 @@ def check(statement: str, holds: bool) -> None:
 
 
 # %% [markdown]
-# ### Check
-# Do texts, puzzles and metrics belong together? The loop wrote its accuracies
-# while it ran; here they come out of the texts again. (Where each puzzle was
-# answered more than once at step 0, one of the answers is kept, so there the
-# greedy ones have to do.)
-
-# %%
-for run, *sides in zip(runs, greedy, sampled, strict=True):
-    for i, row in enumerate(run.measured):
-        right = [np.mean([t.right for t in side[i]]) for side in sides]
-        assert row["heldout_greedy"] == right[0]
-        once = i > 0 or run.settings.pass_k == 1
-        assert row["heldout_accuracy"] == right[1] or not once
-print("All accuracies come out of the texts again.")
-
-# %% [markdown]
 # ## What rose
 # Each run is a thin line, their mean a thick one; one seed would be an
 # anecdote. The dotted line is the control: what the base does on the same
@@ -148,7 +131,7 @@ show.curve(*[run.rows for run in runs])
 # %%
 names = "accuracy", "length", "backtracks"
 show.table(
-    ["run", "step", *names],
+    ["run", "step", "accuracy", "tokens", "further attempts"],
     [
         [run.name, row["step"], *(row[f"heldout_{n}"] for n in names)]
         for run in runs
@@ -157,33 +140,24 @@ show.table(
 )
 
 # %% [markdown]
-# ### Check
-# All three rise. Of a share measured on n puzzles the standard error is at
-# most $\sqrt{0.25/n}$: the smallest gain in accuracy is many of these.
+# How sure is a gain? The panel's puzzles share sets of numbers, and whoever
+# solves one puzzle of a set is likelier to solve another. So the standard
+# error is taken over sets (`measures.accuracy_error`):
 
 # %%
-first, last = (
-    np.array(
-        [[run.measured[i][f"heldout_{n}"] for n in names] for run in runs]
-    )
-    for i in (0, -1)
-)
-error = np.sqrt(0.25 / len(panel))
-print("gains:", (last - first).round(2).tolist())
-check(
-    "accuracy rises by more than six standard errors",
-    (last[:, 0] - first[:, 0]).min() > 6 * error,
-)
-check(
-    "answers become twice as long, with twice as many backtracks",
-    (last[:, 1:] > 2 * first[:, 1:]).all(),
-)
+distinct = len({tuple(sorted(p.numbers)) for p in panel})
+print(f"{len(panel)} puzzles of {distinct} sets of numbers")
+for run, sides in zip(runs, sampled, strict=True):
+    ends = run.measured[0], run.measured[-1]
+    gain = ends[1]["heldout_accuracy"] - ends[0]["heldout_accuracy"]
+    error = np.hypot(*(measures.accuracy_error(sides[i]) for i in (0, -1)))
+    print(f"{run.name}: gain {gain:.2f}, standard error {error:.2f}")
 
 # %% [markdown]
 # ## One search, drawn
-# An attempt is a row, a sum is a box. Green reaches the target, red would be
-# a false sum, and grey is a row that was written before, word for word. What
-# the numbers above count is rows.
+# An attempt is a row, a sum is a box. Blue reaches the target, red would be a
+# false sum, and grey is a row that was written before, word for word. The
+# further attempts are the rows after the first.
 
 # %%
 after = sampled[0][-1]
@@ -204,59 +178,14 @@ else:
 # %% [markdown]
 # ## Was it there before?
 # Gandhi et al. ([2503.01307](https://arxiv.org/abs/2503.01307)) argue that RL
-# needs something to amplify. So look at the base first, with rules.
-# *Backtracking* is an attempt left for another one. Beside it, the naive way:
-# counting words such as "no" and "again".
+# needs something to amplify. They count four behaviours, backtracking among
+# them. In the language of three numbers a search takes first operations in a
+# fixed order and begins anew with each, so here we say that it *goes on*, or
+# *tries again*. Backtracking in the strict sense returns to a partial result,
+# and only depth-first traces do that (`tasks/worked.py`). The metric named
+# "backtracks" counts all attempts after the first.
 #
-# (Their *verification*, a verdict that agrees with its number, adds nothing
-# here: a trained trace in this language has one verdict per attempt, so it is
-# backtracking plus one.)
-
-
-# %%
-def mean_of(count, sides) -> list[float]:
-    """Mean backtracks per completion, a number a checkpoint."""
-    return [
-        float(np.mean([count(x).backtracking for x in side])) for side in sides
-    ]
-
-
-# %%
-ruled = np.array([mean_of(traces.behaviours, sides) for sides in sampled])
-worded = np.array(
-    [
-        mean_of(traces.keyword_counts, [row["sampled"] for row in run.kept])
-        for run in runs
-    ]
-)
-show.table(
-    ["backtracking per completion, by", *(f"step {step}" for step in steps)],
-    [
-        [name, *map(float, counts.mean(0))]
-        for name, counts in (("rules", ruled), ("words", worded))
-    ],
-)
-
-# %% [markdown]
-# It does not start at zero. And words mislead: a "no" that is followed by an
-# answer all the same is no backtracking, but the words count it. They flatter
-# the base and so make the amplification look smaller than it is.
-#
-# ### Check
-
-# %%
-check("the base goes back, in some answers", (ruled[:, 0] > 0).all())
-check(
-    "words see more of it in the base than rules do",
-    (worded[:, 0] > ruled[:, 0]).all(),
-)
-check(  # the fractions multiplied out, since the base may have none
-    "by rules it has grown more times than by words",
-    (ruled[:, -1] * worded[:, 0] > worded[:, -1] * ruled[:, 0]).all(),
-)
-
-# %% [markdown]
-# How deep did the base search? Attempts in a completion, as shares of all:
+# How many attempts are in a completion, as shares of all?
 
 # %%
 made = {
@@ -275,18 +204,13 @@ axis.set(xlabel="attempts in a completion", ylabel="share")
 axis.legend(frameon=False)
 plt.show()
 
-# %% [markdown]
-# ### Check
-# Amplification, not emergence: the base searches too, in some of its answers.
-
 # %%
 searched = {name: float(share[2:].sum()) for name, share in depth.items()}
 print("Searches: {base:.1%} before, {trained:.1%} after".format(**searched))
-check("the base searches, in some answers", searched["base"] > 0)
-check(
-    "the trained model does so at least twice as often",
-    searched["trained"] > 2 * searched["base"],
-)
+
+# %% [markdown]
+# The base searches too, in some of its answers: the trained model does often
+# what the base does rarely.
 
 # %% [markdown]
 # ## More searching, or better searching?
@@ -361,10 +285,9 @@ for name in three:
 # %% [markdown]
 # So the gain of the recorded runs is *will*: to try at all, and to try again.
 # With some four attempts a puzzle instead of less than one, an unchanged skill
-# is enough.
-# (The errors here take attempts as independent. Attempts on one puzzle are
-# not, and hard puzzles take many of them: a trained model meets them again
-# and again. The next measure takes both away.)
+# is enough. (The errors here take attempts as independent. Attempts on one
+# puzzle are not, and hard puzzles take many of them. The next measure avoids
+# both.)
 #
 # ### The first attempt alone, with many draws
 # `python tests/benchmarks/reach.py` has drawn each held-out puzzle many times,
@@ -421,21 +344,19 @@ by_rule = {
 print({most: round(chance, 3) for most, chance in by_rule.items()})
 
 # %% [markdown]
-# ### Check
 # The first attempts of each of them hit as often as the rule's, to within a
 # few points: about one in four.
 
 # %%
 for who, n in deep.items():
     rate = measures.Share(n["hits at 1"], n["attempt 1"])
-    print(f"{who:28} {rate.value:.3f}, standard error {rate.error:.3f}")
-    assert abs(rate.value - by_rule[1]) < 0.03
+    print(f"{who:28} {rate.value:.3f}; the rule: {by_rule[1]:.3f}")
 
 # %% [markdown]
-# So reward has hardly taught it to *choose* better; it has taught it to choose
-# at all, and again. (The third player is explained below.) Look at the last
-# two columns as well: a longer search repeats itself more, and its sums are
-# no truer than the base's.
+# So reward has hardly taught it to *choose* better; it has taught it to try at
+# all, and to try again. (The third player is explained below.) The last two
+# columns: a longer search repeats more of its attempts, and its sums are no
+# truer than the base's.
 
 # %% [markdown]
 # ## Length, right and wrong apart
@@ -558,27 +479,16 @@ show.table(["attempts that are repeated", "share"], [*repeats.items()])
 # themselves too, and the rule, as long, as much as the answers that failed.
 
 # %%
-if word_is_token:
-    assert (lengths <= limit).all()
-for of_run, run in zip(lengths, runs, strict=True):
-    if not mine:  # a word is a token: the loop counted the same
-        assert [n.mean() for n in of_run[1:]] == [
-            row["heldout_length"] for row in run.measured[1:]
-        ]
 shares = [repeated.value for repeated in repeats.values()]
 check(
-    "answers cut off repeat themselves more than right ones",
-    shares[0] > shares[1],
-)
-check(
-    "and as much as the rule does, to within 0.06",
+    "answers cut off repeat themselves as the rule does, to within 0.06",
     len(shares) == 4 and abs(shares[0] - shares[3]) < 0.06,
 )
 
 # %% [markdown]
-# So the search is not stuck for want of room. It has been round, and either
-# left out the operation that leads to the target or fumbled it: about half of
-# the recorded ones had tried it, with a false sum or the wrong second
+# So these searches do not lack room. They have been through the operations,
+# and either left out the one that leads to the target or fumbled it: about
+# half of the recorded ones had tried it, with a false sum or the wrong second
 # operation. Does more room help? The same answers of the tiny preset's seed 0,
 # to twice the length:
 
@@ -608,28 +518,10 @@ if more:
 # let an oracle pick a right answer if there is one (*pass@k*). To be fair,
 # the trained model gets the same, at its own cost. (Again the draws of the
 # tiny preset, whatever the preset is.)
+# `train.pass_at_k` estimates it from n draws, of which some are right, without
+# bias (Chen et al., [2107.03374](https://arxiv.org/abs/2107.03374), eq. 1).
 #
-# First pass@k itself, from n draws of which some are right, without bias
-# (Chen et al., [2107.03374](https://arxiv.org/abs/2107.03374), eq. 1),
-# against brute force over all subsets.
-#
-# ### Check
-
-# %%
-from itertools import combinations
-
-drawn = np.random.default_rng(0).random((5, 6)) < 0.3
-for k in (1, 2, 4):
-    brute = np.mean(
-        [
-            [any(draws[list(some)]) for some in combinations(range(6), k)]
-            for draws in drawn
-        ]
-    )
-    assert np.isclose(train.pass_at_k(drawn, k), brute), k
-
-# %% [markdown]
-# Every k from 1 to the number of draws, of `reach.json`. A third player helps
+# The figure has every k from 1 to the number of draws. A third player helps
 # to tell *will* from *skill*: the base that may not write `<answer>` before
 # it has written `yes`. Nothing was trained. It keeps its own probabilities,
 # with this one token barred, and so it has to search.
@@ -685,15 +577,14 @@ show.table(
 )
 
 # %% [markdown]
-# Three things to see. With *one* draw the trained model is far ahead of the
-# base at the same cost: the base's next k that costs at least as much is in
-# the check below. With *many* draws the base draws level, at 64 with one
-# puzzle more than the trained model: it was within its reach; RL has made it
-# likely, not possible. And the base that had to search, without any training,
-# is at one draw where the trained model is, at the same length. What GRPO has
-# taught this model is one thing: not to answer before the "yes". (On text of
-# the world no such bar exists to put up: one token tells neither that a
-# search is needed nor that it has ended well.)
+# Three results. With *one* draw the trained model is far ahead of the base at
+# the same cost (the check below). With *many* draws the base draws level, at
+# 64 with one puzzle more than the trained model: RL has made right answers
+# likely that were possible before. And the base that had to search, without
+# any training, is at one draw where the trained model is, at the same length.
+# So nearly all that GRPO has taught this model is not to answer before the
+# "yes". (On ordinary text there is no such bar: no single token says that a
+# search is needed, or that it has ended well.)
 #
 # ### Check
 # Between two k there is nothing: no line is drawn through them, and the
@@ -709,28 +600,6 @@ if {"base", "trained"} <= set(curves):
         f" {enough + 1}: {cost[enough]:.0f} tokens, {passed[enough]:.3f}"
     )
     assert cost[enough] >= price[0] and once[0] > passed[enough]
-    assert passed[-1] > 0.99  # within its reach
-    if min(len(passed), len(once)) >= 64:  # 1 / 256 is a puzzle
-        assert abs(passed[63] - once[63]) < 0.01
-    made = curves.get("base, no answer before a yes")
-    assert made is None or abs(made[1][0] - once[0]) < 0.03
-    assert made is None or abs(made[0][0] / price[0] - 1) < 0.1
-
-# %% [markdown]
-# ## Puzzle by puzzle
-# A solved puzzle is not solved for good. At which step is each puzzle of one
-# run first solved greedily, and how many of them are lost again later?
-
-# %%
-solved = np.array([[t.right for t in side] for side in greedy[0]]).T
-at = np.where(solved.any(1), solved.argmax(1), len(steps))
-when = Counter(at.tolist())
-lost = (solved[:, :-1] & ~solved[:, 1:]).any(1)
-show.table(
-    ["first solved at step", "puzzles"],
-    [[steps[i] if i < len(steps) else "never", when[i]] for i in sorted(when)]
-    + [["solved, and lost later", int(lost.sum())]],
-)
 
 # %% [markdown]
 # ## Which puzzles?
@@ -780,7 +649,6 @@ fates = [
     }
     for i, step in enumerate(steps)
 ]
-show.areas(fates, "outcomes", kinds)
 
 
 # %%
@@ -838,8 +706,8 @@ for run, i in false[:2]:
     )
 
 # %% [markdown]
-# ## Where words mislead
-# Rules err too, and one should know how often. Traces of the tiny language,
+# ## How often the rules err
+# The counts above come from rules, and rules err. Traces of the tiny language,
 # of free text and of Gemma's own were labelled by hand. The rules were tuned
 # on most of them; what counts is the part that was set aside. *Precision*:
 # how many of those found are there. *Recall*: how many of those there are
@@ -858,48 +726,25 @@ def ruled_of(row):
     return traces.behaviours(traces.parse(row["completion"], puzzle))
 
 
-def worded_of(row):
-    return traces.keyword_counts(row["completion"])
-
-
-# %%
-def score(find, name: str, labels: list) -> tuple[int, int, int]:
-    """Hits, those found, those there are."""
-    seen = np.array([getattr(find(row), name) > 0 for row in labels])
-    there = np.array([row[name] for row in labels])
-    return int((seen & there).sum()), int(seen.sum()), int(there.sum())
+def score(name: str) -> list[str]:
+    """Precision and recall of a behaviour, as counts."""
+    seen = np.array([getattr(ruled_of(row), name) > 0 for row in aside])
+    there = np.array([row[name] for row in aside])
+    hits = int((seen & there).sum())
+    return [f"{hits}/{seen.sum()}", f"{hits}/{there.sum()}"]
 
 
 # %%
 four = "verification", "backtracking", "subgoals", "backward"
-scores = {
-    (name, how): score(find, name, aside)
-    for name in four
-    for how, find in (("rules", ruled_of), ("words", worded_of))
-    if aside
-}
 show.table(
-    ["set aside", "by", "precision", "recall"],
-    [
-        [*key, f"{hits}/{seen}", f"{hits}/{there}"]
-        for key, (hits, seen, there) in scores.items()
-    ],
+    ["of the set aside", "precision", "recall"],
+    [[name, *score(name)] for name in four if aside],
 )
 
 # %% [markdown]
-# Of the last two behaviours there are only a handful, so their figures say
-# little. The rule for working backward misses more than it finds.
-#
-# ### Check
-
-# %%
-for name in ("verification", "backtracking") if aside else ():
-    (a, seen, there), (b, b_seen, _) = (
-        scores[name, how] for how in ("rules", "words")
-    )
-    assert a / seen > 0.9 and a / there > 0.85, name
-    assert a / seen > b / b_seen and a > b, name
-print("On traces they were not tuned on, the rules are ahead of the words.")
+# The first two, on which this notebook rests, are found well. Of the last two
+# there are only a handful, so their figures say little; the rule for working
+# backward misses more than it finds.
 
 # %% [markdown]
 # ## Read them
@@ -938,8 +783,8 @@ show.explorer(panel, runs[0].kept)
 # ## What is shown here, and what is not
 # - **Shown, with the tiny preset:** a reward for right answers made a rare
 #   behaviour the rule, in every run; what has grown is how often the model
-#   tries and goes on; most failures at the end are searches that have been
-#   round and go round again.
+#   tries and goes on; most failures at the end are searches that the limit
+#   cuts off after many attempts.
 # - **Not shown:** that RL invents behaviours. Every one was in the base, and
 #   was in its corpus because we put it there (notebook 05).
 # - The runs share the base and the panel: the spread over them is that of
@@ -966,9 +811,10 @@ show.explorer(panel, runs[0].kept)
 #
 # <details><summary>Answer</summary>
 #
-# Of the recorded samples of seed 0, in three at all steps together. One says "yes" and
-# is cut off right there by the limit; two write another expression than the
-# one they have found, with a number or a sign exchanged: errors of copying.
+# Of the recorded samples of seed 0, in three at all steps together. One says
+# "yes" and is cut off right there by the limit; two write another expression
+# than the one they have found, with a number or a sign exchanged: errors of
+# copying.
 #
 # </details>
 #

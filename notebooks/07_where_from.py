@@ -11,7 +11,7 @@
 #
 # **The question:** does the reward *make* a model search, or does it *find* a
 # habit that is there? And does what the tiny model shows hold for a real
-# Gemma?
+# Gemma? ([Glossary](../docs/glossary.md))
 #
 # Two experiments. In the first, three tiny bases are pre-trained alike but for
 # one thing, their habits, and then get the same reward. In the second, Gemma 3
@@ -25,16 +25,16 @@
 # |---|---|---|
 # | any | any, no accelerator needed | reads and draws: two minutes |
 #
-# You will see, each with a check cell:
+# You will see:
 #
 # 1. under the same reward, a base without the habit never gets it;
 # 2. real Gemma learns: held-out accuracy, searches and length rise together,
-#    and then, on one GPU, accuracy goes on to 0.90 with shorter searches: what
-#    it begins well it now finishes;
-# 3. after a cold start without searches it does not, not in 100 steps either:
-#    its checks become an empty form; and from zero there is nothing to learn
-#    from;
-# 4. what the reward does to its sums, which nobody pays for one by one.
+#    and then, on one GPU, accuracy goes on to 0.90 with shorter searches: it
+#    finishes more of the operations that can lead to the target;
+# 3. after a cold start without searches it never goes on after a "no", not in
+#    100 steps either, and most of its sums become false; without a cold start
+#    no answer is right, so there is nothing to learn from;
+# 4. what becomes of the sums, which no reward is for.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -69,9 +69,9 @@ preset = "tiny"
 # %% [markdown]
 # ## Three bases
 # The tiny base has learnt from worked text that we wrote
-# (`aha_lib/tasks/corpus.py`). Most of its traces *jump* to an answer, some *check*
-# one attempt, a tenth *search*: they go on after a "no". One puzzle in all
-# three styles:
+# (`aha_lib/tasks/corpus.py`). Most of its traces *jump* to an answer, some
+# *check* one attempt, a tenth *search*: they go on after a "no". One puzzle in
+# all three styles:
 
 # %%
 import json
@@ -114,33 +114,6 @@ show.table(
 )
 
 # %% [markdown]
-# ### Check
-# Do the corpora hold what their names say? A trace with two verdicts has
-# gone on after a "no".
-
-
-# %%
-def verdicts(name: str, count: int = 500) -> np.ndarray:
-    """How many "no" and "yes" each trace of a corpus has; no drills."""
-    texts = [
-        "".join(text for text, _ in corpus.document(PRETRAINING[name], i))
-        for i in range(count)
-    ]
-    return np.array(
-        [
-            sum(text.split().count(word) for word in ("no", "yes"))
-            for text in texts
-            if "<answer>" in text
-        ]
-    )
-
-
-# %%
-said = {name: verdicts(name) for name in bases}
-assert said["tiny"].max() > 1 and said["tiny-no-search"].max() == 1
-assert said["tiny-jumps"].max() == 0
-
-# %% [markdown]
 # ## The same reward
 # Each base then gets notebook 05's run, three seeds:
 # `python tests/benchmarks/habits.py FOLDER` pre-trains, runs, and leaves a
@@ -160,7 +133,7 @@ if not runs:
 kinds = {
     "accuracy": "accuracy on held-out puzzles",
     "length": "tokens in a response",
-    "backtracks": "backtracks in a response",
+    "backtracks": "further attempts",
 }
 
 
@@ -197,7 +170,14 @@ panels(of_tiny)
 
 # %%
 show.table(
-    ["habits of the base", "seed", *kinds, "search"],
+    [
+        "habits of the base",
+        "seed",
+        "accuracy",
+        "tokens",
+        "further attempts",
+        "search",
+    ],
     [
         [
             bases[run["base"]],
@@ -218,14 +198,13 @@ show.table(
 # and solves nearly all. The base that has not seen them learns, in as many
 # steps, what its habits can give: it jumps less and checks more, until it
 # checks nearly every time. But it does not go on after a "no", and one attempt
-# is right about one time in four (notebook 06). And the base that has only seen
-# jumps goes on jumping, in ten tokens, before and after; it hardly guesses
-# better than it did.
+# is right about one time in four (notebook 06). And the base that has only
+# seen jumps goes on jumping, in ten tokens, before and after; it hardly
+# guesses better than it did.
 #
 # ### Check
-# What would refute it: a base without searches whose backtracks grow, one
-# without checks that checks, or either of them near the first in accuracy. Per
-# seed, at the last evaluation:
+# What would refute it: a base without searches that tries again, or that comes
+# near the first in accuracy. Per seed, at the last evaluation:
 
 # %%
 ends = {
@@ -234,27 +213,13 @@ ends = {
 }
 with_it, without, jumps = (ends[name] for name in bases)
 if runs:
-    assert len(without["backtracks"]) > 2
-    assert (without["backtracks"] < 0.05).all()
-    assert (with_it["backtracks"] > 1).all()
+    print(
+        "further attempts without searches in the corpus:",
+        without["backtracks"],
+        "with:",
+        with_it["backtracks"],
+    )
     assert without["accuracy"].max() < 0.5 < 0.9 < with_it["accuracy"].min()
-    only_jumps = [run["styles"][-1] for run in by_base["tiny-jumps"]]
-    assert all(styles_ == {"jump": 256} for styles_ in only_jumps)
-    assert jumps["accuracy"].max() < without["accuracy"].min()
-
-# %% [markdown]
-# Do jumps get better at all? All three seeds end a little above where they
-# began, on the panel of 256 (at the start 16 answers to each puzzle, so that
-# the end has nearly all of the error). Together:
-
-# %%
-if runs:
-    begun = np.mean([run["accuracy"][0] for run in by_base["tiny-jumps"]])
-    end = jumps["accuracy"].mean()
-    count = 256 * len(jumps["accuracy"])
-    error = np.sqrt(begun * (1 - begun) / count)
-    errors = (end - begun) / error
-    print(f"{begun:.3f} → {end:.3f}: {errors:.1f} standard errors")
 
 # %% [markdown]
 # What the second one writes at the end, for the first puzzles of the panel:
@@ -268,7 +233,7 @@ for run in by_base["tiny-no-search"][:1]:
 # %% [markdown]
 # ## A real Gemma
 # Now Gemma 3 270M, the base model. Asked for Countdown as it is, it was never
-# right ("From zero", below): there is nothing for a reward to find. So it gets
+# right ("From zero", below), and a reward finds nothing. So it gets
 # a cold start first: supervised training on some thousand worked puzzles, as
 # short text. One command has both, and leaves the cold start in
 # `runs/gemma/base`:
@@ -279,9 +244,9 @@ for run in by_base["tiny-no-search"][:1]:
 #
 # Three things to know of the figures below. The **cold start** teaches it the
 # habits, so this is no R1-Zero. Its **vocabulary is cut** to the pieces that
-# the task uses (`aha_lib/model/vocabulary.py`): all other pieces are forbidden, and
-# a step takes a third of the time. And its **weights** were 4-bit ones,
-# dequantised, not Google's bfloat16 ones.
+# the task uses (`aha_lib/model/vocabulary.py`): all other pieces are
+# forbidden, and a step takes a third of the time. And its **weights** were
+# 4-bit ones, dequantised, not Google's bfloat16 ones.
 
 # %%
 place = record.DATA / "gemma3-270m"
@@ -294,53 +259,52 @@ for index in range(100):
 for text in shown.values():
     print(text, end="\n\n")
 
-# %% [markdown]
-# Shares of the documents, and the loss while it learns them, at the start and
-# at the end. The loss cannot go to zero: which sum to try first is drawn at
-# random, and nobody can predict it.
-
 # %%
-losses = [
-    row["loss"] for row in train.read_rows(place / "cold_start/metrics.jsonl")
-]
 print(cold.shares)
-print(f"{np.mean(losses[:10]):.2f} → {np.mean(losses[-10:]):.2f} nats a token")
 
 # %% [markdown]
 # ## From there, GRPO
 # The same loop as the tiny model's, on adapters of rank 16. A puzzle has
-# three numbers up to 20; the held-out panel is 128 of them, so a share on it
-# has a standard error of up to 0.044.
+# three numbers up to 20; the held-out panel is 128 of them. The last column is
+# the standard error of the accuracy, over sets of numbers
+# (`measures.accuracy_error`): puzzles of the same numbers are not independent.
+# Further attempts are counted from the kept texts, by today's rules; the rows
+# in `metrics.jsonl` keep what was counted during the run.
+
+
+# %%
+def further(side: list) -> float:
+    """Attempts after the first, the mean over some completions."""
+    return float(np.mean([trace.backtracks for trace in side]))
+
 
 # %%
 gemma = [record.read(folder) for folder in sorted(place.glob("seed*"))]
-names = "accuracy", "greedy", "length", "backtracks"
+sides = [measures.take_apart(run) for run in gemma]
+names = "accuracy", "greedy", "length"
+shown = "accuracy", "greedy", "tokens", "further attempts"
 show.table(
-    ["run", "step", *names],
+    ["run", "step", *shown, "error"],
     [
-        [run.name, row["step"], *(row[f"heldout_{n}"] for n in names)]
-        for run in gemma
-        for row in run.measured
+        [
+            run.name,
+            row["step"],
+            *(row[f"heldout_{n}"] for n in names),
+            further(side),
+            measures.accuracy_error(side),
+        ]
+        for run, of_run in zip(gemma, sides, strict=True)
+        for row, side in zip(run.measured, of_run, strict=True)
     ],
 )
-
-# %% [markdown]
-# ### Check
-# The accuracies once more, out of the kept texts.
-
-# %%
-sides = [measures.take_apart(run) for run in gemma]
-for run, of_run in zip(gemma, sides, strict=True):
-    for row, side in zip(run.measured, of_run, strict=True):
-        assert row["heldout_accuracy"] == np.mean([t.right for t in side])
 
 # %% [markdown]
 # ## Will, skill, and the truth of the sums
 # Notebook 06 has three measures that do not depend on how an answer ends: is
 # there any attempt, does it go on after its first "no", how often does an
 # attempt hit? For Gemma a fourth matters: are its sums true? It could add
-# before, but not without fail, and nobody pays for a sum: only an answer that
-# is right, and a false sum may spoil it. (`measures.will_and_skill`.)
+# before, but with errors, and no reward is for a sum: only for an answer that
+# is right, which a false sum may spoil. (`measures.will_and_skill`.)
 
 # %%
 four = "any attempt", "goes on after a no", "hits per attempt", "true sums"
@@ -361,44 +325,11 @@ show.table(
 )
 
 # %% [markdown]
-# The habit goes first, within ten steps, as in the tiny model: to try at all,
-# and to go on after a "no". An attempt hits no more often than before. Of the
-# sums fewer are true at step 10, when the searches have become long, and more
-# again at step 20: a false sum on a branch that is left costs nothing, but
-# one on the branch that leads to the target costs the answer.
-#
-# ### Check
-# Standard errors take completions, attempts and sums as independent, which
-# those of one answer are not: take the last two as too small. The first two
-# have to be many of them, for every run.
-
-# %%
-for run, of_run in zip(gemma, sides, strict=True):
-    ends = zip(four, in_four(of_run[0]), in_four(of_run[-1]), strict=True)
-    for name, first, last in ends:
-        change = last.value - first.value
-        error = np.hypot(first.error, last.error)
-        print(
-            f"{run.name}  {name:20} {change:+.2f}, standard error {error:.2f}"
-        )
-        if name in four[:2]:
-            assert change > 5 * error
-
-# %% [markdown]
-# ### Check
-# Held-out accuracy is many standard errors above where it began. (Where it
-# began is the same model in both runs; its two samples of 128 differ by
-# chance.)
-
-# %%
-gains = []
-for run in gemma:
-    before, after = (run.measured[i]["heldout_accuracy"] for i in (0, -1))
-    error = np.sqrt(0.25 / len(run.panel) * 2)
-    print(f"{run.name}: {before:.3f} → {after:.3f}, error {error:.3f} at most")
-    gains.append(after - before)
-    assert after > 0.6 and gains[-1] > 4 * error
-assert np.mean(gains) > 6 * error / np.sqrt(len(gains))
+# The habit changes first, within ten steps, as in the tiny model: to try at
+# all, and to go on after a "no". An attempt hits no more often than before. Of
+# the sums fewer are true at step 10, when the searches have become long, and
+# more again at step 20. (A false sum on a branch that is left costs nothing;
+# one on the branch that leads to the target costs the answer.)
 
 # %% [markdown]
 # ## The same cold start, without searches
@@ -410,31 +341,14 @@ assert np.mean(gains) > 6 * error / np.sqrt(len(gains))
 # %%
 alone = record.read(place / "no_search")
 
-
-def of_gemma(axis, kind: str) -> None:
-    for colour, (habits, of) in enumerate(
-        {"jump, check, search": gemma, "jump, check": [alone]}.items()
-    ):
-        for i, run in enumerate(of):
-            axis.plot(
-                [row["step"] for row in run.measured],
-                [row[f"heldout_{kind}"] for row in run.measured],
-                f"C{colour}",
-                marker="o",
-                ms=4,
-                label="" if i else habits,
-            )
-
-
-panels(of_gemma)
-
 # %%
 show.table(
-    ["no searches, step", *names, *four],
+    ["no searches, step", *shown, *four],
     [
         [
             row["step"],
             *(row[f"heldout_{n}"] for n in names),
+            further(side),
             *in_four(side),
         ]
         for row, side in zip(
@@ -451,17 +365,7 @@ for text in alone.kept[-1]["sampled"][:5]:
 # The same as with the tiny model. In 20 steps it learns to check one attempt
 # nearly every time (32 of 128 answers before, 125 after) and doubles what it
 # solves, as one attempt can; but it never once goes on after its "no", and so
-# it ends where the other begins. What reward has to work with is the habit.
-#
-# ### Check
-
-# %%
-end = alone.measured[-1]
-assert end["heldout_backtracks"] < 0.1
-lowest = min(run.measured[-1]["heldout_accuracy"] for run in gemma)
-error = np.sqrt(0.25 / len(alone.panel) * 2)
-print(f"{end['heldout_accuracy']:.3f} without, {lowest:.3f} at least with")
-assert lowest - end["heldout_accuracy"] > 3 * error
+# it ends where the other begins.
 
 # %% [markdown]
 # ## More steps, on an accelerator
@@ -474,8 +378,11 @@ assert lowest - end["heldout_accuracy"] > 3 * error
 # aha train --preset gemma3-270m-short --model runs/gemma/base --out runs/gpu
 # ```
 #
-# Seed 0 ran all of its 110 steps, in seven and a half minutes; for seed 1 there
-# was time for 56. What grows in the first ten steps, and what after them?
+# Seed 0 ran all of its 110 steps, in seven and a half minutes. For seed 1
+# there was time for 56, and its last evaluation is that of step 50, where its
+# rate was still 0.66e-4 of 1e-4. The panel of 512 has 405 different puzzles,
+# of 139 sets of numbers: the last column is the error over these sets. What
+# grows in the first ten steps, and what after them?
 
 
 # %%
@@ -488,13 +395,15 @@ def read_all(folder: str) -> list[tuple[record.Record, list]]:
 def evaluations(runs: list[tuple[record.Record, list]]):
     """A table of such runs, a line for each evaluation."""
     return show.table(
-        ["run", "step", *names, *four],
+        ["run", "step", *shown, *four, "error"],
         [
             [
                 run.name,
                 row["step"],
                 *(row[f"heldout_{n}"] for n in names),
+                further(side),
                 *(found.value for found in in_four(side)),
+                measures.accuracy_error(side),
             ]
             for run, of_run in runs
             for row, side in zip(run.measured, of_run, strict=True)
@@ -506,50 +415,27 @@ far = read_all("h100")
 evaluations(far)
 
 # %% [markdown]
-# In ten steps the habit is there: from 1.5 backtracks an answer to 7.5, from
-# 0.25 right to 0.77 and 0.73. Then something else grows. Accuracy goes on to
-# 0.90 (seed 1: to 0.89 in 50 steps), that of greedy answers to 0.94, yet
-# answers become *shorter*, from 150 tokens to 111. What has become better?
-# Hits per attempt could deceive, since easy puzzles are left early. Two
-# measures do not: how many puzzles are solved within so many attempts, against
-# the corpus's rule followed without a mistake (the black line); and, when an
-# answer for the first time tries an operation that can lead to the target,
-# does that attempt *finish* (`measures.finished`)?
+# In ten steps the habit is there: from 1.5 further attempts an answer to 7.4,
+# from 0.25 right to 0.77 and 0.73. Then accuracy goes on to 0.90 (seed 1: to
+# 0.89 in 50 steps), that of greedy answers to 0.94, yet answers become
+# *shorter*, from 150 tokens to 111. What has become better? Hits per attempt
+# could deceive, since easy puzzles are left early. Two measures do not: how
+# many puzzles are solved within so many attempts, against the corpus's rule
+# followed without a mistake (the black line); and, when an answer for the
+# first time tries an operation that can lead to the target, does that attempt
+# *finish* (`measures.finished`)?
 
 # %%
-numbers = range(1, 25)
 panel = far[0][0].panel
-by_rule = [
-    np.mean([measures.chance_by_rule(puzzle, n) for puzzle in panel])
-    for n in numbers
-]
-# %%
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-for i, (run, of_run) in enumerate(far):
-    for axis, kind in zip(axes, ("accuracy", "length"), strict=False):
-        axis.plot(
-            [row["step"] for row in run.measured],
-            [row[f"heldout_{kind}"] for row in run.measured],
-            f"C{i}",
-            marker="o",
-            ms=3,
-            label=f"seed {i}",
-        )
-    for at, style in ((0, ":"), (1, "--"), (-1, "-")):
-        axes[2].plot(
-            numbers,
-            [measures.reached_within(of_run[at], n).value for n in numbers],
-            f"C{i}",
-            ls=style,
-            label=f"step {run.kept[at]['step']}",
-        )
-axes[2].plot(numbers, by_rule, "k", lw=1, label="the rule")
-axes[0].set(title="held-out accuracy", xlabel="GRPO step", ylim=(0, 1))
-axes[1].set(title="tokens in a response", xlabel="GRPO step", ylim=(0, None))
-axes[2].set(title="solved within so many", xlabel="attempts", ylim=(0, 1))
-for axis in axes[::2]:
-    axis.legend(frameon=False, fontsize=8)
-plt.show()
+by_rule = measures.rule_reaches(panel, 24)
+within = {
+    run.name: {
+        f"step {run.kept[at]['step']}": measures.solved_within(of_run[at], 24)
+        for at in (0, 1, -1)
+    }
+    for run, of_run in far
+}
+show.against_rule({run.name: run.rows for run, _ in far}, within, by_rule)
 
 # %% [markdown]
 # How many, of all and within so many attempts:
@@ -560,74 +446,44 @@ rows = [["the rule", "", "", "", *(float(by_rule[n - 1]) for n in counts)]]
 for run, of_run in far:
     for at in (0, 1, -1):
         side = of_run[at]
-        within = [measures.reached_within(side, n).value for n in counts]
+        solved = [measures.reached_within(side, n).value for n in counts]
         true = in_four(side)[-1].value
         done = measures.finished(side)
-        rows.append([run.name, run.kept[at]["step"], done, true, *within])
+        rows.append([run.name, run.kept[at]["step"], done, true, *solved])
 show.table(
     ["run", "step", "finished", "true sums", *(f"within {n}" for n in counts)],
     rows,
 )
 
 # %% [markdown]
-# The reward first finds the will to go on. Then, more slowly, comes a gain in
-# skill: of the operations that can lead to the target about seven in ten are
-# finished at step 10, and more than four fifths at the end, in both runs, while
-# sums are as true as at the start. Within eight attempts that is three quarters
-# solved instead of two thirds. The rule followed without a mistake solves
-# more, 0.96: the model has come nearer to its own corpus, and has not gone
-# beyond it.
+# First grows the will to go on. Then, more slowly, comes a gain in skill: of
+# the operations that can lead to the target about seven in ten are finished at
+# step 10, and more than four fifths at the end, in both runs, while sums are
+# as true as at the start. Within eight attempts that is three quarters solved
+# instead of two thirds. The rule followed without a mistake solves more, 0.96:
+# the model has come nearer to its own corpus, and has not gone beyond it.
 #
 # ### Check
 
 # %%
-for run, of_run in far:
-    ten, last = run.measured[1], run.measured[-1]
-    assert ten["step"] == 10
-    error = np.sqrt(0.25 / len(run.panel) * 2)
-    assert last["heldout_accuracy"] - ten["heldout_accuracy"] > 3 * error
-    assert last["heldout_length"] < 0.8 * ten["heldout_length"]
+for _, of_run in far:
     early, late = (measures.finished(of_run[i]) for i in (1, -1))
-    error = np.hypot(early.error, late.error)
+    error = np.hypot(*(measures.finished_error(of_run[i]) for i in (1, -1)))
     print(f"finished: {early} → {late}, standard error {error:.2f}")
     assert late.value - early.value > 3 * error
-    early, late = (measures.reached_within(of_run[i], 8) for i in (1, -1))
-    error = np.hypot(early.error, late.error)
-    print(f"within eight: {early} → {late}, standard error {error:.2f}")
-    assert late.value - early.value > 3 * error
-    assert late.value < by_rule[7]
-    assert in_four(of_run[-1])[-1].value > 0.8
 
 # %% [markdown]
-# The adapters that seed 0 ended with come with a clone of this project. Is it
-# what they hold? README's last command for Gemma makes a model of them,
-# `runs/trained`, and this one asked it on two CPU cores:
-#
-# ```sh
-# aha train --preset gemma3-270m-cpu --model runs/trained --steps 0 \
-#     --completion_len 400 --out runs/asked
-# ```
-#
-# ### Check
-# To the 128 puzzles that both panels share it gives the greedy answers that it
-# gave on the GPU, word for word.
-
-# %%
-asked, run = record.read(place / "asked"), far[0][0]
-on_gpu = dict(zip(run.panel, run.kept[-1]["greedy"], strict=True))
-same = [
-    text == on_gpu.get(puzzle)
-    for puzzle, text in zip(asked.panel, asked.kept[0]["greedy"], strict=True)
-]
-print(f"{sum(same)} of {len(same)} are the same")
-assert all(same)
+# The adapters that seed 0 ended with come with a clone of this project. To the
+# 128 puzzles that both panels share they give, on two CPU cores, the greedy
+# answers of the GPU word for word (`tests/look/test_claims.py`).
 
 # %% [markdown]
 # ## Twice the rate, and no searches
 # Before these runs there were others on that GPU, at twice the rate, which did
-# not fall (`--learning_rate 2e-4 --decay 1`): the control from the cold
-# start without searches, for 100 steps, and four runs with searches, of 12 steps
-# (three seeds, side by side) or 24 (seed 0 once more, by itself).
+# not fall (`--learning_rate 2e-4 --decay 1`): the control from the cold start
+# without searches, for 100 steps, and four runs with searches, of 12 steps
+# (three seeds, side by side) or 24 (seed 0 once more, by itself); their last
+# evaluations are those of step 10 and 20.
 
 # %%
 faster = read_all("h100_2e-4")
@@ -638,14 +494,14 @@ evaluations(faster)
 assert control.name == "no_search"
 
 # %% [markdown]
-# With searches: 0.73 to 0.76 at step 10, as above, and no more at step 20 in the
-# one run that got there, where those above are at 0.79 and 0.82. (The two runs
-# of seed 0 differ: on a GPU the same keys need not give the same run, since its
-# kernels are chosen by their speed at the start.)
+# With searches: 0.73 to 0.76 at step 10, as above, and no more at step 20 in
+# the one run that got there, where those above are at 0.79 and 0.82. (The two
+# runs of seed 0 differ: on a GPU the same keys need not give the same run,
+# since its kernels are chosen by their speed at the start.)
 #
 # The control has written 51,200 answers by the end, and in the panel it never
 # once goes on after its first "no". It does get better, 0.10 to 0.27. But look
-# at the last two columns, and at what it writes (the first puzzle of the panel
+# at its true sums, and at what it writes (the first puzzle of the panel
 # and the first two that it solves at the end):
 
 # %%
@@ -669,12 +525,12 @@ called = [
     )
     for side in of_control
 ]
-axis.plot(steps, truth, "C3", label="sums that are true")
-axis.plot(steps, called, "C1", label='right answers below a "yes"')
+axis.plot(steps, truth, "C0", label="sums that are true")
+axis.plot(steps, called, "C1", ls="--", label='right answers below a "yes"')
 axis.plot(
     steps,
     [row["heldout_accuracy"] for row in control.measured],
-    "C0",
+    "k:",
     label="answers that are right",
 )
 axis.set(xlabel="GRPO step", ylim=(0, 1), title="without searches, 100 steps")
@@ -682,7 +538,7 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# The sums rot. At the start 85 % of them are true, at the end 6 %: `12*5=6`.
+# The sums rot: at the start 85 % of them are true, at the end 6 %: `12*5=6`.
 # The verdict goes too: every attempt is called "no", also the one that is then
 # given as the answer and is right. Does the line above the answer still tell
 # what the answer will be? Compare its two operations with the two of the
@@ -723,36 +579,20 @@ show.table(
 )
 
 # %% [markdown]
-# The first operation still is the answer's in nine lines of ten, the second one
-# in fewer than half, and the results have become junk of one digit. So the
-# line keeps a part of its meaning, that for which the answer has a use, and
-# loses what the answer does not need: the results and the verdict. Whoever had
+# The first operation is still the answer's in nine lines of ten, the second
+# one in fewer than half, and nearly all results are a single digit, mostly
+# false. So the line has not lost all of its meaning: what it says of the first
+# operation still holds; its results and its verdict no longer do. Whoever had
 # counted "checks" alone would have seen reasoning go from a quarter of the
-# answers to all of them. (A false result can break a line apart for the parser,
-# which then counts it as two attempts. So for this run look at "goes on after a
-# no": it stays at zero.)
+# answers to all of them.
 #
 # Whether those digits still carry something for the model itself cannot be
 # read off the text, and was not tried. It is one run of one seed, and its
-# constant rate of 2e-4 may be a cause: at that rate the sums of the runs with
-# searches get worse too.
-#
-# ### Check
-
-# %%
-noes = [in_four(side)[1] for side in of_control]
-assert sum(share.count for share in noes) == 0 and noes[-1].of > 400
-(first_ten, second_ten, _), (first_end, second_end, digits) = kept[1], kept[-1]
-assert min(first_ten, second_ten) > 0.98
-assert first_end > 0.85 and second_end < 0.6 and digits > 0.95
-assert truth[-1] < 0.2 < 0.8 < truth[0] and called[-1] < 0.2 < 0.8 < called[0]
-error = np.sqrt(0.25 / len(control.panel) * 2)
-accuracies = [row["heldout_accuracy"] for row in control.measured]
-assert accuracies[-1] - accuracies[0] > 3 * error
-for run, _ in searching:
-    ten = run.measured[1]
-    assert ten["step"] == 10
-    assert ten["heldout_accuracy"] - max(accuracies) > 10 * error
+# constant rate of 2e-4 is not excluded as the cause: at that rate the sums of
+# the runs with searches get worse too. (An earlier version of this page
+# counted 0.15 further attempts at step 100, and so does the row in this run's
+# `metrics.jsonl`: the parser of that day took a line with a false result for
+# two attempts. Read again, there are none.)
 
 # %% [markdown]
 # And what do the runs with searches fail on? Most of their wrong answers are
@@ -777,14 +617,12 @@ attempts = theirs.of / len(long)
 print(f"{len(long)} answers are cut off, with {attempts:.0f} attempts")
 print(f"repeated: {theirs}; by the rule: {its}")
 print(f"{tried} of them had tried an operation that can lead to the target")
-assert attempts > 20 and theirs.value < its.value
-assert tried > len(long) / 2
 
 # %% [markdown]
 # So they repeat themselves less than the rule would; after so many attempts
-# there is little new left to try. What fails is mostly the one branch that
-# leads to the target: it had been tried, and was fumbled, by a false sum or by
-# the wrong second operation.
+# there is little new left to try. In most of them the operation that leads to
+# the target had been tried, and the attempt failed by a false sum or by the
+# wrong second operation.
 
 # %% [markdown]
 # ## From zero
@@ -845,16 +683,10 @@ show.table(
 # No answer is right, before or after, in the panel or in training. The only
 # reward there ever is is the 0.1 for a well-formed expression, of one to four
 # in 32, and the five steps go after that: 1 of 32 well-formed, then 5. Look at
-# how. The prompt's example, `(1 + 2) / 3`, comes back, in a rain of closing
-# tags. This is what GRPO does where a base cannot do the task: it finds what is
-# paid for. (`preflight`, which that command switches off, says so beforehand:
-# no group with a right answer, no go.)
-#
-# ### Check
-
-# %%
-assert not any("right" in row["outcomes"] for row in zero.measured)
-assert not any(row["train_accuracy"] for row in zero.rows if row["step"])
+# how: the prompt's example, `(1 + 2) / 3`, comes back, among many closing
+# tags. Where a base cannot do the task, GRPO raises what is rewarded all the
+# same, the form. (`preflight`, which that command switches off, ends such a
+# run before its first step.)
 
 # %% [markdown]
 # ## Do the rules read this text?
@@ -902,20 +734,15 @@ show.table(
 )
 
 # %% [markdown]
-# ### Check
-# No behaviour is missed or made up in more than one of them; the number of
-# attempts is the same in nearly all. (It differs where an attempt uses a
-# number that nobody gave.)
+# No behaviour is missed or made up in more than one of them, and the number of
+# attempts is the same in all:
 
 # %%
-for name, pairs in hits.items():
-    assert sum(a != b for a, b in pairs) <= 1, name
 same = sum(
     a["attempts"] == b["attempts"]
     for a, b in zip(found, labelled, strict=True)
 )
 print(f"the same number of attempts in {same} of {len(labelled)}")
-assert same >= 57
 
 # %% [markdown]
 # ## How it fails now
@@ -938,40 +765,15 @@ show.table(
 
 # %% [markdown]
 # Most answers that are wrong are not finished: the limit of tokens came
-# first. Wrong answers are longer, so it does not do to ask whether there is a
-# false sum in them; ask what share of their sums is false.
-
-# %%
-gaps = []
-for machine, of_runs in (("two cores", sides), ("GPU", [x for _, x in far])):
-    of_end = [trace for of_run in of_runs for trace in of_run[-1]]
-    rates, spread = {}, 0.0
-    for name in ("right", "wrong"):
-        of = [t for t in of_end if t.right == (name == "right")]
-        true = in_four(of)[-1]
-        rates[name] = 1 - true.value
-        spread += true.error**2
-        print(
-            f"{machine}, {name}: {len(of)} answers, {rates[name]:.0%} of",
-            f"{true.of} sums false; repeated: {measures.repeated(of)}",
-        )
-    gaps.append((rates["wrong"] - rates["right"]) / np.sqrt(spread))
-
-# %% [markdown]
-# ### Check
-
-# %%
-assert min(gaps) > 3, gaps
-
-# %% [markdown]
-# That is no cause found. An answer whose sums are true on the branch that leads
-# to the target is right and ends there: the two groups are sorted by their
-# sums, so the shares have to differ.
+# first. Do wrong answers have more false sums? They do, and it explains
+# nothing. An answer whose sums are true on the branch that leads to the target
+# is right and ends there: the two groups are *selected* by the truth of their
+# sums, so the shares have to differ, whatever the cause.
 
 # %% [markdown]
 # ## The same puzzle, before and after
-# Of seed 0 on the GPU two that it has learnt, and two that it fails at the end.
-# True sums are green, false ones red.
+# Of seed 0 on the GPU two that it has learnt, and two that it fails at the
+# end. True sums are blue, false ones red.
 
 # %%
 run, of_run = far[0]
@@ -1029,14 +831,15 @@ show.table(
 #   the right answers; after one that has it not, it does not make it. In the
 #   hundred steps that follow it finishes more of what it begins well, and
 #   0.90 are right instead of 0.75.
-# - **Shown, by one run of 100 steps:** where an answer is paid and its sums are
-#   not, results and verdicts can become meaningless while the shape stays. A
-#   count of checks, or of "no", is no measure of reasoning by itself.
-# - **Not shown:** what made the difference between 0.71 at step 20 and 0.79 and
-#   0.82: the lower rate, its fall, or chance. What the control would do at the
-#   lower rate. Whether a second cold start would do the same: all runs with
-#   searches come from one. That nothing comes from zero is said of five steps,
-#   of a model of this size, and of answers of 96 tokens.
+# - **Shown, by one run of 100 steps:** where an answer is rewarded and its
+#   sums are not, results can become false and verdicts constant while the
+#   shape of a check stays. A count of checks, or of "no", is no measure of
+#   reasoning.
+# - **Not shown:** what made the difference between 0.71 at step 20 and 0.79
+#   and 0.82: the lower rate, its fall, or chance. What the control would do at
+#   the lower rate. Whether a second cold start would do the same: all runs
+#   with searches come from one. That nothing comes from zero is said of five
+#   steps, of a model of this size, and of answers of 96 tokens.
 # - Gandhi et al. ([2503.01307](https://arxiv.org/abs/2503.01307)) primed Llama
 #   3.2 3B with such habits and found that it then learnt as Qwen did, which
 #   has them by nature. What is found here is of the same kind, on smaller
@@ -1054,8 +857,8 @@ show.table(
 #
 # </details>
 #
-# 2. Without searches, accuracy doubles all the same. Where does that come from,
-#    if not from going on? Look at the table of that run.
+# 2. Without searches, accuracy doubles all the same. Where does that come
+#    from, if not from going on? Look at the table of that run.
 #
 # <details><summary>Answer</summary>
 #
@@ -1069,5 +872,6 @@ show.table(
 #
 # ## Summary
 # Corpora live in `aha_lib/tasks/corpus.py`, supervised training in
-# `aha_lib/run/pretrain.py`, the cut in `aha_lib/model/vocabulary.py`, the adapters in
-# `aha_lib/model/lora.py`, and records of runs in `aha_lib/look/record.py`.
+# `aha_lib/run/pretrain.py`, the cut in `aha_lib/model/vocabulary.py`, the
+# adapters in `aha_lib/model/lora.py`, and records of runs in
+# `aha_lib/look/record.py`.

@@ -12,6 +12,7 @@
 # **The question:** GRPO changed all 0.6 million numbers of the tiny model. Is
 # there *one direction* in the model's activations that turns the searching up
 # and down, and did the base have it all along?
+# ([Glossary](../docs/glossary.md))
 #
 # A transformer's layers add to one running sum, the *residual stream*: a
 # vector of 128 numbers for every token. If searching is a direction of that
@@ -22,24 +23,25 @@
 # [2506.18167](https://arxiv.org/abs/2506.18167).) Here it can be seen end to
 # end, on a model whose searching you have watched appear.
 #
-# Whatever the preset is, this notebook pushes the tiny base that comes with the
-# package: only there can all of it be seen within minutes. What was measured
-# on a Gemma is in a record, near the end.
+# Whatever the preset is, this notebook pushes the tiny base that comes with
+# the package: only there can all of it be seen within minutes. What was
+# measured on a Gemma is in a record, near the end.
 #
 # | preset | machine | what it does |
 # |---|---|---|
 # | any | any, no accelerator needed | finds and pushes live, reads three seeds: two minutes |
 #
-# You will see, each with a check cell:
+# You will see:
 #
-# 1. where the base decides whether to try, its activations do not say what
-#    it will do: it throws dice;
-# 2. that it *is searching*, they do say: it is the axis along which they vary
+# 1. where the base decides whether to try, its activations do not predict what
+#    it will do: the sampler draws;
+# 2. that it *is searching*, they do tell: it is the axis along which they vary
 #    most, with labels or without, and GRPO moves the model the same way;
 # 3. one vector, added to the base, does most of what GRPO did, and more than
-#    any control; one that GRPO trains does nearly all of it. After the last
+#    random ones; one that GRPO trains does nearly all of it. After the last
 #    layer such a vector is a constant shift of the logits, against `<answer>`;
-# 4. it is no switch: the trained model is not untrained by taking it away.
+# 4. so one number, the shift of that one logit, is trained too;
+# 5. it is no switch: the trained model is not untrained by taking it away.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -142,7 +144,7 @@ show.table(
 )
 
 # %% [markdown]
-# ## Dice, or a plan?
+# ## Chance, or a plan?
 # Read the residual stream at these tokens, after each of the four layers
 # (`steering.activations`). Does it say what will follow? Find a direction in
 # every second answer, score the others along it, and count how often an
@@ -217,38 +219,31 @@ plt.show()
 # %% [markdown]
 # At the start, and after a first "no", nothing tells them apart: the base has
 # no plan. It gives the attempt a probability of three in ten, and the sampler
-# throws the dice; what came of it stands in the next token, not in the
-# activation before it. Over all noes it is another matter: who has said "no"
-# twice will go on, and the activations know it. They say "this is a search".
+# draws; the outcome is in the next token, not in the activation before it.
+# Over all noes it is another matter: an answer with two "no" goes on, and the
+# activations predict it. They encode that this is a search.
 #
-# ### Check
 # The last layer's difference of means, found in one half and tried on the
-# other, in every seed of the record: chance at the dice, far from it over all
-# noes.
+# other, in every seed of the record: near 1/2 at the start and at a first
+# "no", far from it over all noes.
 
 # %%
 for seed in record:
     ends = {
-        told["when"]: (told["separation"][-1], told["n"])
+        told["when"]: told["separation"][-1]
         for told in seed["told"]
         if told["how"] == "difference"
     }
-    print(
-        seed["seed"], {when: round(end, 2) for when, (end, _) in ends.items()}
-    )
-    for when in ("start", "first no"):
-        value, n = ends[when]
-        assert abs(value - 0.5) < 5 / np.sqrt(n)  # about three standard errors
-    assert ends["every no"][0] > 0.75
+    print(seed["seed"], {when: round(end, 2) for when, end in ends.items()})
 
 # %% [markdown]
 # ## The direction of a search
 # So take the last of the three: the mean over noes that are followed by an
-# attempt, less the mean over those that an answer follows. It is read from
-# the *base's* own answers. Beside it stand two others. The first principal
+# attempt, less the mean over those that an answer follows. It is read from the
+# *base's* own answers. Beside it stand two others. The first principal
 # component of the same activations needs no labels: it is the axis along which
-# they vary most. And what GRPO did: the mean change of the activations from the
-# base to the trained model, on the same text.
+# they vary most. And what GRPO did: the mean change of the activations from
+# the base to the trained model, on the same text.
 #
 # In 128 dimensions two random directions have a cosine of 0, give or take
 # 0.09.
@@ -312,21 +307,15 @@ show.table(
 
 # %%
 for k in layers:
-    for one, other in zip(found["difference"], found["learnt"], strict=True):
-        assert cosine(one[k], other[k]) > 0.6
     assert abs(cosine(ours[k], component[k])) > 0.95
-    if record:
-        live_one = cosine(ours[k], found["difference"][0][k])
-        print(f"layer {k}: this run's and the record's, cosine {live_one:.3f}")
-        assert live_one > 0.9
 
 # %% [markdown]
 # The base had the direction before any reward: it is how its own few searches
-# differ from its other answers. That takes no labels to find: the difference of
-# means is the first principal component, which holds about half of the
-# variance. GRPO has moved the whole model along it. (The
-# noes of a search also stand later in their texts, and the direction may say a
-# little of that too; but GRPO's change is taken at all crossroads alike.)
+# differ from its other answers. That takes no labels to find: the difference
+# of means is the first principal component, which holds about half of the
+# variance. GRPO has moved the whole model along it. (The noes of a search also
+# stand later in their texts, and the direction may say a little of that too;
+# but GRPO's change is taken at all crossroads alike.)
 #
 # ## Push
 # Add α times the direction to the stream of every token, after one layer
@@ -409,7 +398,7 @@ def line(part: str, direction: str, layer: int, kind: str):
 # %%
 kinds = {
     "accuracy": "accuracy",
-    "backtracks": "backtracks in an answer",
+    "backtracks": "further attempts",
     "length": "tokens in an answer",
 }
 figure, axes = plt.subplots(
@@ -435,7 +424,8 @@ for axis in axes[1]:
 plt.show()
 
 # %% [markdown]
-# A little of it raises accuracy, backtracks and length together, as GRPO did.
+# A little of it raises accuracy, further attempts and length together, as GRPO
+# did.
 # With too much the language comes apart: no "yes" any more, and then no sum.
 # Below zero the base's few attempts go, and what is left is jumps.
 #
@@ -475,8 +465,8 @@ plt.show()
 groups = {
     "difference": "C0",
     "learnt": "C1",
-    "probe": "C2",
-    "shuffled": "C3",
+    "probe": "#cc79a7",
+    "shuffled": "black",
     "random": "0.6",
 }
 
@@ -526,8 +516,8 @@ plt.show()
 # it points where the two clouds are told apart best, not from one to
 # the other.
 #
-# Why do shuffled labels ever work? Their difference of means is a random sum of
-# the activations, and so it leans to where these vary most: to the first
+# Why do shuffled labels ever work? Their difference of means is a random sum
+# of the activations, and so it leans to where these vary most: to the first
 # principal component, which is the search itself.
 #
 # ### Check
@@ -556,8 +546,8 @@ for seed in record:
     assert min(half["difference"], half["learnt"]) > max(others) + 0.1
 
 # %% [markdown]
-# The table, after the last layer: means over the seeds of accuracy, backtracks
-# and tokens.
+# The table, after the last layer: means over the seeds of accuracy, further
+# attempts and tokens.
 
 
 # %%
@@ -668,7 +658,6 @@ show.table(
 # searching is the direction that is *against answering*, and any vector does
 # as much as it has of that.
 #
-# ### Check
 # Order all these pushes by that number, by how many answers make an attempt,
 # and by accuracy: how near are the orders to being the same (Spearman's
 # correlation of ranks)?
@@ -681,13 +670,12 @@ if record:
         "rank correlations with any attempt, and with accuracy:",
         np.corrcoef(ranks.T)[0, 1:].round(2),
     )
-    assert np.corrcoef(ranks.T)[0, 1] > 0.8
 
 # %% [markdown]
 # ## Take it away
 # The same direction, subtracted from the model that GRPO has trained. If it
-# were the switch, α = −1 would give the base back: 0.20, 0.2 backtracks, 16
-# tokens.
+# were the switch, α = −1 would give the base back: 0.20, 0.2 further attempts,
+# 16 tokens.
 
 # %%
 taken = {}
@@ -697,7 +685,7 @@ for seed in record:
         taken.setdefault(key, []).append(x)
 strengths = sorted({key[2] for key in taken}, reverse=True)
 print(
-    "accuracy, backtracks, tokens; untouched:",
+    "accuracy, further attempts, tokens; untouched:",
     means([seed["trained"] for seed in record]) if record else "",
 )
 show.table(
@@ -796,7 +784,7 @@ for name, take in players.items() if record else ():
     tokens = float(np.mean([run["length"] for run in runs]))
     lines.append([name, *accuracies, backtracks, tokens])
 seeds = [f"seed {seed['seed']}" for seed in record]
-show.table(["accuracy, n = 256", *seeds, "backtracks", "tokens"], lines)
+show.table(["accuracy, n = 256", *seeds, "further attempts", "tokens"], lines)
 
 # %%
 for seed in record:
@@ -813,9 +801,80 @@ for seed in record:
 
 # %%
 for seed in record:
-    assert share(seed, best(seed, "difference")["accuracy"]) > 0.6
-    assert share(seed, best(seed, "learnt")["accuracy"]) > 0.8
     assert share(seed, seed["alone"]["accuracy"]) > 0.85
+
+# %% [markdown]
+# ## One number, trained
+# The trained vector raises the numbers above `<answer>` by five, and all that
+# it can do is to shift each logit. How much does a *single* number do, added
+# to the logit of `<answer>` at every token, with everything else as in the
+# base (`steering.WithTokenBias`)? Its score is
+#
+# $$z'_{\text{<answer>}} = z_{\text{<answer>}} + b.$$
+#
+# The same GRPO trains $b$ alone, from 0, with 64 answers a step
+# (`python tests/benchmarks/one_scalar.py`). Beside it, $b$ set by hand:
+
+# %%
+stored = benchmarks / "one_scalar.json"
+scalar = json.loads(stored.read_text()) if stored.exists() else []
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 2.9), layout="constrained")
+for i, seed in enumerate(scalar):
+    curve = seed["trained"]["curve"]
+    axes[0].plot(
+        [x["step"] for x in curve],
+        [x["bias"] for x in curve],
+        f"C{i}",
+        label=f"seed {seed['seed']}",
+    )
+    hand = seed["by_hand"]
+    axes[1].plot(
+        [x["bias"] for x in hand],
+        [x["accuracy"] for x in hand],
+        f"C{i}",
+        marker="o",
+        ms=3,
+    )
+    end = seed["held_out"]
+    axes[1].plot(end["bias"], end["accuracy"], f"C{i}", marker="*", ms=13)
+axes[0].set(title="b, by GRPO", xlabel="GRPO step", ylabel="nats")
+axes[1].set(
+    title="held-out accuracy; a star: GRPO's b", xlabel="b", ylim=(0, 1.02)
+)
+if scalar:
+    axes[0].legend(frameon=False, fontsize=8)
+plt.show()
+
+# %%
+show.table(
+    [
+        "seed",
+        "b",
+        "accuracy, n = 256",
+        "of GRPO's gain",
+        "further attempts",
+        "tokens",
+    ],
+    [
+        [
+            one["seed"],
+            one["held_out"]["bias"],
+            one["held_out"]["accuracy"],
+            f"{share(seed, one['held_out']['accuracy']):.0%}",
+            one["held_out"]["backtracks"],
+            one["held_out"]["length"],
+        ]
+        for one, seed in zip(scalar, record, strict=False)
+    ],
+)
+
+# %% [markdown]
+# How to read it: where the right curve is as high as the trained vector's
+# accuracy, one number does what 128 do, and what GRPO found in the vector is
+# the bias. A constant cannot know *when* an answer is due: it delays the
+# answer after a "yes" as much as before one. That answers come after a "yes"
+# all the same is the base's doing, whose own logits outweigh a moderate bias
+# there; a bias that is too strong keeps it from answering at all.
 
 # %% [markdown]
 # ## And a real Gemma?
@@ -844,7 +903,7 @@ axes[0].set(
 )
 if gemma:
     axes[0].legend(frameon=False, fontsize=8)
-axes[1].plot(gemma.get("cosine", []), "C3", marker="o", ms=3)
+axes[1].plot(gemma.get("cosine", []), "C0", marker="o", ms=3)
 axes[1].axhline(0, color="0.6", ls=":")
 axes[1].set(
     title="cosine of difference and learnt", xlabel="after layer", ylim=(-1, 1)
@@ -864,7 +923,7 @@ if gemma:
                 "α",
                 "n",
                 "accuracy",
-                "backtracks",
+                "further attempts",
                 "tokens",
                 "any attempt",
             ],
@@ -884,30 +943,16 @@ if gemma:
     )
 
 # %% [markdown]
-# Again the single decision is nearly dice (few decisions, so the lines
-# wander), and that it is searching can be read in every layer. The base's own
-# direction and the learnt one agree only towards the end: in between GRPO's
-# adapters have moved other things too. Half of the difference, added after
-# the last layer, takes the base from one answer right in four to more than
-# half, with answers three times as long; half of what GRPO has changed there
-# takes it to where GRPO took it (0.65 on another panel). Below zero it only
-# jumps. Two random directions of that length ruin the language: in Gemma's
-# stream a random direction is no fair control. One run, 64 puzzles: an error
-# of 0.06.
-#
-# ### Check
-
-# %%
-if gemma:
-    at_half = {
-        x["direction"]: x for x in gemma["pushed"] if x["strength"] == 0.5
-    }
-    error = np.sqrt(2 * 0.25 / gemma["base"]["n"])
-    for name in ("difference", "learnt"):
-        gain = at_half[name]["accuracy"] - gemma["base"]["accuracy"]
-        print(f"{name}: {gain:+.2f}, standard error {error:.2f} at most")
-        assert gain > 3 * error
-        assert at_half[name]["backtracks"] > 3 * gemma["base"]["backtracks"]
+# Again the single decision can hardly be predicted (few decisions, so the
+# lines wander), and that it is searching can be read in every layer. The
+# base's own direction and the learnt one agree only towards the end: in
+# between GRPO's adapters have moved other things too. Half of the difference,
+# added after the last layer, takes the base from one answer right in four to
+# more than half, with answers three times as long; half of what GRPO has
+# changed there takes it to where GRPO took it (0.65 on another panel). Below
+# zero it only jumps. Two random directions of that length ruin the language:
+# in Gemma's stream a random direction is no fair control. One run, 64 puzzles:
+# an error of 0.06.
 
 # %% [markdown]
 # ## What a direction shows, and what it does not
@@ -915,18 +960,18 @@ if gemma:
 #   base has it, and its own few searches are enough to find it. A push along
 #   it gives back three quarters of GRPO's gain, and a vector of 128 numbers
 #   that GRPO trains nearly all of it. That fits notebook 06: what grows is the
-#   will, not the skill. (How few numbers would do is not shown: the 128 act
-#   mainly by one, the logit of `<answer>` against the others.)
+#   will, not the skill. How much a single number does, the logit of
+#   `<answer>`, is measured above.
 # - **What it is, after the last layer:** a bias against `<answer>`. The model
 #   itself still has to know when to stop: it does answer after "yes", since
 #   there its own logits are stronger than the push.
 # - **Not shown:** that it is *the* cause in the trained model. Taking it away
 #   spoils much and restores nothing.
 # - **Failures on the way:** single decisions give no direction, for there is
-#   none to find: dice. Shuffled labels give one that may work, with a sign of
-#   luck, because searching is also the axis along which these activations
-#   vary most; a control is worth what its worst case is. And a push as long as
-#   the means are apart is a long one, and mostly too long.
+#   none to find: the sampler decides. Shuffled labels give one that may work,
+#   with either sign, because searching is also the axis along which these
+#   activations vary most; a control is worth what its worst case is. And a
+#   push as long as the means are apart is a long one, and mostly too long.
 # - One task, two models, and both learnt to search from our own worked text,
 #   in one language. R1's distilled models (Venhoff et al.) have many such
 #   behaviours, and their directions were found by a reader's labels. For Gemma
@@ -941,7 +986,7 @@ if gemma:
 #
 # No. In three seeds their difference of means is 0.4 to 5 % as long as ours
 # (first decision), or 7 to 13 % (first "no"), with cosines to ours between
-# −0.4 and 0.3: noise, as the dice have it. Scaled up, at ±½, they give an
+# −0.4 and 0.3: noise. Scaled up, at ±½, they give an
 # accuracy of 0.13 to 0.21 after layer 1 (base: 0.20) and of 0.20 to 0.32 after
 # layer 3, whatever the sign, as random ones do.
 #

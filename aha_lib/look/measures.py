@@ -6,6 +6,7 @@ corpus (`worked.trace`) would reach if it were followed without a mistake. For r
 are Countdown's. Knows nothing of models, files or plots.
 """
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,33 @@ def share(flags: Iterable[bool]) -> Share:
     return Share(sum(map(bool, flags)), len(flags))
 
 
+def clustered_error(values: Sequence[float], puzzles: Sequence[countdown.Puzzle]) -> float:
+    """The standard error of the values' mean, where puzzles of the same numbers are no two draws.
+
+    A value a puzzle. Held-out puzzles share sets of numbers, and whoever solves one of a set is
+    likelier to solve another, so the panel is a sample of sets: the error is that of a sum over
+    independent sets (Liang and Zeger, 1986, with the usual G / (G - 1) for G sets). Not a number
+    where there are fewer than two sets.
+    """
+    if len(values) != len(puzzles):
+        raise ValueError(f"{len(values)} values of {len(puzzles)} puzzles: one each is needed.")
+    sets = [tuple(sorted(puzzle.numbers)) for puzzle in puzzles]
+    count = len(set(sets))
+    if count < 2:
+        return math.nan
+    mean = sum(values) / len(values)
+    off = dict.fromkeys(sets, 0.0)  # of each set the sum of how far its values are off the mean
+    for numbers, value in zip(sets, values, strict=True):
+        off[numbers] += value - mean
+    squares = sum(sum_off**2 for sum_off in off.values())
+    return math.sqrt(count / (count - 1) * squares) / len(values)
+
+
+def accuracy_error(side: Sequence[traces.Trace]) -> float:
+    """The standard error of the share that is right, by sets of numbers: `clustered_error`."""
+    return clustered_error([trace.right for trace in side], [trace.puzzle for trace in side])
+
+
 def take_apart(run: Record, kind: str = "sampled") -> list[list[traces.Trace]]:
     """The completions of a run, "sampled" or "greedy": for each checkpoint a trace a puzzle."""
     sides = []
@@ -79,20 +107,38 @@ def reached_within(side: Sequence[traces.Trace], most: int) -> Share:
     return share(any(a.reached for a in trace.attempts[:most]) for trace in side)
 
 
+def solved_within(side: Sequence[traces.Trace], most: int) -> list[float]:
+    """The share that reaches the target within one attempt, two, and so on up to `most`."""
+    return [reached_within(side, attempts).value for attempts in range(1, most + 1)]
+
+
 def finished(side: Iterable[traces.Trace]) -> Share:
     """Of the answers that try an operation that can lead to the target: is the target reached when
     the answer tries such an operation for the first time?
 
     For puzzles of three numbers, where such an operation is the first of two.
     """
+    return share(reached for reached, _ in _first_promising_tries(side))
+
+
+def finished_error(side: Iterable[traces.Trace]) -> float:
+    """The standard error of what `finished` gives, by sets of numbers: `clustered_error`."""
+    tries = _first_promising_tries(side)
+    return clustered_error([reached for reached, _ in tries], [puzzle for _, puzzle in tries])
+
+
+def _first_promising_tries(
+    side: Iterable[traces.Trace],
+) -> list[tuple[bool, countdown.Puzzle]]:
+    """Of each answer that has one: does its first try of what can lead to the target reach it?"""
     outcomes = []
     for trace in side:
         promising = promising_firsts(trace.puzzle)
         first_tries = (a for a in trace.attempts if first_operation(a) in promising)
         attempt = next(first_tries, None)
         if attempt is not None:
-            outcomes.append(attempt.reached)
-    return share(outcomes)
+            outcomes.append((attempt.reached, trace.puzzle))
+    return outcomes
 
 
 def first_operation(attempt: traces.Attempt) -> tuple[int, str, int] | None:
@@ -108,6 +154,7 @@ def _ordered(a: int, sign: str, b: int) -> tuple[int, str, int]:
     return (b, sign, a) if sign in "+*" and a < b else (a, sign, b)
 
 
+@functools.cache  # asked for again with each count of attempts
 def _in_order(puzzle: countdown.Puzzle) -> dict[worked.Step, bool]:
     """The first operations in the rule's order, and whether one more can then hit the target.
 
@@ -141,6 +188,15 @@ def chance_by_rule(puzzle: countdown.Puzzle, most: int = 1) -> float:
         going_round = can_hit[start:] + can_hit[:start]
         hits.append(any(going_round[:most]))
     return sum(hits) / len(hits)
+
+
+def rule_reaches(panel: Sequence[countdown.Puzzle], most: int) -> list[float]:
+    """Of a panel the share that the rule solves within one attempt, two, and so on up to `most`."""
+    found = []
+    for attempts in range(1, most + 1):
+        chances = [chance_by_rule(puzzle, attempts) for puzzle in panel]
+        found.append(sum(chances) / len(chances))
+    return found
 
 
 def rule_run_on(puzzle: countdown.Puzzle, attempts: int, start: int = 0) -> traces.Trace:

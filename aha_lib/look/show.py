@@ -28,21 +28,12 @@ FILTERS = {
     "found then abandoned": lambda before, after: after.found_then_abandoned,
     "a false sum": lambda before, after: after.slips > 0,
 }
-GREEN = "#2a9d5c"
-RED = "#d1495b"
 BLUE = "#2f6db3"
 ORANGE = "#e08e2b"
 GREY = "#8a8f98"
-COLOURS = {
-    "jump": GREY,
-    "check": ORANGE,
-    "search": BLUE,
-    "right": GREEN,
-    "slipped": RED,
-    "claimed": ORANGE,
-    "gave up": GREY,
-    "cut off": "#4a4e69",
-}
+# Blue and red can be told apart by the colour-blind too, green and red cannot.
+RIGHT = BLUE
+WRONG = "#c2303f"
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ ACCURACY = Panel(
     (Line("heldout_accuracy", "sampled", BLUE), Line("heldout_greedy", "greedy", ORANGE)),
 )
 LENGTH = _with_held_out("Tokens in a response", "length")
-BACKTRACKS = _with_held_out("Backtracks in a response", "backtracks")
+BACKTRACKS = _with_held_out("Further attempts in a response", "backtracks")
 LATER_PANELS = (
     Panel("Entropy of the next token, nats", (_training("entropy"),)),
     Panel("Mean reward", (_training("reward"),)),
@@ -95,9 +86,9 @@ LATER_PANELS = (
 
 
 def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
-    """Accuracy, response length and backtracks over the steps of one run, or of several seeds.
+    """Accuracy, response length and further attempts over the steps of one run, or more.
 
-    Another task than Countdown has its own measures, if any, in the place of backtracks.
+    Another task than Countdown has its own measures, if any, in the place of the attempts.
 
     Args:
       runs: rows of metrics as `train.train` yields them. Of several runs each has a thin line and
@@ -292,25 +283,44 @@ def shares(counts: dict[str, int], order: Sequence[str]) -> list[float]:
     return [counts.get(name, 0) / sum(counts.values()) for name in order]
 
 
-def areas(rows: Sequence[dict], key: str, order: Sequence[str]) -> Figure:
-    """Stacked shares of the counts in `row[key]` ("styles" or "outcomes") over the steps."""
-    steps, counts = _steps_and_values(rows, key)
-    figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
-    axis.stackplot(
-        steps,
-        np.transpose([shares(c, order) for c in counts]),
-        labels=order,
-        colors=[COLOURS[name] for name in order],
-        alpha=0.85,
-    )
-    axis.set(xlim=(steps[0], steps[-1] or 1), ylim=(0, 1), xlabel="GRPO step", ylabel="share")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, reverse=True)
+def against_rule(
+    runs: dict[str, Sequence[dict]],
+    within: dict[str, dict[str, Sequence[float]]],
+    rule: Sequence[float],
+) -> Figure:
+    """Held-out accuracy and length of some runs, and how many attempts their answers need.
+
+    Args:
+      runs: by a run's name, its rows of metrics.
+      within: by a run's name and by a checkpoint's, the share of the puzzles that are solved
+        within one attempt, two, and so on. Dotted the first checkpoint, then dashed, then whole.
+      rule: the same shares of the corpus's rule, followed without a mistake.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    counts = range(1, len(rule) + 1)
+    for colour, (name, rows) in zip((BLUE, ORANGE), runs.items(), strict=True):
+        for axis, measure in zip(axes, ("accuracy", "length"), strict=False):
+            steps, values = _steps_and_values(rows, f"heldout_{measure}")
+            axis.plot(steps, values, color=colour, marker="o", ms=3, label=name)
+        for (checkpoint, shares), style in zip(
+            within[name].items(), (":", "--", "-"), strict=False
+        ):
+            label = f"{name}, {checkpoint}"
+            axes[2].plot(counts, shares, color=colour, ls=style, label=label)
+    axes[2].plot(counts, rule, color="black", lw=1, label="the rule, no mistake")
+    axes[0].set(title="Accuracy on held-out puzzles", xlabel="GRPO step", ylim=(0, 1.03))
+    axes[1].set(title="Tokens in a response", xlabel="GRPO step", ylim=(0, None))
+    axes[2].set(title="Solved within so many attempts", xlabel="attempts", ylim=(0, 1.03))
+    for axis in axes:
+        axis.grid(axis="y", alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))
     plt.close(figure)
     return figure
 
 
 def marked(completion: str, puzzle: countdown.Puzzle) -> str:
-    """HTML of a completion: each claim green if true, red if false, its value told on hover."""
+    """HTML of a completion: each claim blue if true, red if false, its value told on hover."""
     trace = traces.parse(completion, puzzle)
     parts = []
     at = 0  # up to where the text is in the parts
@@ -321,7 +331,7 @@ def marked(completion: str, puzzle: countdown.Puzzle) -> str:
     parts.append(escape(trace.text[at:]))
     answer = completion[len(trace.text) :]
     judged = countdown.reward(completion, puzzle)
-    colour = GREEN if trace.right else RED
+    colour = RIGHT if trace.right else WRONG
     parts.append(_span(answer, colour, f"the answer {judged.reason}", "bold"))
     return "".join(parts)
 
@@ -330,7 +340,7 @@ def _claim_span(text: str, claim: traces.Claim) -> str:
     if claim.true is None:
         colour = GREY
     else:
-        colour = GREEN if claim.true else RED
+        colour = RIGHT if claim.true else WRONG
     return _span(text, colour, f"{claim.expression} is {claim.value}")
 
 
@@ -473,7 +483,7 @@ def tree(trace: traces.Trace) -> Figure:
     """The search of one trace: a row for each attempt, in order, a box for each of its claims.
 
     An attempt that starts with the same claim as an earlier one branches off from there. Red: the
-    claim is false. Green: the attempt reaches the target. Grey: nothing in it is new.
+    claim is false. Blue: the attempt reaches the target. Grey: nothing in it is new.
     """
     columns = max((len(attempt.claims) for attempt in trace.attempts), default=0)
     rows = max(len(trace.attempts), 1)
@@ -510,8 +520,8 @@ def _draw_claims(
         boxes[path] = (column, y)
         is_new = True
         axis.plot([before[0], column], [before[1], y], color=GREY, lw=1, zorder=0)
-        colour = GREEN if attempt.reached else "black"
-        _box(axis, column, y, path[-1], RED if claim.true is False else colour)
+        colour = RIGHT if attempt.reached else "black"
+        _box(axis, column, y, path[-1], WRONG if claim.true is False else colour)
     return path, is_new
 
 

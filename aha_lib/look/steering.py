@@ -4,8 +4,10 @@ After a layer's last addition the residual stream x [D] of every token, the prom
 x + strength · direction. Both are parameters beside the stacked layers, and a model without them
 computes as if this module did not exist. The direction is an `nnx.LoRAParam`: with
 `Settings.lora` above 0 the GRPO update trains it alone, as it does adapters. The idea is that of
-activation addition (2308.10248) and of Venhoff et al. (2506.18167). Knows nothing of files or
-plots.
+activation addition (2308.10248) and of Venhoff et al. (2506.18167).
+
+`WithTokenBias` is the smallest push there is: a single number, added to the logit of one token.
+Knows nothing of files or plots.
 """
 
 import functools
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from aha_lib.model.gemma import Gemma
 from aha_lib.model.tokenizer import Tokenizer
@@ -25,6 +27,30 @@ from aha_lib.tasks import traces
 from aha_lib.tasks.rollout import Rollout
 
 ROWS = 64  # whose residual streams are in memory at a time
+
+
+class WithTokenBias(Gemma):
+    """A Gemma with one number more, `bias` [1], which is added to the logit of one token.
+
+    The number is an `nnx.LoRAParam`, so `Settings.lora` above 0 trains it and nothing else. It
+    begins at 0, where the model computes what the one did whose arrays it shares.
+    """
+
+    def __init__(self, model: Gemma, token: int):
+        if not 0 <= token < model.config.vocab:
+            raise ValueError(f"There is no token {token}: the model has {model.config.vocab}.")
+        self.config = model.config
+        self.dtype = model.dtype
+        self.token = token
+        self.embed = model.embed
+        self.layers = model.layers
+        self.final_norm = model.final_norm
+        self.bias = nnx.LoRAParam(jnp.zeros(1), axes=(None,))
+
+    def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+        """Next-token logits as of `Gemma.logits`, that of the one token shifted by the bias."""
+        is_token = jnp.arange(self.config.vocab) == self.token
+        return super().logits(hidden) + jnp.where(is_token, self.bias[...], 0.0)
 
 
 class Decisions(NamedTuple):

@@ -8,6 +8,8 @@ Rules on structure and words, the same for the tiny vocabulary and for free text
 - A claim *goes on* with the attempt if it uses a result of it, or numbers that it has left while
   no verdict has fallen; or if it restates, extends or recomputes what the attempt has, unless
   that was rejected. Any other starts a new attempt, perhaps from a result of an earlier one.
+- A *line*, `20*5=10,100-18=82 no`, is one attempt, though its numbers do not hang together, as
+  where a result is false: claims that commas alone part, and a "yes" or "no" right behind them.
 - A *verdict* is the first yes-like or no-like expression between a claim and the next one.
 - A claim that uses the target as if it were a number works backward; it is part of no attempt.
 - A smaller puzzle, `; 35 25 7 = 91 :`, says what is left after the claim before it. The attempts
@@ -58,6 +60,9 @@ _VALUE = r"-?\d{1,18}(?:\.\d{1,9})?(?! *[-+*/] *[\d(]|[\w%^!])"
 _CHAIN = re.compile(
     rf"(?<![^\n][-+*/] )(?<![-+*/^\w(]){_SIDE}(?: *=+ *(?:{_VALUE}|{_SIDE}))*", re.ASCII
 )
+
+_COMMA = re.compile(r" *, *")  # between the claims of a line
+_END_OF_LINE = re.compile(r" *(?:yes|no)\b")
 
 # The words. Where they are sought, the target's number reads as the word `target`.
 _VERDICT = re.compile(
@@ -218,7 +223,9 @@ def _gather(text: str, puzzle: Puzzle) -> tuple[list[Claim], list[_Draft]]:
     drafts: list[_Draft] = []
     made: dict[Number | None, Postfix] = {}  # every result so far, and what it was made of
     whole: Postfix = []
-    for claim, postfix in _claims(text, puzzle.target):
+    found = [*_claims(text, puzzle.target)]
+    in_line = _starts_within_lines(text, [claim for claim, _ in found])
+    for claim, postfix in found:
         if claim.stated is None and not _leaves(postfix) <= Counter(puzzle.numbers):
             continue  # an expression of other numbers, of which nothing is said
         if _is_backward(claim, postfix, puzzle, made):
@@ -228,12 +235,28 @@ def _gather(text: str, puzzle: Puzzle) -> tuple[list[Claim], list[_Draft]]:
         # In a chain `a = b = c` the second claim is the first one, written otherwise.
         rewrites = drafts and claim.start == claims[-1].end and not claims[-1].backward
         if not rewrites:
-            whole = _place(postfix, drafts, puzzle.numbers, made)
+            same_line = claim.start in in_line
+            whole = _place(postfix, drafts, puzzle.numbers, made, same_line=same_line)
             made[shown] = whole
             drafts[-1].unused.append((shown, whole))
         drafts[-1].add(claim, whole, shown)
         claims.append(claim)
     return claims, drafts
+
+
+def _starts_within_lines(text: str, claims: list[Claim]) -> set[int]:
+    """Where the claims of lines begin, but for the first one of each."""
+    found = set()
+    line: list[int] = []  # if a verdict comes, the claims so far are one
+    for before, claim in pairwise(claims):
+        if _COMMA.fullmatch(text, before.end, claim.start) is None:
+            line = []
+            continue
+        line.append(claim.start)
+        if _END_OF_LINE.match(text, claim.end):
+            found.update(line)
+            line = []
+    return found
 
 
 Piece = tuple[Number, Postfix]  # a number at hand, and what it was made of
@@ -360,7 +383,14 @@ def _words(text: str, target: int) -> str:
     return re.sub(rf"\b{target}\b", "target", text) if str(target) in text else text
 
 
-def _place(postfix: Postfix, drafts: list[_Draft], numbers: tuple[int, ...], made: dict) -> Postfix:
+def _place(
+    postfix: Postfix,
+    drafts: list[_Draft],
+    numbers: tuple[int, ...],
+    made: dict,
+    *,
+    same_line: bool,
+) -> Postfix:
     """Find or begin the attempt that a claim belongs to; return all that the claim stands for."""
     is_of_given = _leaves(postfix) <= Counter(numbers)
     if drafts:
@@ -378,6 +408,9 @@ def _place(postfix: Postfix, drafts: list[_Draft], numbers: tuple[int, ...], mad
         if is_of_given and restates and draft.verdict != "no":
             draft.unused = []
             return _fill_from_all(postfix, made, numbers)
+        if same_line and not draft.verdict:
+            draft.unused = still_unused
+            return whole
     whole = _fill_from_all(postfix, made, numbers)
     drafts.append(_new_draft(returned=len(whole) > len(postfix)))
     return whole

@@ -36,6 +36,39 @@ def test_shares_of_something_and_of_nothing():
     assert math.isnan(nothing.value) and math.isnan(nothing.error) and str(nothing) == "none"
 
 
+def test_an_error_by_sets_of_numbers():
+    one, other, third = ((1, 2, 3), 6), ((3, 2, 1), 7), ((4, 5, 6), 15)
+    alone = [countdown.Puzzle((n, n, n + 1), 50) for n in range(1, 9)]
+    values = [1, 0, 1, 1, 0, 1, 1, 1]
+    simple = math.sqrt(0.75 * 0.25 / 7)  # with n - 1, as each puzzle is a set of its own
+    assert measures.clustered_error(values, alone) == pytest.approx(simple)
+    twice = measures.clustered_error(2 * values, 2 * alone)
+    assert twice == pytest.approx(simple), "the same puzzles once more are no new ones"
+    same = [countdown.Puzzle(*puzzle) for puzzle in (one, other)]
+    assert math.isnan(measures.clustered_error([1, 0], same)), "one set, whatever the order"
+    three = [*same, countdown.Puzzle(*third)]
+    # Sums of (value - 2/3): 2/3 of the first set, -2/3 of the other.
+    assert measures.clustered_error([1, 1, 0], three) == pytest.approx(math.sqrt(2 * 8 / 9) / 3)
+    with pytest.raises(ValueError, match="one each"):
+        measures.clustered_error([1, 0], three)
+
+
+def test_the_error_of_a_recorded_panel():
+    """512 held-out puzzles are fewer: its error is larger than that of as many draws."""
+    run = record.read(record.DATA / "gemma3-270m/h100/seed0")
+    panel = run.panel
+    puzzles = {(tuple(sorted(puzzle.numbers)), puzzle.target) for puzzle in panel}
+    sets = {numbers for numbers, _ in puzzles}
+    assert (len(panel), len(puzzles), len(sets)) == (512, 405, 139)
+    right = [
+        countdown.reward(text, puzzle).value == 1
+        for text, puzzle in zip(run.kept[-1]["sampled"], panel, strict=True)
+    ]
+    error = measures.clustered_error(right, panel)
+    assert error == pytest.approx(0.017, abs=5e-4)
+    assert error > 1.2 * measures.share(right).error
+
+
 def test_will_and_skill_of_four_answers():
     found = measures.will_and_skill([JUMP, GIVES_UP, GOES_ON, FUMBLES])
     assert found == {
@@ -61,6 +94,7 @@ def test_repeats_and_what_is_reached_within_so_many_attempts():
     assert measures.repeated([again, GOES_ON]) == Share(1, 4), "the same sum in another order"
     assert measures.reached_within([GOES_ON, GIVES_UP], 1) == Share(0, 2)
     assert measures.reached_within([GOES_ON, GIVES_UP], 2) == Share(1, 2)
+    assert measures.solved_within([GOES_ON, GIVES_UP], 2) == [0, 0.5]
 
 
 def test_finished_is_the_first_try_of_what_can_lead_to_the_target():
@@ -69,7 +103,11 @@ def test_finished_is_the_first_try_of_what_can_lead_to_the_target():
     assert measures.finished([GOES_ON, FUMBLES]) == Share(1, 2), "the second try does not count"
     turned = countdown.Puzzle((2, 3, 10), 50)
     assert measures.promising_firsts(turned) == {(3, "+", 2)}
-    assert measures.finished([trace("2+3=5,10*5=50 yes", turned)]) == Share(1, 1)
+    added = trace("2+3=5,10*5=50 yes", turned)
+    assert measures.finished([added]) == Share(1, 1)
+    # Off the mean of 2/3 by 2/3 - 1 = -1/3 in all in the one set, by 1/3 in the other.
+    error = measures.finished_error([GOES_ON, JUMP, FUMBLES, added])
+    assert error == pytest.approx(math.sqrt(2 * 2 / 9) / 3)
 
 
 def test_what_can_lead_to_the_target_is_what_the_solver_finds():
@@ -88,6 +126,8 @@ def test_the_rules_chance_is_that_of_the_corpus(most):
     texts = [corpus.trace(PUZZLE, "search", rng) for _ in range(150)]
     within = measures.reached_within([trace(text) for text in texts], most)
     assert measures.chance_by_rule(PUZZLE, most) == pytest.approx(within.value, abs=0.12)
+    of_panel = measures.rule_reaches([PUZZLE, PUZZLE], most)
+    assert len(of_panel) == most and of_panel[-1] == measures.chance_by_rule(PUZZLE, most)
 
 
 def test_the_rule_run_on_goes_round():

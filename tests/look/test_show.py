@@ -87,7 +87,7 @@ def test_curve_of_another_task_has_its_own_measures(own):
     rows = [{"step": 0, "heldout_accuracy": 0.1, "heldout_length": 2.0} | own]
     rows.append({"step": 1, "turns": 2.0, "length": 2.0, "entropy": 0.5})
     axes = {axis.get_title("left"): lines_of(axis) for axis in show.curve(rows, panels=4).axes}
-    assert "Backtracks in a response" not in axes
+    assert show.BACKTRACKS.title not in axes
     assert ("Turns" in axes) == bool(own) and "Entropy of the next token, nats" in axes
     if own:
         assert axes["Turns"]["held-out"] == [[0, 1.5]] and axes["Turns"]["training"] == [[1, 2.0]]
@@ -121,24 +121,22 @@ def test_table_and_shares():
     assert show.shares({"jump": 3, "search": 1}, ("jump", "check", "search")) == [0.75, 0, 0.25]
 
 
-def test_areas_are_stacked_to_one():
-    rows = [
-        {"step": 0, "styles": {"jump": 3, "search": 1}},
-        {"step": 1},
-        {"step": 2, "styles": {"search": 5}},
-    ]
-    (axis,) = show.areas(rows, "styles", ("jump", "search")).axes
-    first, last = (area.get_paths()[0].vertices for area in axis.collections)
-    assert first[first[:, 0] == 0, 1].max() == 0.75 and first[first[:, 0] == 2, 1].max() == 0
-    assert last[:, 1].max() == 1
+def test_runs_against_the_rule():
+    runs = {"seed 0": run(0.2, 0.9), "seed 1": run(0.4, 0.8)}
+    shares = {"step 0": [0.1, 0.2], "step 2": [0.3, 0.6]}
+    figure = show.against_rule(runs, {"seed 0": shares, "seed 1": shares}, [0.3, 0.9])
+    accuracy, _, attempts = (lines_of(axis) for axis in figure.axes)
+    assert accuracy["seed 1"] == [[0, 0.4], [2, 0.8]]
+    assert attempts["the rule, no mistake"] == [[1, 0.3], [2, 0.9]]
+    assert attempts["seed 0, step 2"] == [[1, 0.3], [2, 0.6]] and len(attempts) == 5
 
 
 def test_marked_tells_true_from_false():
     spans = re.findall(r"color:(\S+);.*?title=\"(.*?)\">(.*?)</span>", show.marked(SLIP, PUZZLE))
-    assert spans[0] == (show.RED, "20 - 4 is 16", "20 - 4 = 24")
-    assert spans[1] == (show.GREEN, "24 + 16 is 40", "24 + 16 = 40")
-    assert spans[2][:2] == (show.RED, "the answer equals 256, not 40")
-    assert show.RED not in show.marked(SEARCH, PUZZLE)
+    assert spans[0] == (show.WRONG, "20 - 4 is 16", "20 - 4 = 24")
+    assert spans[1] == (show.RIGHT, "24 + 16 is 40", "24 + 16 = 40")
+    assert spans[2][:2] == (show.WRONG, "the answer equals 256, not 40")
+    assert show.WRONG not in show.marked(SEARCH, PUZZLE)
 
 
 @given(st.text() | st.text(alphabet="<>&\"' 0123456789=+-*/()answer").map(lambda t: SEARCH + t))
@@ -185,7 +183,7 @@ def test_tree_branches_where_attempts_do():
         "20 + 4 = 25",
         "25 + 16 = 41",
     ]
-    assert [to_hex(t.get_color()) for t in boxes].count(show.RED) == 1
+    assert [to_hex(t.get_color()) for t in boxes].count(show.WRONG) == 1
     lines = [line.get_xydata().tolist() for line in figure.axes[0].lines]
     assert [[1, 0], [2, -1]] in lines and len(lines) == 5
     twice = show.tree(traces.parse("20 - 16 = 4 , 4 + 4 = 8 no " * 2, PUZZLE)).axes[0]

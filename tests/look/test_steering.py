@@ -260,3 +260,19 @@ def test_bad_input_is_a_sentence(model):
     steering.add(model)
     with pytest.raises(ValueError, match="a direction, already"):
         steering.add(model)
+
+
+def test_a_bias_shifts_the_logit_of_one_token_alone(model):
+    hidden = forward(model)
+    before = model.logits(hidden)
+    biased = steering.WithTokenBias(model, 5)
+    np.testing.assert_array_equal(biased.logits(hidden), before)
+    biased.bias[...] = jnp.full(1, -3.0)
+    after = biased.logits(hidden)
+    np.testing.assert_allclose(after[..., 5], before[..., 5] - 3, rtol=1e-6)
+    np.testing.assert_array_equal(np.delete(after, 5, -1), np.delete(before, 5, -1))
+    trained, rest = grpo.trainable(nnx.state(biased), 1)
+    assert [x.shape for x in jax.tree.leaves(trained)] == [(1,)]
+    assert len(jax.tree.leaves(rest)) == len(jax.tree.leaves(nnx.state(model)))
+    with pytest.raises(ValueError, match="no token 32"):
+        steering.WithTokenBias(model, 32)

@@ -335,10 +335,40 @@ def test_any_tiny_search(data):
         ("So it must be 44 + 19 + 35.", []),  # an announcement
         ("44 + 19 - 35? No.", ["(44 + 19) - 35"]),
         ("44 + 10 = 54, 54 + 44 = 98", ["(44 + 10) + 44"]),
+        ("44 + 19 = 63, 44 + 35 = 79, 19 + 35 = 54", ["44 + 19", "44 + 35", "19 + 35"]),
+        ("44 + 19 = 62, 44 + 35 = 79. No. 44 - 35 = 9", ["44 + 19", "44 + 35", "44 - 35"]),
     ],
 )
 def test_attempts(text, expected):
     assert expressions_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "44*19=8,35*9=4 no\n",  # the result is false, and another number is used
+        "44*19=8,35*8=4 no\n",
+        "44 + 19 = 62 , 63 + 35 = 98 no ",  # as if it had been true
+        "44 + 19 = 63 , 44 + 35 = 79 no ",  # a number is used twice
+        "7 + 7 = 14 , 35 + 3 = 38 no ",  # numbers that nobody gave
+    ],
+)
+def test_a_line_with_one_verdict_is_one_attempt(line):
+    """Steps that only a comma parts are one attempt, however wrong their results are."""
+    once = traces.parse(line + "<answer>(44+19)+35</answer>", P98)
+    assert (len(once.attempts), once.backtracks, traces.style(once)) == (1, 0, "check")
+    (attempt,) = once.attempts
+    assert len(attempt.claims) == 2 and attempt.verdict == "no" and not attempt.reached
+    twice = traces.parse(2 * line, P98)
+    assert [len(attempt.claims) for attempt in twice.attempts] == [2, 2]
+    assert [attempt.repeated for attempt in twice.attempts] == [False, True]
+
+
+def test_the_control_without_searches_never_goes_on():
+    """Its sums have become false, so that the numbers of a line do not hang together."""
+    run = record.read(record.DATA / "gemma3-270m/h100_2e-4/no_search")
+    pairs = zip(run.kept[-1]["sampled"], run.panel, strict=True)
+    assert sum(traces.parse(*pair).backtracks for pair in pairs) == 0
 
 
 def test_two_equal_results_are_two():
