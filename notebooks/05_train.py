@@ -20,11 +20,11 @@
 # by [TinyZero](https://github.com/Jiayi-Pan/TinyZero).
 # ([Glossary](../docs/glossary.md))
 #
-# **Less than notebook 04 taught:** the run takes *one* update from every
+# **As in notebook 04,** the run takes *one* update from every
 # batch and no KL term. So every ratio is 1 when it is used, no clip ever
 # acts (`clip_fraction` is 0 in every row), and the loss
 # is REINFORCE with advantages from the group, divided by its deviation and
-# averaged over all tokens of the batch. It is none of the seven recipes.
+# averaged over all tokens of the batch. It is none of notebook 09's recipes.
 # (TinyZero's runs, the last presets below, have a small KL term.)
 # Runs with more updates, where the clip acts, are at the end.
 #
@@ -656,7 +656,7 @@ model = again  # for the box above
 # well-formed answers nearly always, so almost all completions of a group get
 # the 0.1, and the advantage, which subtracts the group's mean, does not see
 # it. What it does see is the rare malformed or cut-off answer among wrong ones
-# (notebook 04, section 5).
+# (notebook 04, section 4).
 #
 # </details>
 #

@@ -7,7 +7,6 @@ and measures nothing itself.
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,16 +255,3 @@ def growth_of(name: str, folder: Path) -> list[list]:
             ]
         )
     return rows
-
-
-def clustered_error(right: Sequence[bool], panel: Sequence) -> float:
-    """The standard error of an accuracy whose puzzles may share their numbers.
-
-    Answers to puzzles of one multiset of numbers are taken together (a cluster-robust error).
-    """
-    mean = sum(right) / len(right)
-    sums: dict[tuple, float] = {}
-    for is_right, puzzle in zip(right, panel, strict=True):
-        numbers = tuple(sorted(puzzle.numbers))
-        sums[numbers] = sums.get(numbers, 0.0) + is_right - mean
-    return math.sqrt(sum(total**2 for total in sums.values())) / len(right)
