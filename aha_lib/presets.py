@@ -686,8 +686,7 @@ SETTINGS: dict[str, Settings] = {
     "tiny": Settings(micro_batch=8, remat=False),
     "tinyzero-small": Settings(
         preset="tinyzero-small",
-        model="",
-        cold_start="tinyzero-small",
+        model="small",
         puzzles="tinyzero-200",
         steps=100,
         prompts=24,

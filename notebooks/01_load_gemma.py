@@ -97,10 +97,10 @@ from safetensors.numpy import load_file
 from aha_lib.model import weights
 from aha_lib.model.tokenizer import Tokenizer
 
-words = (weights.TINY / "tokenizer.model").read_bytes()
+words = (weights.SHIPPED["tiny"] / "tokenizer.model").read_bytes()
 small_tokenizer = Tokenizer(words)
-FILE = load_file(weights.TINY / "model.safetensors")
-SHAPE = json.loads((weights.TINY / "config.json").read_text())
+FILE = load_file(weights.SHIPPED["tiny"] / "model.safetensors")
+SHAPE = json.loads((weights.SHIPPED["tiny"] / "config.json").read_text())
 
 
 def get(name):

@@ -36,7 +36,7 @@ HANDLES = {
     "gemma3-1b": "google/gemma-3/flax/gemma3-1b",
     "gemma3-4b": "google/gemma-3/flax/gemma3-4b",
 }
-TINY = TINY_PATH.parent
+SHIPPED = {name: TINY_PATH.parents[1] / name for name in ("tiny", "small")}  # with the package
 MOST_PADDING = 128  # rows at most that an embedding has and its tokenizer does not: Gemma 1's, 2's
 
 _EMBED = re.compile(r"(.*)(?:embed_tokens\.weight|embedder/input_embedding)")
@@ -77,15 +77,15 @@ def load(
 ) -> tuple[Gemma, Tokenizer, ModelConfig]:
     """A model from `source`, its arrays sharded over `mesh` (without one: on the first device).
 
-    `source` is a preset's name ("tiny" comes with the package, the others from Kaggle), a Kaggle
-    handle, a model of Hugging Face as "hf:google/gemma-3-1b-pt" or "hf:google/gemma-3-1b-pt@main",
-    or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
+    `source` is a model's name ("tiny" and "small" come with the package, the others from Kaggle), a
+    Kaggle handle, a model of Hugging Face as "hf:google/gemma-3-1b-pt" or
+    "hf:google/gemma-3-1b-pt@main", or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
     activations, `param_dtype` that of parameters. `tokenizer` is the path of a `tokenizer.model`
     that lies elsewhere. A shape that is no preset's needs a `config.json` in the folder. Raises
     ValueError or FileNotFoundError if it is no whole Gemma, or holds NaN or infinity, and what
     `download.folder_of` raises.
     """
-    source = {"tiny": str(TINY), **HANDLES}.get(str(source), str(source))
+    source = str({**SHIPPED, **HANDLES}.get(str(source), source))
     folder = epath.Path(download.folder_of(source))
     checkpoint = find_gemma(files.open_checkpoint(folder))
     config = recognise(checkpoint, [checkpoint.files.path, folder])

@@ -197,7 +197,7 @@ def _check_prompts(settings: Settings) -> None:
     Needs the tokenizer: one that would have to be downloaded is left to `train`.
     """
     task = tasks.load(settings)
-    folder = weights.TINY if settings.model == "tiny" else Path(settings.model)
+    folder = Path(weights.SHIPPED.get(settings.model, settings.model))
     file = folder / "tokenizer.model"
     if file.exists():
         tokenizer = Tokenizer.load(file)

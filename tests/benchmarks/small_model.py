@@ -123,7 +123,6 @@ def described(texts: list[str], puzzles: list[countdown.Puzzle]) -> dict:
     claims = [claim for trace in parsed for claim in trace.claims]
     true = [bool(claim.true) for claim in claims]
     unseen = [bool(c.true) for c in claims if corpus.is_held_out_fact(c.text)]
-    searches = [trace for trace in parsed if len(trace.attempts) > 1]
     by_need = {True: [], False: []}
     for trace in parsed:
         by_need[order.needs_product(trace.puzzle, RULE.bound)].append(trace.right)
@@ -139,9 +138,9 @@ def described(texts: list[str], puzzles: list[countdown.Puzzle]) -> dict:
         "sums suffice": {"right": _mean(by_need[False]), "n": len(by_need[False])},
         **_faults(texts, puzzles, parsed),
         "looked": [
-            dataclasses.asdict(order.looked(searches, tries, RULE.bound)) for tries in (1, 2, 4)
+            dataclasses.asdict(order.looked(parsed, tries, RULE.bound)) for tries in (1, 2, 4)
         ],
-        "signs": order.signs(searches, RULE.bound),
+        "signs": order.signs(parsed, RULE.bound),
     }
 
 

@@ -5,13 +5,13 @@ import json
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aha_lib.model import weights
 from aha_lib.model.tokenizer import WORDS, Tokenizer, tiny_model
-from aha_lib.presets import PRETRAINING, PUZZLES, SETTINGS
+from aha_lib.presets import PRETRAINING, PUZZLES, SETTINGS, Pretraining
 from aha_lib.tasks import corpus, countdown, faults, traces, worked
 from aha_lib.tasks.countdown import Puzzle
 from aha_lib.tasks.task import Countdown
@@ -20,7 +20,6 @@ SMALL = PRETRAINING["tinyzero-small"]
 RULE = corpus.rule(SMALL)
 RANGES = PUZZLES[SMALL.puzzles]
 FIVE = dataclasses.replace(RANGES, numbers=5)
-BASE = Path(corpus.__file__).parents[1] / "data" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +30,12 @@ def searches():
     return [(p, worked.trace(p, "search", random.Random(i), RULE)) for i, p in enumerate(puzzles)]
 
 
-def test_the_shipped_bases_corpus_is_this_codes():
+@pytest.mark.parametrize(("model", "preset"), [("tiny", "tiny"), ("small", "tinyzero-small")])
+def test_the_shipped_bases_corpora_are_this_codes(model, preset):
     """The three-number traces of before are a case of the recursion, to the letter."""
-    record = json.loads((BASE / "pretraining.json").read_text())
-    assert record["corpus"] == corpus.fingerprint(PRETRAINING["tiny"])
+    record = json.loads((weights.SHIPPED[model] / "pretraining.json").read_text())
+    assert record["corpus"] == corpus.fingerprint(PRETRAINING[preset])
+    assert Pretraining(**record["settings"]) == PRETRAINING[preset]
 
 
 def test_a_search_as_it_is_written():
