@@ -540,8 +540,6 @@ plt.show()
 # read for one row. The same tokens are read faster in one call, and written
 # faster by many rows. A point above the slope had its weights in the
 # processor's own cache, which is faster than the memory that part 3 timed.
-# (The figures that are kept in this notebook are of a machine that was busy
-# with another training run. Run the cells to see yours.)
 #
 # **What keeps a point below the roof?** A profiler records when each
 # operation of a program begins and ends. `jax.profiler` writes such a trace,

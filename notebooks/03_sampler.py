@@ -836,11 +836,9 @@ plt.show()
 
 # %% [markdown]
 # The first rows are cheap. Later ones cost more, since each row has its own
-# cache to be read and its own arithmetic. (The figures that are kept in this
-# notebook are of a machine that was busy with another training run, which
-# slows long measurements most: the last point is too low.) On a CPU the library also runs
-# the puzzles of a small model side by side, a thread for each core, because
-# its operations are too short to be shared out among cores.
+# cache to be read and its own arithmetic. On a CPU the library also runs the
+# puzzles of a small model side by side, a thread for each core, because its
+# operations are too short to be shared out among cores.
 #
 # ### A cache that forgets
 #

@@ -79,10 +79,11 @@ def load(
 
     `source` is a model's name ("tiny" and "small" come with the package, the others from Kaggle), a
     Kaggle handle, a model of Hugging Face as "hf:google/gemma-3-1b-pt" or
-    "hf:google/gemma-3-1b-pt@main", or a local or `gs://` folder in Kaggle's or Hugging Face's layout. `dtype` is that of
-    activations, `param_dtype` that of parameters. `tokenizer` is the path of a `tokenizer.model`
-    that lies elsewhere. A shape that is no preset's needs a `config.json` in the folder. Raises
-    ValueError or FileNotFoundError if it is no whole Gemma, or holds NaN or infinity, and what
+    "hf:google/gemma-3-1b-pt@main", or a local or `gs://` folder in Kaggle's or Hugging Face's
+    layout. `dtype` is that of activations, `param_dtype` that of parameters. `tokenizer` is the
+    path of a `tokenizer.model` that lies elsewhere. A shape that is no preset's needs a
+    `config.json` in the folder. Raises ValueError or FileNotFoundError if it is no whole Gemma, or
+    holds NaN or infinity, and what
     `download.folder_of` raises.
     """
     source = str({**SHIPPED, **HANDLES}.get(str(source), source))
