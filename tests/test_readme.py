@@ -221,10 +221,32 @@ def test_one_vector():
     said = "three seeds; all 0.6 million: {trained:.2f}".format(**mean)
     assert len(rows) == 3 and says(RESULTS, said)
     assert says(RESULTS, "goes from {base:.2f} to {alone:.2f}".format(**mean))
-    assert says(README, "mainly against `<answer>`, reaches {alone:.2f}".format(**mean))
     assert says(RESULTS, f"gives {half[0]:.2f} to {half[-1]:.2f}")
     assert says(RESULTS, f"{gemma['base']['accuracy']:.2f} to {pushed['accuracy']:.2f}")
     assert says(RESULTS, f"({gemma['base']['n']} puzzles, one run)")
+
+
+def test_one_number():
+    """GRPO on the bias of one logit, and that bias set by hand."""
+    rows = json.loads((BENCHMARKS / "one_scalar.json").read_text())
+    found = [row["held_out"] for row in rows]
+    ends = sorted(f"{end['bias']:.1f}" for end in found)
+    accuracy = np.mean([end["accuracy"] for end in found])
+    assert len(rows) == 3 and says(RESULTS, f"between {ends[-1]} and {ends[0]}")
+    base = {row["base"]["accuracy"] for row in _pushed()}
+    assert says(RESULTS, f"goes from {np.mean([*base]):.2f} to {accuracy:.2f} (three seeds, 20")
+    assert says(README, f"the logit of `<answer>`, reaches {accuracy:.2f}")
+    for row in rows:
+        by_hand = {int(x["bias"]): x["accuracy"] for x in row["by_hand"]}
+        assert min(by_hand[-6], by_hand[-8]) > accuracy - 0.02
+        assert len(row["trained"]["curve"]) == 20 and row["trained"]["answers"] == 64
+    strong = np.mean([row["by_hand"][-1]["accuracy"] for row in rows])
+    assert says(RESULTS, f"-12 gives {strong:.2f}")
+
+
+def _pushed() -> list[dict]:
+    """What was measured of pushes, a row a seed."""
+    return json.loads((BENCHMARKS / "backtracking.json").read_text())
 
 
 @pytest.mark.slow
