@@ -48,7 +48,9 @@ def share(flags: Iterable[bool]) -> Share:
     return Share(sum(map(bool, flags)), len(flags))
 
 
-def clustered_error(values: Sequence[float], puzzles: Sequence[countdown.Puzzle]) -> float:
+def clustered_error(
+    values: Sequence[bool | int | float], puzzles: Sequence[countdown.Puzzle]
+) -> float:
     """The standard error of the values' mean, where puzzles of the same numbers are no two draws.
 
     A value a puzzle. Held-out puzzles share sets of numbers, and whoever solves one of a set is
