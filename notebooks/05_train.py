@@ -36,12 +36,17 @@
 # | preset | machine | what it does |
 # |---|---|---|
 # | `tiny` | two CPU cores | about three minutes to the whole curve |
+# | `tinyzero-small` | the same | TinyZero's own task, in about an hour |
 # | `gemma3-270m-cpu` | the same | Gemma 3 270M: a cold start, then GRPO |
 # | `gemma3-270m-short` | an accelerator | the same, 512 answers a step |
+# | `tinyzero-270m`, `-1b`, `-2b` | a TPU | TinyZero's task, after a cold start |
 # | `gemma3-270m`, `gemma3-1b`, `gemma2-2b` | a TPU | TinyZero's zero run |
 #
+# TinyZero's task is three or four numbers from 1 to 99. The small model for it
+# has 1.46 million parameters and comes with the package, as the tiny one does.
+#
 # A **cold start** is supervised training on worked puzzles before the first
-# reward. The two presets that have one do it below, as the first part of the
+# reward. The presets that have one do it below, as the first part of the
 # run. The last three have none: they reward the base as it is, and first
 # sample a step's answers. If no group of them has both right and wrong ones,
 # the run ends there with a sentence, for it would learn nothing. That is to be

@@ -96,6 +96,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/results.md": {
         "the tiny model's runs": run_tables.tiny_runs,
         "three bases": run_tables.bases,
+        "TinyZero's task": run_tables.tinyzero_runs,
         "Gemma's runs": run_tables.gemma_runs,
         "will and skill": run_tables.growth,
     },

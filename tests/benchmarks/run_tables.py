@@ -18,6 +18,7 @@ from aha_lib.tasks import traces
 
 HABITS = Path(__file__).with_name("habits.json")
 TINY, GEMMA = record.DATA / "run", record.DATA / "gemma3-270m"
+SMALL = record.DATA / "tinyzero-small"
 GPU, GPU_FAST = GEMMA / "h100", GEMMA / "h100_2e-4"
 COLD = {"seed": "with searches", "no_search": "without", "zero": "none"}  # by the folder's name
 BASES = {  # and the habits that their worked text has
@@ -110,6 +111,7 @@ def results() -> list[str]:
         count = f"{runs[0]['steps']} × {answers_of_a_step}"
         rows.append([f"tiny, {len(runs)} seeds", taught, count, *ends.cells()])
     single = [
+        ("small, TinyZero's task", BASES["tiny"], SMALL / "seed0"),
         ("Gemma 270M, seed 0", BASES["tiny"], GPU / "seed0"),
         ("Gemma 270M, seed 1", BASES["tiny"], GPU / "seed1"),
         ("Gemma 270M", BASES["tiny-no-search"], GPU_FAST / "no_search"),
@@ -124,6 +126,20 @@ def results() -> list[str]:
 def size(run: record.Record) -> str:
     """Steps to the last evaluation, and answers of a step."""
     return f"{run.measured[-1]['step']} × {run.settings.prompts * run.settings.group}"
+
+
+def tinyzero_runs() -> list[str]:
+    """TinyZero's task, 3 and 4 numbers: the held-out panel's figures at each evaluation."""
+    rows = []
+    for folder in sorted(SMALL.glob("seed*")):
+        run = read(folder)
+        for at in run.measured:
+            shares = [at[f"heldout_accuracy{count}"] for count in ("", "_3", "_4")]
+            cells = [f"{share:.3f}" for share in (*shares, at["heldout_greedy"])]
+            means = [f"{at[f'heldout_{name}']:.1f}" for name in ("length", "backtracks", "returns")]
+            rows.append([run.settings.seed, at["step"], *cells, *means])
+    head = ["seed", "step", "accuracy", "3 numbers", "4 numbers", "greedy", "tokens"]
+    return table([*head, "further attempts", "returns"], rows)
 
 
 def tiny_runs() -> list[str]:
