@@ -36,10 +36,10 @@
 # | preset | machine | what it does |
 # |---|---|---|
 # | `tiny` | two CPU cores | about three minutes to the whole curve |
-# | `tinyzero-small` | the same | TinyZero's own task, in about an hour |
-# | `gemma3-270m-cpu` | the same | Gemma 3 270M: a cold start, then GRPO |
+# | `gemma3-270m-cpu` | two CPU cores | Gemma 3 270M: a cold start, then GRPO |
 # | `gemma3-270m-short` | an accelerator | the same, 512 answers a step |
-# | `tinyzero-270m`, `-1b`, `-2b` | a TPU | TinyZero's task, after a cold start |
+# | `tinyzero-small` | two CPU cores | TinyZero's own task, about an hour |
+# | `tinyzero-270m`, `-1b`, `-2b` | a TPU | the same, by a cold start |
 # | `gemma3-270m`, `gemma3-1b`, `gemma2-2b` | a TPU | TinyZero's zero run |
 #
 # TinyZero's task is three or four numbers from 1 to 99. The small model for it
