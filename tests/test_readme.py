@@ -226,6 +226,36 @@ def test_one_vector():
     assert says(RESULTS, f"({gemma['base']['n']} puzzles, one run)")
 
 
+def test_tinyzeros_task():
+    """The small model after GRPO, its base barred from answering early, and the rule."""
+    run = record.read(record.DATA / "tinyzero-small/seed0")
+    last = run.measured[-1]
+    barred = [_small("base", count)["barred"] for count in (3, 4)]
+    stored = json.loads((BENCHMARKS / "small_model.json").read_text())
+    assert stored["base"]["puzzles"] == 128
+    said = "solves {:.2f} of other held-out puzzles of three numbers and {:.2f} of four (128"
+    assert says(RESULTS, said.format(*(row["right"] for row in barred)))
+    ends = [last[f"heldout_accuracy_{count}"] for count in (3, 4)]
+    assert says(RESULTS, "the trained model {:.2f} and {:.2f}".format(*ends))
+    for row, end in zip(barred, ends, strict=True):
+        assert end < row["right"] + 2 * row["standard error"], "more than the will: say so"
+    rule = json.loads((BENCHMARKS / "nulls.json").read_text())["nulls"]
+    solved = [rule[f"{n} numbers, P, depth-first, round"]["solved"]["1024"] for n in (3, 4)]
+    assert solved[0] == 1 and says(RESULTS, f"without a slip, solves all and {solved[1]:.2f}")
+    faults = barred[1]["first faults of searches"]
+    assert max(faults, key=faults.get) == "not at hand"
+    assert says(RESULTS, f"{last['step']} steps of {run.settings.prompts * run.settings.group}")
+    seconds = [row["sample_seconds"] + row["update_seconds"] for row in run.rows[1:]]
+    paused = sum(seconds[step - 1] for step in (30, 31))
+    assert says(RESULTS, f"{(sum(seconds) - paused) / 60:.0f} minutes of sampling and updating")
+
+
+def _small(name: str, numbers: int) -> dict:
+    """What was measured of the small model, of puzzles whose targets the numbers reach."""
+    stored = json.loads((BENCHMARKS / "small_model.json").read_text())
+    return stored[name][f"{numbers} numbers, P"]
+
+
 def test_one_number():
     """GRPO on the bias of one logit, and that bias set by hand."""
     rows = json.loads((BENCHMARKS / "one_scalar.json").read_text())
