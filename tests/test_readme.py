@@ -232,13 +232,21 @@ def test_tinyzeros_task():
     last = run.measured[-1]
     barred = [_small("base", count)["barred"] for count in (3, 4)]
     stored = json.loads((BENCHMARKS / "small_model.json").read_text())
-    assert stored["base"]["puzzles"] == 128
-    said = "solves {:.2f} of other held-out puzzles of three numbers and {:.2f} of four (128"
+    assert stored["base"]["puzzles"] == stored["seed0"]["puzzles"] == 128
+    said = "solves {:.2f} of puzzles of three numbers and {:.2f} of four"
     assert says(RESULTS, said.format(*(row["right"] for row in barred)))
-    ends = [last[f"heldout_accuracy_{count}"] for count in (3, 4)]
-    assert says(RESULTS, "the trained model {:.2f} and {:.2f}".format(*ends))
+    after = [_small("seed0", count)["sampled"] for count in (3, 4)]
+    ends = [row["right"] for row in after]
+    assert says(RESULTS, "free, {:.2f} and {:.2f} of the same (128".format(*ends))
     for row, end in zip(barred, ends, strict=True):
         assert end < row["right"] + 2 * row["standard error"], "more than the will: say so"
+    first = after[1]["looked"][0]
+    share = first["found"]["count"] / first["found"]["of"]
+    assert first["tries"] == 1 and abs(share - first["shuffled"]) < 0.05
+    said = f"the target in {share:.2f} of the answers, and in {first['shuffled']:.2f} if"
+    assert says(RESULTS, said)
+    true = after[1]["sums"], barred[1]["sums"]
+    assert says(RESULTS, "writes {:.2f} are true, of the barred base's {:.2f}".format(*true))
     rule = json.loads((BENCHMARKS / "nulls.json").read_text())["nulls"]
     solved = [rule[f"{n} numbers, P, depth-first, round"]["solved"]["1024"] for n in (3, 4)]
     assert solved[0] == 1 and says(RESULTS, f"without a slip, solves all and {solved[1]:.2f}")
