@@ -207,7 +207,7 @@ def test_the_control_that_lost_its_sums(pages):
 
 
 def test_one_vector():
-    rows = json.loads((BENCHMARKS / "backtracking.json").read_text())
+    rows = _pushed()
     mean = {
         who: sum(row[who]["accuracy"] for row in rows) / len(rows)
         for who in ("base", "alone", "trained")
@@ -296,7 +296,7 @@ def test_what_gets_better_after_ten_steps(pages):
     in_eight = "it solves {:.2f} of the puzzles at step 10 and {:.2f} at the end".format(*solved)
     assert says(README, f"Within eight attempts {in_eight}")
     assert says(RESULTS, in_eight.replace("it solves", "the first run solves"))
-    rule = tables.rule_within(record.read(GPU / "seed0").panel, 8)
+    rule = measures.rule_within(record.read(GPU / "seed0").panel, 8)
     assert rule > solved[1] + 0.1
     assert says(RESULTS, f"followed without a mistake: {rule:.2f}.")
     assert says(README, f"solves {rule:.2f} if followed without a mistake")
@@ -390,7 +390,7 @@ def test_hits_are_the_rules(pages):
     """The first attempts of base and trained model, against the rule counted out."""
     base, trained = players()["base"], players()["trained"]
     panel = record.read(record.DATA / "run/seed0").panel
-    rule = pages.run_tables.rule_within(panel, 1)
+    rule = measures.rule_within(panel, 1)
     said = "of the base hit in {:.2f} of the cases, those of the trained model in {:.2f}, those of"
     assert says(RESULTS, said.format(base["hits"], trained["hits"]))
     assert says(RESULTS, f"those of the corpus's rule in {rule:.2f}")

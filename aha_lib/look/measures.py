@@ -179,26 +179,30 @@ def _seconds(step: worked.Step) -> list[tuple[str, int]]:
 def promising_firsts(puzzle: countdown.Puzzle) -> set[tuple[int, str, int]]:
     """The first operations after which one more can hit the target."""
     leading = [step for step, can_hit in _in_order(puzzle).items() if can_hit]
-    return {(step.a.value, step.sign, step.b.value) for step in leading}
+    return {step.operation for step in leading}
 
 
 def chance_by_rule(puzzle: countdown.Puzzle, most: int = 1) -> float:
     """How likely the rule hits in its first attempts, whatever operation it begins with."""
-    can_hit = [*_in_order(puzzle).values()]
-    hits = []
-    for start in range(len(can_hit)):
-        going_round = can_hit[start:] + can_hit[:start]
-        hits.append(any(going_round[:most]))
+    return chance_in_rounds([*_in_order(puzzle).values()], most)
+
+
+def chance_in_rounds(leads: Sequence[bool], tries: int) -> float:
+    """How likely one that leads is among the first, in the given order from a random one on."""
+    starts = range(len(leads))
+    hits = [any((*leads[start:], *leads[:start])[:tries]) for start in starts]
     return sum(hits) / len(hits)
+
+
+def rule_within(panel: Sequence[countdown.Puzzle], most: int) -> float:
+    """Of a panel the share that the rule solves in its first attempts."""
+    chances = [chance_by_rule(puzzle, most) for puzzle in panel]
+    return sum(chances) / len(chances)
 
 
 def rule_reaches(panel: Sequence[countdown.Puzzle], most: int) -> list[float]:
     """Of a panel the share that the rule solves within one attempt, two, and so on up to `most`."""
-    found = []
-    for attempts in range(1, most + 1):
-        chances = [chance_by_rule(puzzle, attempts) for puzzle in panel]
-        found.append(sum(chances) / len(chances))
-    return found
+    return [rule_within(panel, attempts) for attempts in range(1, most + 1)]
 
 
 def rule_run_on(puzzle: countdown.Puzzle, attempts: int, start: int = 0) -> traces.Trace:

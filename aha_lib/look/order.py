@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from aha_lib.look.measures import Share, first_operation, share
+from aha_lib.look.measures import Share, chance_in_rounds, first_operation, share
 from aha_lib.tasks import countdown, traces, worked
 
 Operation = tuple[int, str, int]  # the larger number first
@@ -36,8 +36,7 @@ def leading(puzzle: countdown.Puzzle, bound: int) -> dict[Operation, bool]:
     found = {}
     for step in worked.steps(worked.given(puzzle), bound):
         left = tuple(sorted([step.value, *(piece.value for piece in step.rest)]))
-        operation = (step.a.value, step.sign, step.b.value)
-        found[operation] = puzzle.target in countdown.reachable(left, bound)
+        found[step.operation] = puzzle.target in countdown.reachable(left, bound)
     return found
 
 
@@ -68,13 +67,6 @@ def chance_shuffled(leads: Sequence[bool], tries: int) -> float:
     count, wrong = len(leads), leads.count(False)
     tries = min(tries, count)
     return 1 - math.comb(wrong, tries) / math.comb(count, tries)
-
-
-def chance_in_rounds(leads: Sequence[bool], tries: int) -> float:
-    """How likely one that leads is among the first, in the given order from a random one on."""
-    starts = range(len(leads))
-    hits = [any((*leads[start:], *leads[:start])[:tries]) for start in starts]
-    return sum(hits) / len(hits)
 
 
 def signs(side: Iterable[traces.Trace], bound: int) -> dict[str, tuple[float, float]]:

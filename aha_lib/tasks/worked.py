@@ -65,6 +65,11 @@ class Step:
         return self.fact.split()[1]
 
     @property
+    def operation(self) -> tuple[int, str, int]:
+        """What is done, without its result; the larger number first."""
+        return self.a.value, self.sign, self.b.value
+
+    @property
     def result(self) -> Piece:
         return Piece(self.value, f"( {self.a.made} {self.sign} {self.b.made} )")
 

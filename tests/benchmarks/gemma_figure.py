@@ -6,28 +6,26 @@ puzzles are solved within so many attempts, with the corpus's rule as what is to
 
 from pathlib import Path
 
+import run_tables
 from matplotlib.figure import Figure
 
-from aha_lib.look import measures, record, show
-from aha_lib.tasks import traces
+from aha_lib.look import measures, show
 
 PICTURE = Path(__file__).resolve().parents[2] / "notebooks/gemma.png"
-RUNS = record.DATA / "gemma3-270m/h100"
 ATTEMPTS = 24  # on the axis, at most
 
 
 def figure() -> Figure:
     """The figure, from the records: the first evaluation, that of step 10 and the last one."""
     rows, within = {}, {}
-    for folder in sorted(RUNS.glob("seed*")):
-        run = record.read(folder)
+    for folder in sorted(run_tables.GPU.glob("seed*")):
+        run = run_tables.read(folder)
         name = f"seed {run.settings.seed}"
         rows[name] = run.rows
         within[name] = {}
-        for kept in (run.kept[0], run.kept[1], run.kept[-1]):
-            pairs = zip(kept["sampled"], run.panel, strict=True)
-            side = [traces.parse(*pair) for pair in pairs]
-            within[name][f"step {kept['step']}"] = measures.solved_within(side, ATTEMPTS)
+        for i in (0, 1, -1):
+            solved = measures.solved_within(run_tables.answers(folder, i), ATTEMPTS)
+            within[name][f"step {run.kept[i]['step']}"] = solved
     return show.against_rule(rows, within, measures.rule_reaches(run.panel, ATTEMPTS))
 
 

@@ -236,16 +236,12 @@ def rates(run: record.Record) -> str:
 WITHIN = (1, 4, 8, 12)  # attempts
 
 
-def rule_within(panel: Sequence, most: int) -> float:
-    """What the corpus's rule solves of a panel in its first attempts if it makes no mistake."""
-    chances = [measures.chance_by_rule(puzzle, most) for puzzle in panel]
-    return sum(chances) / len(chances)
-
-
 def growth() -> list[str]:
     """Will and skill of the runs with searches, against the rule followed without a mistake."""
     panel = read(GPU / "seed0").panel
-    rows = [["the rule", "", "", "", "", *(f"{rule_within(panel, n):.3f}" for n in WITHIN)]]
+    rows = [
+        ["the rule", "", "", "", "", *(f"{measures.rule_within(panel, n):.3f}" for n in WITHIN)]
+    ]
     for place, machine in ((GPU, "GPU"), (GEMMA, "two cores")):
         for folder in sorted(place.glob("seed*")):
             rows += growth_of(f"{machine}, {folder.name}", folder)
