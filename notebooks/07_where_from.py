@@ -268,8 +268,7 @@ print(cold.shares)
 # three numbers up to 20; the held-out panel is 128 of them. The last column is
 # the standard error of the accuracy, over sets of numbers
 # (`measures.accuracy_error`): puzzles of the same numbers are not independent.
-# Further attempts are counted from the kept texts, by today's rules; the rows
-# in `metrics.jsonl` keep what was counted during the run.
+# Further attempts are counted from the kept texts.
 
 
 # %%

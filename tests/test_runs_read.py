@@ -73,7 +73,7 @@ def test_a_run_that_solves_nothing_is_read(preset, texts, steps, tmp_path):
     shown = outputs(preset, tmp_path)
     assert not warnings(shown)
     assert f"{preset}: 12 puzzles each" in printed(shown)
-    assert "Not so in this run: accuracy rises" in printed(shown)
+    assert "Not so in this run: more by ten standard errors" in printed(shown)
 
 
 @pytest.mark.slow
