@@ -72,7 +72,7 @@ def step(
     graph, params = nnx.split(policy.model)
     state = grpo.TrainState(params, opt_state)
     with futures.ThreadPoolExecutor(1) as beside:  # Python counts while the devices learn
-        ended = ~out.completions.mask[:, -1]
+        ended = ~out.completions.written[:, -1]
         counting = beside.submit(task.measures, out.texts, out.puzzles, ended.tolist())
         state, updated = grpo.train_step(graph, state, reference, batch, s)
         measured = counting.result()
@@ -85,6 +85,7 @@ def step(
         "reward": float(rewards.mean()),
         "train_accuracy": float((rewards == 1).mean()),
         "length": float(out.completions.mask.sum(1).mean()),
+        **out.replies,
         **{name: mean for name, mean in measured.items() if not isinstance(mean, dict)},
         "draws": draws,  # of puzzles, refills included
         "zero_variance_groups": float((~grpo.has_signal(rewards)).mean()),
@@ -116,11 +117,12 @@ def training_key(settings: Settings) -> Key[Array, ""]:
 def to_batch(out: Rollout, rewards: Float[np.ndarray, "P G"], settings: Settings) -> grpo.Batch:
     """A rollout with its advantages, to learn from."""
     s = settings
-    tokens, logprobs, mask = out.completions
+    tokens, logprobs, mask, written = out.completions
     shaped = grpo.shape_rewards(rewards, mask.sum(1).reshape(rewards.shape), s)
     gain = grpo.advantages(shaped, scale_by_std=s.scale_by_std, leave_one_out=s.leave_one_out)
     gain = gain.reshape(-1).astype(np.float32)
-    return grpo.Batch(out.prompts, out.valid, tokens, mask, logprobs, gain)
+    batch = grpo.Batch(out.prompts, out.valid, tokens, mask, logprobs, gain)
+    return batch._replace(written=written)
 
 
 def refill(

@@ -308,6 +308,9 @@ class Settings:
     prompt_len: int = setting(8, "tokens of a prompt, BOS included", Range(1, LONG))
     completion_len: int = setting(144, "tokens of a completion, EOS included", Range(1, LONG))
     temperature: float = setting(1.0, "of sampling", Range(0.01))
+    turns: int = setting(4, "replies of the task's tool to a completion at most", Range(0, MANY))
+    reply_len: int = setting(32, "tokens of a reply at most; a longer one ends it", Range(1, LONG))
+    reply_seconds: float = setting(10.0, "after which a tool has failed", Range(0.001))
     refills: int = setting(
         0,
         "draws at most that replace groups all of whose answers are right, or wrong",

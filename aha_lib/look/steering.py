@@ -133,7 +133,7 @@ def _residuals(graph, params, *rows):
 def activations(model: Gemma, out: Rollout, at: Decisions) -> Float[np.ndarray, "L N D"]:
     """The residual stream after every layer at the tokens of some decisions."""
     graph, params = nnx.split(model)
-    read = (out.prompts, out.valid, out.completions.tokens, out.completions.mask)
+    read = (out.prompts, out.valid, out.completions.tokens, out.completions.written)
     count = len(out.prompts)
     found = np.zeros((model.config.layers, len(at.row), model.config.width), np.float32)
     for start in range(0, count, ROWS):

@@ -42,6 +42,12 @@ class Batch(NamedTuple):
     total: Float[Array, ""] | float | None = (
         None  # trained tokens of the batch that this is a part of
     )
+    # What the model reads of a completion: `mask` and the tokens of replies. None: `mask` alone.
+    written: Bool[Array, "B T"] | None = None
+
+    @property
+    def read(self) -> Bool[Array | np.ndarray, "B T"]:
+        return self.mask if self.written is None else self.written
 
 
 class Weights(NamedTuple):
@@ -229,11 +235,11 @@ def updates_done(opt_state: OptState) -> Int[Array, ""] | jax.ShapeDtypeStruct:
     return next(leaf.count for leaf in leaves if is_schedule(leaf))
 
 
-def join_rows(prompts, valid, completions, mask):
+def join_rows(prompts, valid, completions, written):
     """Prompts [B, Tp] and their completions [B, T] as `Gemma.hidden` takes rows: tokens, positions
     and segments, [B, Tp + T]."""
     tokens = jnp.concatenate([prompts, completions], axis=1)
-    segments = jnp.concatenate([valid, mask], axis=1).astype(jnp.int32)
+    segments = jnp.concatenate([valid, written], axis=1).astype(jnp.int32)
     positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
     return tokens, positions, segments
 
@@ -246,7 +252,7 @@ def completion_logprobs(model, batch: Batch, temperature: float):
     """
     if batch.layout is not None:
         return _packed_logprobs(model, batch, temperature)
-    rows = join_rows(batch.prompts, batch.valid, batch.completions, batch.mask)
+    rows = join_rows(batch.prompts, batch.valid, batch.completions, batch.read)
     hidden = model.hidden(*rows)[:, batch.prompts.shape[1] - 1 : -1]
     return model.logprobs(hidden, batch.completions, temperature=temperature)
 
@@ -386,7 +392,8 @@ def micro_batches(batch: Batch, rows: int, *, all_rows: bool):
     """
     kept = batch.mask.any(axis=1) & (all_rows | (batch.advantages != 0))
     batch = jax.tree.map(lambda x: x[kept], batch)
-    for layout, index in packing.pack(*batch[:4], whole_shares(rows, "rows")):
+    of_rows = batch.prompts, batch.valid, batch.completions, batch.read
+    for layout, index in packing.pack(*of_rows, whole_shares(rows, "rows")):
         micro = jax.tree.map(lambda x: x[index], batch)  # noqa: B023
         yield micro._replace(mask=micro.mask & (index >= 0)[:, None], layout=layout)
 

@@ -37,7 +37,7 @@ def pack(
     prompts: Int[np.ndarray, "B Tp"],
     valid: Bool[np.ndarray, "B Tp"],
     completions: Int[np.ndarray, "B T"],
-    mask: Bool[np.ndarray, "B T"],
+    written: Bool[np.ndarray, "B T"],
     rows: int,
 ) -> Iterator[tuple[Layout, Int[np.ndarray, " N"]]]:
     """Micro-batches of `rows` rows of L = Tp + T slots and C = T places, all of one shape.
@@ -46,8 +46,9 @@ def pack(
     batch with the same prompt share it where they lie side by side, as a group's do.
     """
     heads, owners = _distinct_prompts(prompts, valid)
-    lengths = mask.sum(axis=1)
-    room = Room(slots=prompts.shape[1] + mask.shape[1], places=mask.shape[1], sharing=SHARING)
+    lengths = written.sum(axis=1)
+    T = written.shape[1]
+    room = Room(slots=prompts.shape[1] + T, places=T, sharing=SHARING)
     head_lengths = np.array([len(head) for head in heads], int)
     assigned = _first_fit(lengths, owners, head_lengths, room)
     for first in range(0, len(assigned), rows):

@@ -3,12 +3,16 @@
 One prefill per prompt, shared by its group; then a decode loop on the device, in stages: between
 two stages the host lengthens the KV cache and drops the rows that are finished. Knows nothing of
 text, Countdown or rewards; takes token ids.
+
+With a tool, rows may wait: a row that has written one of `turn_ends` stands still until all others
+wait too, or have come to their end. The host then gives it a reply, whose tokens are forced through
+the same decode loop (`_write_in_turns`).
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,6 +40,10 @@ BLOCK = 128  # tokens of which a draw adds up the probabilities at a time: the l
 FEWEST = 8
 FEWEST_ON_ACCELERATORS = 4
 
+# What a tool answers: from a row's number and its tokens so far to the tokens of the reply. None
+# ends the row; no tokens let it go on.
+Reply = Callable[[int, list[int]], Sequence[int] | None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -56,6 +64,8 @@ class Sampling:
     gather: bool = True
     # Prompts for which programs are there: fewer are filled up, so that no others are compiled.
     fill: int = 0
+    turn_ends: Collection[int] = ()  # tokens after which a row waits for a reply, where there is
+    reply: Reply | None = None  # a tool: called from several threads, for each row from one
 
 
 class Completions(NamedTuple):
@@ -64,12 +74,13 @@ class Completions(NamedTuple):
     tokens: Int[np.ndarray, "B T"]  # pad_id after the end
     logprobs: Float[np.ndarray, "B T"]  # nats, of the distribution sampled from; 0 after the end
     mask: Bool[np.ndarray, "B T"]  # True for sampled tokens, the stop token included
+    written: Bool[np.ndarray, "B T"]  # True for these and for the tokens of replies: no gaps
 
 
 class Stage(NamedTuple):
     """Columns of the completions that one call of the decode loop writes: its static arguments."""
 
-    slot: int  # of the cache, which the first of them is written into
+    slot: int  # of the cache, which the first of them is written into; with a `Turn` it says that
     length: int
     stop_ids: tuple[int, ...]
     pad_id: int
@@ -78,6 +89,21 @@ class Stage(NamedTuple):
     def slots(self) -> int:
         """How many the cache has meanwhile."""
         return self.slot + self.length
+
+
+class Turn(NamedTuple):
+    """What a stage needs to know where rows may wait."""
+
+    slot: Int[Array | np.ndarray, ""] | int  # of the cache, for the stage's first column
+    forced: Int[Array | np.ndarray, "B T"]  # the replies' tokens; -1 where the model samples
+    left: Int[Array | np.ndarray, " B"]  # tokens that a row may still have
+
+
+class Call(NamedTuple):
+    """What a decode loop is given beside its rows: numbers, for which its program is the same."""
+
+    temperature: Float[Array, ""] | float
+    turn: Turn | None = None  # where rows may wait
 
 
 class DecodeShape(NamedTuple):
@@ -209,7 +235,8 @@ def sample(
         # The last prompts only fill the devices up: what does not divide is not spread.
         filled = np.arange(whole_shares(share.size, "draws")) % len(share.numbers)
         mine = share.numbers[filled]
-        return _write(weights, prompts[mine], valid[mine], wanted, sampling)
+        write_rows = _write_in_turns if sampling.reply else _write
+        return write_rows(weights, prompts[mine], valid[mine], wanted, sampling)
 
     shares = _shares(len(prompts), cpu_threads(params), sampling.fill)
     parts = run_in_threads(write, shares)
@@ -291,11 +318,12 @@ def _write(
     order = wanted.prompt  # which rows of the cache go on: at first it has one a prompt
     out = _nothing_written(len(index), sampling)
     prompt_len = prompts.shape[1]
+    call = Call(float(sampling.temperature))
     for stage in _stages(prompt_len, sampling):
         rows = _with_slots(rows, order, _cache_slots(stage.slots, window))
-        rows, *written = _decode(graph, params, rows, float(sampling.temperature), stage)
+        rows, *written = _decode(graph, params, rows, call, stage)
         first = stage.slot - prompt_len
-        for array, part in zip(out, written, strict=True):
+        for array, part in zip(out[:3], written, strict=True):
             array[index, first : first + stage.length] = to_host(part)
         done = to_host(rows.done)
         if done.all():
@@ -306,13 +334,134 @@ def _write(
             order = np.argsort(done, kind="stable")[:keep]
             index = index[order]
             rows = _Rows(*_pick_rows(rows[:-1], order), rows.cache)
-    return Completions(*(array[: wanted.count] for array in out))
+    tokens, logprobs, mask = (array[: wanted.count] for array in out[:3])
+    return Completions(tokens, logprobs, mask, written=mask)
 
 
 def _nothing_written(rows: int, sampling: Sampling) -> Completions:
     shape = (rows, sampling.length)
     tokens = np.full(shape, sampling.pad_id, np.int32)
-    return Completions(tokens, np.zeros(shape, np.float32), np.zeros(shape, bool))
+    sampled = np.zeros(shape, bool)
+    return Completions(tokens, np.zeros(shape, np.float32), sampled, np.zeros(shape, bool))
+
+
+@dataclasses.dataclass
+class _Turns:
+    """Rows that take turns with a tool, on the host: R of them, as `_write_in_turns` began them."""
+
+    out: Completions
+    lengths: Int[np.ndarray, " R"]  # tokens written
+    finished: Bool[np.ndarray, " R"]
+    forced: list[list[int]]  # of each row, what is left of its reply
+
+    def left(self, index) -> Int[np.ndarray, " B"]:
+        """How many tokens some of the rows may still have."""
+        return self.out.tokens.shape[1] - self.lengths[index]
+
+    def forced_columns(self, index, count: int) -> Int[np.ndarray, "B T"]:
+        """The next tokens of the replies to some of the rows; -1 where there are none."""
+        columns = np.full((len(index), count), -1, np.int32)
+        for row, i in enumerate(index.tolist()):
+            reply = self.forced[i][:count]
+            columns[row, : len(reply)] = reply
+            self.forced[i] = self.forced[i][count:]
+        return columns
+
+    def put(self, i: int, tokens, logprobs, mask) -> None:
+        """Add what a stage wrote of row `i`, behind what it has."""
+        here = slice(self.lengths[i], self.lengths[i] + len(tokens))
+        self.out.tokens[i, here] = tokens
+        self.out.logprobs[i, here] = logprobs
+        self.out.mask[i, here] = mask
+        self.out.written[i, here] = True
+        self.lengths[i] = here.stop
+
+    def answer(self, i: int, number: int, sampling: Sampling) -> None:
+        """See whether row `i` has come to its end, or waits, and ask for its reply."""
+        last = int(self.lengths[i]) - 1
+        token = self.out.tokens[i, last]
+        own = self.out.mask[i, last]  # no token of a reply ends a row, or asks
+        if self.lengths[i] == sampling.length or (own and token in sampling.stop_ids):
+            self.finished[i] = True
+        elif own and token in sampling.turn_ends:
+            answer = sampling.reply(number, self.out.tokens[i, : last + 1].tolist())
+            self.finished[i] = answer is None
+            self.forced[i] = list(answer or ())
+
+
+def _write_in_turns(
+    weights: _Weights,
+    prompts: Int[np.ndarray, "P T"],
+    valid: Bool[np.ndarray, "P T"],
+    wanted: _Wanted,
+    sampling: Sampling,
+) -> Completions:
+    """As `_write`, of rows that may wait for replies.
+
+    A stage ends when every row waits or is done, at the latest after its columns. Before the next
+    one the rows are pushed together: all end at one slot of the cache again, as after the prefill,
+    so nothing is computed twice and no row has gaps.
+    """
+    graph, params, window = weights
+    s, prompt_len = sampling, prompts.shape[1]
+    columns = -(-s.length // s.stages)
+    stage = Stage(0, columns, tuple(sorted({*s.stop_ids, *s.turn_ends})), s.pad_id)
+    rows = _prefill(graph, params, prompts, valid, wanted)
+    index = np.arange(len(wanted.prompt))  # which row of `turns` each row being written is
+    finished = index >= wanted.count
+    nothing = np.zeros(len(index), int)
+    turns = _Turns(_nothing_written(len(index), s), nothing, finished, [[] for _ in index])
+    slots = prompt_len + s.length + columns
+    # While a row waits, others write: a ring has room for them beside its window.
+    near = min(slots, window + columns) if window else slots
+    rows = _with_slots(rows, wanted.prompt, (slots, slots, near, near))
+    slot = prompt_len
+    while True:
+        before = to_host(rows.position)
+        turn = Turn(slot, turns.forced_columns(index, columns), turns.left(index))
+        rows, *written = _decode(graph, params, rows, Call(float(s.temperature), turn), stage)
+        written = [to_host(part) for part in written]
+        position = to_host(rows.position)
+        used = position - before
+        for row, i in enumerate(index.tolist()):
+            if not turns.finished[i]:
+                turns.put(i, *(part[row, : used[row]] for part in written))
+                turns.answer(i, wanted.first + i, s)
+        done = turns.finished[index]
+        if done.all():
+            break
+        keep = _rows_to_keep(len(index), int((~done).sum()), _fewest(len(wanted.prompt)))
+        order = np.argsort(done, kind="stable")[:keep]
+        # The longest row that goes on decides where all of them end.
+        end = slot + used
+        slot = int(position[~done].max())
+        rows = _pushed_together(rows, order, (slot - end)[order], done[order])
+        index = index[order]
+    return Completions(*(array[: wanted.count] for array in turns.out))
+
+
+def _pushed_together(rows: _Rows, order, shift, done) -> _Rows:
+    """Its rows `order`, each with its cache moved `shift` slots to the right."""
+    cache = []
+    for array in rows.cache:
+        cache.append(_rolled(array, order, shift))
+        array.delete()  # once copied: there are never two whole caches
+    hidden, position, _, key = _pick_rows(rows[:-1], order)
+    return _Rows(hidden, position, done, key, Cache(*cache))
+
+
+@jax.jit
+def _rolled(x, order, shift):
+    """An array of a cache with its rows `order`, each turned by its `shift`: the ring goes on.
+
+    What wraps around is none of a row's tokens: those stay in front of slot 0 and in the window.
+    """
+
+    def roll_layer(x):
+        turned = jax.vmap(lambda row, by: jnp.roll(row, by, axis=1))(x[order], shift)
+        return constrain(turned, "rows", "kv_heads")
+
+    return constrain(jax.lax.map(roll_layer, x), None, "rows", "kv_heads")
 
 
 def _rows_to_keep(rows: int, unfinished: int, least: int) -> int:
@@ -397,12 +546,17 @@ def _prefill(graph, params, prompts, valid, wanted: _Wanted) -> _Rows:
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "stage"), donate_argnames="rows")
-def _decode(graph, params, rows: _Rows, temperature, stage: Stage):
-    """Write up to `stage.length` tokens per row; gives the rows and the three arrays written."""
+def _decode(graph, params, rows: _Rows, call: Call, stage: Stage):
+    """Write up to `stage.length` tokens per row; gives the rows and the three arrays written.
+
+    With a turn a row that is done stays as it is, so that it can go on in a later call.
+    """
+    temperature, turn = call
     greedy = temperature == 0
     model = nnx.merge(graph, params)
     last = model.config.vocab - model.config.padding - 1
     stop_ids = jnp.array(stage.stop_ids)
+    first = stage.slot if turn is None else turn.slot
     shape = (len(rows.done), stage.length)
     nothing = (jnp.full(shape, stage.pad_id), jnp.zeros(shape), jnp.zeros(shape, bool))
 
@@ -423,20 +577,37 @@ def _decode(graph, params, rows: _Rows, temperature, stage: Stage):
     def step(carry):
         t, rows, (tokens, logprobs, mask) = carry
         token, logprob = choose(rows)
+        if turn is not None:
+            reply = jax.lax.dynamic_index_in_dim(turn.forced, t, axis=1, keepdims=False)
+            is_forced = ~rows.done & (reply >= 0)
+            token = jnp.where(is_forced, reply, token)
+            logprob = jnp.where(is_forced, 0, logprob)
         written = (
             _put_column(tokens, token, t),
             _put_column(logprobs, logprob, t),
-            _put_column(mask, ~rows.done, t),
+            _put_column(mask, ~rows.done if turn is None else ~rows.done & ~is_forced, t),
         )
-        done = rows.done | jnp.isin(token, stop_ids)
-        slot = stage.slot + t
+        ends = jnp.isin(token, stop_ids)
+        if turn is not None:  # no token of a reply ends a row, but the limit does
+            ends = (ends & ~is_forced) | (t + 1 >= turn.left)
+        done = rows.done | ends
+        slot = first + t
         hidden, cache = model.extend(token[:, None], rows.position[:, None], rows.cache, slot)
-        return t + 1, _Rows(hidden[:, 0], rows.position + 1, done, rows.key, cache), written
+        return t + 1, _advanced(rows, hidden[:, 0], done, cache, turn is not None), written
 
     start = (0, _spread(rows), shard_batch(nothing))
     _, rows, written = jax.lax.while_loop(unfinished, step, start)
     # As they came: the next programs were compiled for rows that lie so.
     return _spread(rows), *written
+
+
+def _advanced(rows: _Rows, hidden, done, cache: Cache, may_wait: bool) -> _Rows:
+    """The rows after a token. Where they may wait, those that were done stand where they stood."""
+    position = rows.position + 1
+    if may_wait:
+        hidden = jnp.where(rows.done[:, None], rows.hidden, hidden)
+        position = jnp.where(rows.done, rows.position, position)
+    return _Rows(hidden, position, done, rows.key, cache)
 
 
 def _put_column(array, column, t):

@@ -52,6 +52,7 @@ class Shapes:
     stop_ids: tuple[int, ...] = (1,)
     pad_id: int = 0
     threads: int = 1  # in which the sampler and the gradient do their work
+    has_tool: bool = False  # which the rows wait for: their decode programs are compiled when met
 
     @property
     def trained(self) -> nnx.State:
@@ -162,6 +163,7 @@ def present(policy: rollout.Policy, opt_state: grpo.OptState, reference, mesh: M
         stop_ids=tuple(sorted(policy.tokenizer.stop_ids)),
         pad_id=policy.tokenizer.pad_id,
         threads=devices.cpu_threads(params),
+        has_tool=bool(policy.task.turn_end),
     )
 
 
@@ -225,6 +227,8 @@ def _sampling(run: Shapes) -> Iterator[Program]:
     found = rollout.shapes(run.settings, threads=run.threads)
     for shape in sorted(found.prefills, reverse=True):
         yield _prefill(run, shape)
+    if run.has_tool:
+        return
     rows = _rows_of(run, *max(found.prefills))
     for shape in sorted(found.decodes, reverse=True):
         yield _decode(run, rows, shape)
@@ -281,10 +285,10 @@ def _decode(run: Shapes, rows: sampler._Rows, shape: sampler.DecodeShape) -> Pro
     slot = shape.slots - shape.length
     stage = sampler.Stage(slot, shape.length, run.stop_ids, run.pad_id)
     state = _resized(run, rows, shape.rows, shape.slots)
-    temperature = float(run.settings.temperature)
+    call = sampler.Call(float(run.settings.temperature))
 
     def lower():
-        return sampler._decode.lower(run.graph, run.weights, state, temperature, stage)
+        return sampler._decode.lower(run.graph, run.weights, state, call, stage)
 
     size = shape.rows * shape.slots
     return Program("sample: decode", run.beside_sampler, lower, size)

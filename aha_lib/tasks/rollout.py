@@ -5,7 +5,11 @@ nothing of advantages or updates.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 
 import jax
@@ -39,7 +43,8 @@ class Rollout:
     prompts: Int[np.ndarray, "B Tp"]
     valid: Bool[np.ndarray, "B Tp"]  # prompt tokens that are not padding
     completions: sampler.Completions
-    texts: list[str]  # B
+    texts: list[str]  # B, with the replies of the task's tool in them
+    replies: dict[str, float]  # of a task with a tool: how many a completion had, and failures
 
 
 def training_puzzles(task: Task, settings: Settings, number: int, draw: int = 0) -> list:
@@ -98,6 +103,97 @@ def _sampling(policy: Policy, group: int, temperature: float) -> sampler.Samplin
     )
 
 
+def _turn_ends(policy: Policy) -> tuple[int, ...]:
+    """The token after which a row waits for a reply; none for a task without a tool.
+
+    ValueError where the vocabulary does not have it as one piece.
+    """
+    piece = policy.task.turn_end
+    if not piece:
+        return ()
+    tokens = policy.tokenizer.encode(piece, bos=False)
+    if len(tokens) != 1:
+        raise ValueError(
+            f"The task's turn_end is {piece!r}, which this vocabulary writes in {len(tokens)} "
+            "pieces: choose one that is a single piece, such as a newline."
+        )
+    return tuple(tokens)
+
+
+def _within(seconds: float, function: Callable[[], str | None]) -> str | None:
+    """What a function gives, or raises; TimeoutError where it takes longer.
+
+    It then goes on in its thread, which does not keep the process from ending.
+    """
+    done = futures.Future()
+
+    def work():
+        try:
+            done.set_result(function())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return done.result(seconds)
+
+
+class Tool:
+    """The task's tool as the sampler asks it: tokens in, tokens out, and what went wrong counted.
+
+    `settings.turns` replies a completion at most, each of `settings.reply_len` tokens and within
+    `settings.reply_seconds`: a call beyond that, a longer or later reply, and an error of the tool
+    end the completion.
+    """
+
+    def __init__(self, policy: Policy, puzzles: Sequence, group: int):
+        self.policy = policy
+        self.puzzles = puzzles
+        self.group = group
+        self.given = Counter()  # replies, by the row
+        self.failed = Counter()  # by the kind of failure
+
+    def behind(self, sampling: sampler.Sampling, first: int) -> sampler.Sampling:
+        """The sampling of a call whose row 0 belongs to puzzle `first`, with this tool."""
+
+        def reply(row: int, tokens: list[int]) -> list[int] | None:
+            return self.answer(first * self.group + row, tokens)
+
+        return dataclasses.replace(sampling, turn_ends=_turn_ends(self.policy), reply=reply)
+
+    def answer(self, row: int, tokens: list[int]) -> list[int] | None:
+        """The tokens of a reply to a row that is to go on; None ends it."""
+        tokenizer, s = self.policy.tokenizer, self.policy.settings
+        puzzle = self.puzzles[row // self.group]
+        try:
+            asked = functools.partial(self.policy.task.reply, tokenizer.decode(tokens), puzzle)
+            text = _within(s.reply_seconds, asked)
+        except TimeoutError:
+            self.failed["late"] += 1
+            return None
+        except Exception:  # whatever a tool does: the run goes on, and the failure is counted
+            self.failed["error"] += 1
+            return None
+        if not text:
+            return None if text is None else []
+        if self.given[row] == s.turns:
+            self.failed["too many"] += 1
+            return None
+        reply = tokenizer.encode(text, bos=False)
+        if len(reply) > s.reply_len:
+            self.failed["too long"] += 1
+            return None
+        self.given[row] += 1
+        return reply
+
+    def measures(self) -> dict[str, float]:
+        """Replies, and completions that the tool ended, as means over all completions."""
+        rows = len(self.puzzles) * self.group
+        return {
+            "replies": self.given.total() / rows,
+            "failed_replies": self.failed.total() / rows,
+        }
+
+
 def rollout(
     policy: Policy, puzzles: Sequence, key: Key[Array, ""], *, group: int, temperature: float
 ) -> Rollout:
@@ -107,6 +203,7 @@ def rollout(
     prompts, valid = sampler.pad_left(ids, s.prompt_len, tokenizer.pad_id)
     at_a_time = _prompts_at_a_time(s, group)
     sampling = _sampling(policy, group, temperature)
+    tool = Tool(policy, puzzles, group) if policy.task.turn_end else None
     if len(puzzles) > at_a_time:  # the last call may have fewer, and takes the others' programs
         sampling = dataclasses.replace(sampling, fill=at_a_time)
     parts = []
@@ -118,15 +215,16 @@ def rollout(
                 prompts[rows],
                 valid[rows],
                 jax.random.fold_in(key, first),
-                sampling,
+                sampling if tool is None else tool.behind(sampling, first),
             )
         )
     completions = sampler.Completions(*map(np.concatenate, zip(*parts, strict=True)))
-    rows = zip(completions.tokens, completions.mask, strict=True)
+    rows = zip(completions.tokens, completions.written, strict=True)
     texts = [tokenizer.decode(tokens[written]) for tokens, written in rows]
     each = [puzzle for puzzle in puzzles for _ in range(group)]
     prompts, valid = np.repeat(prompts, group, axis=0), np.repeat(valid, group, axis=0)
-    return Rollout(each, prompts, valid, completions, texts)
+    replies = tool.measures() if tool else {}
+    return Rollout(each, prompts, valid, completions, texts, replies)
 
 
 def score(task: Task, out: Rollout, group: int) -> Float[np.ndarray, "P G"]:

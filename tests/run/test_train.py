@@ -805,10 +805,11 @@ def test_evaluate_counts(settings, monkeypatch):
             for j in range(group)
         ]
         mask = np.arange(16) < np.array([len(text.split()) for text in texts])[:, None]
-        completions = sampler.Completions(mask.astype(int), mask.astype(np.float32), mask)
+        logprobs = mask.astype(np.float32)
+        completions = sampler.Completions(mask.astype(int), logprobs, mask, written=mask)
         each = [p for p in puzzles for _ in range(group)]
         prompts = np.zeros((len(each), 1), int)
-        return Rollout(each, prompts, prompts == 0, completions, texts)
+        return Rollout(each, prompts, prompts == 0, completions, texts, replies={})
 
     monkeypatch.setattr(train, "rollout", write)
     policy = Policy(weights.load(settings.model)[0], TOKENIZER, TASK, settings)
