@@ -46,6 +46,17 @@ class Task(Generic[P]):
         """What a completion earns; 1.0 means right. Called on whatever a model writes."""
         raise NotImplementedError
 
+    # The piece of the vocabulary after which the model waits for a reply; "": there is no tool.
+    turn_end = ""
+
+    def reply(self, text: str, puzzle: P) -> str | None:
+        """What a tool answers to a completion that has come to a `turn_end`: all its text so far.
+
+        "" lets the model go on without a word; None ends the completion. The same text has to get
+        the same reply. The reply is part of the text that is rewarded, and is never trained on.
+        """
+        return None
+
     def longest(self) -> P:
         """A puzzle whose prompt has the most tokens: so shapes are known before anything runs."""
         raise NotImplementedError
