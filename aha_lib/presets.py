@@ -120,6 +120,16 @@ MODELS: dict[str, ModelConfig] = {
         global_every=6,  # none: a step of a search depends on the last one through a list alone
         window=192,
     ),
+    "look-up": _gemma3(
+        vocab=68,
+        layers=3,
+        width=128,
+        heads=4,
+        kv_heads=1,
+        head_dim=32,
+        ff=256,
+        global_every=1,
+    ),
     "gemma-2b": _gemma1(layers=18, width=2048, heads=8, kv_heads=1, ff=16_384),
     "gemma-7b": _gemma1(layers=28, width=3072, heads=16, kv_heads=16, ff=24_576),
     "gemma2-2b": _gemma2(layers=26, width=2304, heads=8, kv_heads=4, head_dim=256, ff=9216),
@@ -261,7 +271,8 @@ def check(settings) -> None:
 
 
 # Words that settings may be.
-SHAPES = OneOf(("tiny", "small"))
+SHAPES = OneOf(("tiny", "small", "look-up"))
+LESSONS = OneOf(("countdown", "look-up"))
 TEMPLATES = OneOf(("tiny", "short", "base"))
 DTYPES = OneOf(("auto", "float32", "bfloat16"))
 OBJECTIVES = OneOf(("clip", "sequence_clip", "cispo", "reinforce", "kimi"))
@@ -470,6 +481,7 @@ class Pretraining:
     cut: bool = setting(False, "keep only those rows of the embedding that the corpus uses")
 
     # Corpus: shares of the documents, of any sum
+    lesson: str = setting("countdown", "which task is worked in the text", LESSONS)
     drill: float = setting(0.2, "share of lists of sums", Range(0))
     jump: float = setting(0.56, "share of traces that only answer", Range(0))
     check: float = setting(0.16, "share of traces with one attempt", Range(0))
@@ -578,6 +590,23 @@ _COLD_TINYZERO = replace(
     rows=16,
     row_len=768,
 )
+# Questions for a tool, in a language of their own.
+_LOOK_UP = Pretraining(
+    preset="look-up",
+    shape="look-up",
+    lesson="look-up",
+    drill=0.0,
+    jump=0.65,
+    check=0.25,
+    search=0.1,
+    steps=2_000,
+    rows=16,
+    row_len=128,
+    learning_rate=4e-3,
+    warmup=100,
+    remat=False,
+    checkpoint_every=250,
+)
 PRETRAINING: dict[str, Pretraining] = {
     "tiny": Pretraining(),
     # Controls: the same but for their habits. What is left out jumps instead.
@@ -600,6 +629,11 @@ PRETRAINING: dict[str, Pretraining] = {
         warmup=200,
         remat=False,
         checkpoint_every=250,
+    ),
+    "look-up": _LOOK_UP,
+    # The control guesses, and has never seen a call.
+    "look-up-no-asking": replace(
+        _LOOK_UP, preset="look-up-no-asking", jump=1.0, check=0.0, search=0.0
     ),
     "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", dtype="float32", remat=False),
     "gemma3-270m-short": _COLD,
@@ -702,6 +736,16 @@ SETTINGS: dict[str, Settings] = {
         eval_every=20,
         eval_puzzles=512,
         pass_k=4,
+    ),
+    "look-up": Settings(
+        preset="look-up",
+        model="look-up",
+        task="aha_lib.tasks.look_up:LookUp",
+        steps=40,
+        prompt_len=6,
+        completion_len=32,  # three hops, one of them asked twice
+        micro_batch=8,
+        remat=False,
     ),
     "gemma3-270m-cpu": _SHORT_CPU,
     "gemma3-270m-short": _SHORT,

@@ -18,6 +18,7 @@ model.finite model.download model.tokenizer model.tokenizer_json model.files mod
 model.block model.gemma model.lora model.vocabulary model.weights model.export
 rl.sampler rl.objectives rl.packing rl.grpo
 tasks.countdown tasks.traces tasks.task tasks.last_first tasks.word_problems tasks.gym
+tasks.look_up
 tasks.rollout tasks.worked tasks.faults tasks.corpus
 loop
 run.session run.folder run.stop run.checkpoints run.tracker run.cli run.pretrain run.cold_start
@@ -36,6 +37,7 @@ NO_JAX = {  # and what they may import
     "tasks.last_first": {"tasks.task"},
     "tasks.word_problems": {"tasks.task"},
     "tasks.gym": {"tasks.task"},
+    "tasks.look_up": {"presets", "tasks.task"},
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))

@@ -16,7 +16,15 @@ TURN_START, TURN_END = "<start_of_turn>", "<end_of_turn>"
 TINY_WORDS = [*map(str, range(101)), *"+-*/=,:()", "no", "yes", "<answer>", "</answer>"]
 # For more than three numbers: also the list of those that are left, and the way back to it.
 SMALL_WORDS = [*map(str, range(201)), *"+-*/=,;:()", "no", "yes", "back", "<answer>", "</answer>"]
-WORDS = {"tiny": TINY_WORDS, "small": SMALL_WORDS}  # by the name of the model's shape
+# Of questions for a tool: numbers that stand for people, relations, a call and its reply.
+LOOK_UP_WORDS = [*map(str, range(50)), ":"]
+LOOK_UP_WORDS += ["lives", "works", "knows", "likes", "visits", "follows", "teaches", "calls"]
+LOOK_UP_WORDS += ["<ask>", "</ask>", "nothing", "<answer>", "</answer>"]
+WORDS = {
+    "tiny": TINY_WORDS,
+    "small": SMALL_WORDS,
+    "look-up": LOOK_UP_WORDS,
+}  # by the name of the model's shape
 TINY_PATH = Path(__file__).parents[1] / "data" / "tiny" / "tokenizer.model"
 
 

@@ -36,7 +36,8 @@ HANDLES = {
     "gemma3-1b": "google/gemma-3/flax/gemma3-1b",
     "gemma3-4b": "google/gemma-3/flax/gemma3-4b",
 }
-SHIPPED = {name: TINY_PATH.parents[1] / name for name in ("tiny", "small")}  # with the package
+_OURS = ("tiny", "small", "look-up")  # come with the package
+SHIPPED = {name: TINY_PATH.parents[1] / name for name in _OURS}
 MOST_PADDING = 128  # rows at most that an embedding has and its tokenizer does not: Gemma 1's, 2's
 
 _EMBED = re.compile(r"(.*)(?:embed_tokens\.weight|embedder/input_embedding)")
@@ -77,7 +78,7 @@ def load(
 ) -> tuple[Gemma, Tokenizer, ModelConfig]:
     """A model from `source`, its arrays sharded over `mesh` (without one: on the first device).
 
-    `source` is a model's name ("tiny" and "small" come with the package, the others from Kaggle), a
+    `source` is a model's name (those in `SHIPPED` come with the package, the others from Kaggle), a
     Kaggle handle, a model of Hugging Face as "hf:google/gemma-3-1b-pt" or
     "hf:google/gemma-3-1b-pt@main", or a local or `gs://` folder in Kaggle's or Hugging Face's
     layout. `dtype` is that of activations, `param_dtype` that of parameters. `tokenizer` is the

@@ -2,8 +2,9 @@
 
 It plays the part of the text in which a pre-trained base has seen people work: most traces jump to
 an answer, some check one attempt, a small share search: try, compute, compare, say no, try again.
-The tiny model reads it in a language of its own, Gemma as compact text. Knows nothing of models or
-training; gives packed rows of token ids.
+The tiny model reads it in a language of its own, Gemma as compact text. A lesson other than
+Countdown has its documents from its task's own file. Knows nothing of models or training; gives
+packed rows of token ids.
 """
 
 import functools
@@ -18,7 +19,7 @@ import numpy as np
 
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import PUZZLES, Pretraining
-from aha_lib.tasks import countdown
+from aha_lib.tasks import countdown, look_up
 from aha_lib.tasks.worked import BOUND, Rule, operations, trace
 
 DRILL = 6  # facts in a drill
@@ -36,8 +37,18 @@ def is_held_out_fact(fact: str) -> bool:
 def document(settings: Pretraining, index: int) -> list[tuple[str, float]]:
     """Text number `index` of the corpus that the settings name, in pieces.
 
-    Each piece comes with its weight in the loss: 0 is not learnt. A drill is a list of facts, of
-    which only the results are learnt; a trace is a prompt, not learnt, and a worked solution.
+    Each piece comes with its weight in the loss: 0 is not learnt.
+    """
+    if settings.lesson == "look-up":
+        return look_up.document(settings, index)
+    return _countdown_document(settings, index)
+
+
+def _countdown_document(settings: Pretraining, index: int) -> list[tuple[str, float]]:
+    """A drill, or a worked puzzle of Countdown.
+
+    A drill is a list of facts, of which only the results are learnt; a trace is a prompt, not
+    learnt, and a worked solution.
     Held-out facts are not learnt: documents that show one are left out. Of searches with four
     numbers that would leave few; in a corpus with such the result of a held-out fact has weight 0.
     """
