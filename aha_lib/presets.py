@@ -599,13 +599,13 @@ _LOOK_UP = Pretraining(
     jump=0.65,
     check=0.25,
     search=0.1,
-    steps=2_000,
+    steps=600,
     rows=16,
     row_len=128,
     learning_rate=4e-3,
     warmup=100,
     remat=False,
-    checkpoint_every=250,
+    checkpoint_every=200,
 )
 PRETRAINING: dict[str, Pretraining] = {
     "tiny": Pretraining(),

@@ -257,7 +257,7 @@ def outcome(log: Log) -> str:
     return "wrong" if log.calls else "guessed"
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[int]) -> float:
     return sum(values) / len(values)
 
 
