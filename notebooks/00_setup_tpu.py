@@ -10,7 +10,7 @@
 # # 00 · What is done here, on which machine, and will it fit?
 #
 # **Before anything is downloaded:** what does a training step do, how fast
-# are the chips of this machine, and what will a run cost, in memory and in
+# are the chips of this machine, and what will a run cost in memory and in
 # minutes?
 #
 # | preset | machine | minutes |
@@ -119,9 +119,10 @@ STATIONS = [  # what, an example, its notebook
 show.cycle(STATIONS, "the changed model writes the next group (05)")
 
 # %% [markdown]
-# Steps 3 and 4 for a group of four answers to one puzzle, by the package's
-# own functions. (In a run the advantages are divided by the group's standard
-# deviation too; notebook 04.)
+# The next cell does steps 3 and 4 for a group of four answers to one puzzle,
+# with the package's own functions. Look at the signs of the advantages. (In
+# a run the advantages are also divided by the group's standard deviation;
+# notebook 04.)
 
 # %%
 import numpy as np
@@ -139,9 +140,10 @@ show.table(
 )
 
 # %% [markdown]
-# The right answer becomes likelier, the other three less likely. The
-# advantages add up to zero. If all four had earned the same, the model would
-# learn nothing from this puzzle. The whole step is one page of code,
+# Only the right answer has a positive advantage: it becomes likelier, the
+# other three less likely. The advantages add up to zero. If all four had
+# earned the same, all would be zero, and the model would learn nothing from
+# this puzzle. The whole step is one page of code,
 # [`aha_lib/loop.py`](../aha_lib/loop.py); its headings:
 
 # %%
@@ -176,7 +178,7 @@ for x in (jnp.ones(4), 2 * jnp.ones(4), jnp.ones(8)):
     print("    result", mean_square(x))
 
 # %% [markdown]
-# The second call used the compiled program; the third had another shape and
+# The second call used the compiled program. The third had another shape and
 # was compiled anew. For Gemma a TPU's compiler takes seconds to minutes for
 # each program (part 5), so a run has few shapes, and all are known
 # beforehand.
@@ -228,8 +230,9 @@ print("logits", next_logits(graph, state, ids).shape)
 
 # %% [markdown]
 # The graph is static: another graph is another program. The state is an
-# argument like any other. A function that found the arrays elsewhere would
-# have them compiled in as constants, and could not donate them.
+# argument like any other. If the function took the arrays from a global
+# variable instead, they would be compiled in as constants and could not be
+# donated.
 #
 # **`eval_shape` runs a function without numbers.** It gives the shapes of
 # the result and makes no array. So a model that is far too large for this
@@ -267,7 +270,8 @@ if mesh.size == 1:
 
 # %% [markdown]
 # The code that uses `matrix` is the same on one device and on eight: XLA
-# adds the communication. Notebook 01 draws the parameters of a model so.
+# adds the communication. Notebook 01 draws the parameters of a model in the
+# same way.
 
 # %% [markdown]
 # ## 3. This machine
@@ -278,18 +282,19 @@ if mesh.size == 1:
 print(devices.describe())
 
 # %% [markdown]
-# A free session ends by the clock. A run saves before that, and its end
-# costs minutes. How long is left?
+# A free session ends after a fixed time. A run has to stop and save before
+# that, which takes minutes. How much time is left?
 
 # %%
 left = devices.time_left()
 print("no limit here" if left is None else f"{left / 3600:.1f} h left")
 
 # %% [markdown]
-# Three speeds decide how long a step takes. Each is measured by a program
-# that compiles first and then runs for two seconds. The fastest time counts:
-# other programs on the machine can only slow it down. `block_until_ready`
-# waits for the device, which otherwise answers before the work is done.
+# Three speeds decide how long a step takes. For each, a program is compiled
+# and then run for about two seconds, at most 40 times. The fastest time
+# counts, because other programs on the machine can only slow it down.
+# `block_until_ready` waits for the device, which otherwise answers before
+# the work is done.
 
 # %%
 import time
@@ -327,8 +332,9 @@ print(f"{flops / 1e12:.3f} TFLOP/s, {dtype} on one {kind}")
 
 # %% [markdown]
 # **Memory.** Changing the sign of a long vector reads and writes every byte,
-# and does one operation for each number. The vector is donated: on a CPU
-# fresh memory would take several times as long as filling it.
+# and does one operation for each number. The vector is donated. Without
+# that, each call would get fresh memory, which on a CPU takes several times
+# as long as filling it.
 
 # %%
 v = jnp.ones(2**25 if cpu else 2**29, dtype)
@@ -364,9 +370,9 @@ else:
     print("one device: nothing to gather")
 
 # %% [markdown]
-# Against the datasheet. A good part of it is what to expect of such simple
-# code. A tenth of it means that something is wrong: another process on the
-# chip, or a slower chip than you asked for.
+# Compare with the datasheet. Such simple code should reach a good part of
+# its peaks. If it reaches a tenth, something is wrong: another process uses
+# the chip, or the chip is slower than the one you asked for.
 
 # %%
 from aha_lib.tpu import plan
@@ -434,8 +440,8 @@ class Call:
 # %% [markdown]
 # ### Check
 # Are the operations counted right? XLA counts those of a compiled program,
-# here of reading prompts with a large vocabulary. Its few per cent more are
-# attention.
+# here of reading prompts with a large vocabulary. It should count a few per
+# cent more, since the formulas leave out attention.
 
 # %%
 wide = dataclasses.replace(MODELS["tiny"], vocab=2**15)
@@ -511,8 +517,9 @@ for name, call in CALLS.items():
 show.table(["", "operations per byte", "tokens/s", "of the roof"], rows)
 
 # %% [markdown]
-# The same points under the roof that part 3 measured. What to look for: how
-# far below the roof is each, and on which side of the dotted ridge?
+# The same points under the roof that part 3 measured. Look for two things:
+# how far below the roof is each point, and on which side of the dotted
+# ridge?
 
 # %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
 # @title Draws the roof and the measured points
@@ -536,16 +543,18 @@ ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# Writing one token at a time is slowest, on any machine: all weights are
-# read for one row. The same tokens are read faster in one call, and written
-# faster by many rows. A point above the slope had its weights in the
-# processor's own cache, which is faster than the memory that part 3 timed.
+# Decode of one row is the slowest: each call reads all weights, and starts
+# every operation, for a single token. Decode of many rows shares that among
+# the rows, and prefill reads many tokens in one call. (A point may lie above
+# the slope if its weights fit into the processor's own cache, which is
+# faster than the memory that part 3 timed.)
 #
 # **What keeps a point below the roof?** A profiler records when each
 # operation of a program begins and ends. `jax.profiler` writes such a trace,
 # and `profile` adds up its events by kind: `dot_general` is the matrix
 # product, the other names are JAX's primitives, or XLA's own for what it
-# added (`copy`). First the smallest program and the largest of the four:
+# added (`copy`). The next cell does this for the smallest of the four
+# programs and for the largest. Look at which operation leads in each.
 
 # %%
 from aha_lib.look.profile import profile
@@ -562,17 +571,20 @@ for name in ("decode, 1 row", "training, 16 x 128"):
     print()
 
 # %% [markdown]
-# One row of decode is some two hundred operations of a few
-# microseconds each, and most of its time passes between them: what costs is
-# to start an operation, not to do it. The roofline has no term for that. In
-# training the matrix products lead. The rest is what the roofline leaves
-# out: element-wise work, sums and copies, which move many bytes and do
-# little with them. (For a trace as a timeline, give `jax.profiler.trace` a
-# folder and open that in [XProf](https://openxla.org/xprof) or Perfetto.)
+# One row of decode is some two hundred operations of a few microseconds
+# each. On two CPU cores `dynamic_slice` leads. It calculates nothing: it
+# takes a layer's weights and cache out of the arrays that hold all layers.
+# Starting so many short operations takes time too. The roofline has a term
+# for neither. (Nor for the profiler: recording each operation makes this
+# call longer than the tokens a second above say.) In training the matrix
+# products lead. The rest is what the roofline leaves out: element-wise work,
+# sums and copies, which move many bytes and do little with them. (For a
+# trace as a timeline, give `jax.profiler.trace` a folder and open that in
+# [XProf](https://openxla.org/xprof) or Perfetto.)
 #
-# **A Gemma on a TPU.** There each operation is long, and the roofline is a
-# better guide. Nothing was measured there yet, so these are intensities
-# only: compare each with the ridge of a v5e.
+# **A Gemma on a TPU.** There each operation is longer, and the roofline
+# should be a better guide. Nothing was measured there yet, so the table has
+# intensities only. Compare each with the ridge of a v5e.
 
 
 # %%
@@ -605,6 +617,8 @@ show.table(
 # Decode lies on the slope: for each token it reads all weights and all
 # caches, and does little with them. That is why the sampler writes many rows
 # at once, and why a group shares its prompt. Training lies on the flat part.
+# Prefill does too, except where prompts are few and short
+# (`gemma3-270m-short`).
 
 # %% [markdown]
 # ## 5. What will fit
@@ -613,8 +627,8 @@ show.table(
 # arguments of the running program, its temporaries (activations, logits,
 # copies), and what waits in memory meanwhile. The compiler's answers are
 # kept, so that a second run of this notebook is quick. The tiny model needs
-# next to nothing of a TPU core. With the preset `tiny` the compiler is asked
-# about the smallest Gemma.
+# next to nothing of a TPU core, so with the preset `tiny` the compiler is
+# asked about the smallest Gemma.
 #
 # What to look for: the column `free`.
 
@@ -629,14 +643,14 @@ except RuntimeError as error:  # no compiler here
     print(error)
 
 # %% [markdown]
-# The fullest program decides. What is the memory for? The large arrays can be
-# counted by hand: float32 weights (with adapters, the frozen weights are in
-# the dtype of the arithmetic), two moments of Adam and a gradient for each
-# trained number, a copy of the base for the KL term, the sampler's own copy
-# of the layers, the KV cache, and the logits: one for each piece of the
+# The fullest program decides. What is the memory for? The large arrays can
+# be counted by hand: float32 weights (with adapters, the frozen weights are
+# in the dtype of the arithmetic), two moments of Adam and a gradient for
+# each trained number, a copy of the base for the KL term, the sampler's own
+# copy of the layers, the KV cache, and the logits: one for each piece of the
 # vocabulary at each scored token. (Training computes no more than 2²⁸ of
 # them at a time.) A core has its share of an array, or all of it where
-# nothing splits it (`eval_shape` and the table of shardings know).
+# nothing splits it. `eval_shape` and the table of shardings tell which.
 
 
 # %%
@@ -703,7 +717,7 @@ def logits(s, cores):
 
 # %% [markdown]
 # What is left of the compiler's total is activations: what the layers keep
-# for the backward pass, and copies.
+# for the backward pass, and copies. Look for the largest part of each bar.
 
 # %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
 # @title Splits the programs' memory into parts
@@ -753,7 +767,8 @@ if answer:
 
 # %% [markdown]
 # ### Check
-# The compiler's total for `update: apply` is what the count by hand gives.
+# The program `update: apply` has hardly any activations. So the count by
+# hand alone should give the compiler's total.
 
 # %%
 if answer and answer.fits:
@@ -774,16 +789,17 @@ if answer:
     print("\n".join(advice) or "Even 2,048 puzzles at once fit.")
 
 # %% [markdown]
-# From a shell it is `aha plan --model gemma3-1b --chip v5e-8`, with
-# `--NAME VALUE` for any setting and `--largest prompts` to search for the
-# most that fits.
+# From a shell the same question is
+# `aha plan --model gemma3-1b --chip v5e-8`, with `--NAME VALUE` for any
+# setting and `--largest prompts` to search for the most that fits.
 #
 # ## 6. What will happen
 # How many minutes will a run of your preset take on `chip`, and does it end
-# within the session? `forecast` estimates the four parts before any of them
-# is spent, and names beside each part what the estimate comes from. No TPU
-# was timed: the run's minutes assume that a TPU reaches the share of its
-# peaks that a GPU reached of its own. So they are a guess.
+# within the session? `forecast` estimates this before anything is started,
+# in four parts: download, compilation, cold start and the run itself. Beside
+# each part it names what the estimate comes from. No TPU was timed: the
+# run's minutes assume that a TPU reaches the share of its peaks that a GPU
+# reached of its own. So they are a guess.
 
 # %%
 from aha_lib.tpu.forecast import forecast
@@ -798,8 +814,8 @@ print(forecast(preset, chip, hours=hours, **known, **overrides))
 
 # %% [markdown]
 # The tiny preset is made for a CPU, and its forecast for a TPU is mostly
-# compilation. What did it take on two CPU cores? The recorded runs know; a
-# first start compiles for about a minute more.
+# compilation. What did it take on two CPU cores? The recorded runs kept
+# their times. A first start also compiles, for about a minute more.
 
 # %%
 from aha_lib.look import record
@@ -811,7 +827,8 @@ for folder in sorted((record.DATA / "run").glob("seed*")):
     print(f"tiny, {folder.name}: {sum(spent) / 60:.1f} minutes of steps")
 
 # %% [markdown]
-# The same for every preset on this chip, to choose one by its minutes:
+# The next table and figure have the forecast of every preset on this chip.
+# Use them to choose a preset by its minutes.
 
 # %%
 every = {k: s for k, s in SETTINGS.items() if not k.endswith("-cpu")}

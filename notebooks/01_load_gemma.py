@@ -11,9 +11,9 @@
 #
 # **What is in a Gemma checkpoint, and how does it get onto the chips?** A
 # language model is a tokenizer, a configuration and a folder of numbers.
-# This notebook first computes one from its three files, in sixty lines of
-# NumPy. Then it goes through those lines again, part by part, with the
-# library and with your preset's model.
+# This notebook first computes the tiny model's output from its three files,
+# in sixty lines of NumPy. Then it goes through those lines again, part by
+# part, with the library and with your preset's model.
 #
 # | preset | machine | minutes |
 # |---|---|---|
@@ -74,9 +74,9 @@ overrides = {}
 # %% [markdown]
 # ## 1. A Gemma in sixty lines of NumPy
 #
-# Everything between the file and the next token's probabilities, in plain
-# NumPy and float64: one row, no cache, no sharding, no code of the library.
-# It reads the three files of the tiny model:
+# Here is everything between the files and the next token's probabilities, in
+# plain NumPy and float64: one row, no cache, no sharding. Of the library it
+# uses the tokenizer only. It reads the three files of the tiny model:
 #
 # | file | what it is | looked at again in |
 # |---|---|---|
@@ -159,8 +159,8 @@ def rotate(x, base):
 # %% [markdown]
 # Left, the cosines of three pairs: the first turns fast and tells neighbours
 # apart, the last hardly moves in 64 tokens. Right, the product of one and
-# the same query and key, put at every two positions. It is constant along
-# each diagonal: only the distance counts.
+# the same query and key, put at every pair of positions. The product is
+# constant along each diagonal: only the distance counts.
 
 # %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
 # @title Draws the rotation
@@ -181,10 +181,11 @@ figure.colorbar(image, ax=b, label="product, largest 1")
 plt.show()
 
 # %% [markdown]
-# **Attention** mixes, for each position, the values of positions before it.
-# A mask says which ones a position sees. A *global* layer sees all positions
-# before: its mask is causal. A *local* layer sees a window that slides
-# along, and so does little work for a long text.
+# **Attention** mixes, for each position, its own value and those of
+# positions before it. A mask says which ones a position sees. A *global*
+# layer sees all of them: its mask is causal. A *local* layer sees only the
+# last few, a window that slides along, and so does less work for a long
+# text.
 
 
 # %%
@@ -216,8 +217,10 @@ plt.show()
 # values. The tiny model has four query heads and one shared head. Keys and
 # values are what a sampler keeps of every earlier token (the KV cache of
 # notebook 03), and it reads all of them for each new one. A quarter of the
-# heads is a quarter of that memory and of that reading, at little cost in
-# quality. `np.repeat` gives each query head its copy.
+# heads is a quarter of that memory and of that reading. The authors of the
+# method measured little loss of quality
+# ([2305.13245](https://arxiv.org/abs/2305.13245)). `np.repeat` gives each
+# query head its copy.
 
 
 # %%
@@ -270,8 +273,9 @@ def numpy_gemma(ids):
 
 
 # %% [markdown]
-# Where does the last layer look? A row for each token, a column for each
-# that it sees; dark means a large share.
+# Where does the last layer look? Two of its four heads, a row for each
+# token, a column for each token that it sees. Dark means a large share. Look
+# at the row of `8`, the last result.
 
 # %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
 # @title Draws the last layer's attention
@@ -287,8 +291,9 @@ figure.colorbar(image, ax=axes, label="share")
 plt.show()
 
 # %% [markdown]
-# In the row of `8` the second head looks at `40`, the target. The next token
-# is `yes` or `no`, by whether the two are equal.
+# In the row of `8` head 1 looks mostly at `40`, the target. The token after
+# `8` should be `yes` if the two are equal and `no` if not, so this head
+# looks at what the model has to compare. (One text is an example, no proof.)
 #
 # ### Check: the library computes the same
 #
@@ -342,11 +347,11 @@ show.table(
 )
 
 # %% [markdown]
-# With `-it` at the end they are the instruct variants. We start from the
-# base models, which have had no reinforcement learning: what it adds can then
-# be seen from the start.
+# A handle with `-it` at its end is that of the instruct variant. We start
+# from the base models, which have had no reinforcement learning, so that all
+# of what it adds can be seen.
 #
-# To get a real one:
+# To get a real Gemma:
 #
 # 1. open the model's page and accept the licence there, once for each;
 #    the page's name is the beginning of the handle,
@@ -402,9 +407,10 @@ except (OSError, ValueError) as problem:
 print(f"Gemma {config.generation}, {config.parameters:,} parameters")
 
 # %% [markdown]
-# Whatever goes wrong there is one sentence that says what to do: the licence
-# not accepted, no token, no network, a full disk, half a download, a file
-# cut off, a model that is no Gemma. Try some, with the tiny model:
+# Whatever goes wrong while loading, the error is a sentence that says what
+# to do: the licence not accepted, no token, no network, a full disk, half a
+# download, a file cut off, a model that is no Gemma. The next cell breaks a
+# copy of the tiny model in three ways and prints the errors.
 
 # %%
 import tempfile
@@ -432,8 +438,9 @@ for step in ("no tokenizer", "a llama", "half a file"):
 # ## 3. The tokenizer, token by token
 #
 # This is the line `ids = small_tokenizer.encode(…)` of part 1, for your
-# preset's model. The tokenizer cuts a text into pieces of its vocabulary. A
-# piece that starts with `▁` starts a new word.
+# preset's model. The tokenizer cuts a text into pieces of its vocabulary. In
+# the vocabulary a piece that begins a new word starts with `▁`, which is
+# shown as a space or left out below.
 
 
 # %%
@@ -517,10 +524,10 @@ show.table(
 # %% [markdown]
 # Three things to see. All of them share keys and values among query heads,
 # Gemma 1 2B the most. In generation 2 every second layer sees a window only,
-# in generation 3 five layers of six. And the vocabulary of a small Gemma is
-# as large as that of a large one. What the table leaves out:
-# Gemma 2 brought norms after each block and a cap on the logits; Gemma 3
-# dropped the caps and normalises queries and keys instead.
+# in generation 3 five layers of six. And within a generation a small Gemma
+# has as large a vocabulary as a large one. What the table leaves out: Gemma
+# 2 brought norms after each block and a cap on the logits; Gemma 3 dropped
+# the caps and normalises queries and keys instead.
 #
 # ## 5. Where the parameters live
 #
@@ -594,10 +601,10 @@ print(f"{total:,}, of which the vocabulary {c.vocab * c.width / total:.0%}")
 # ## 6. What lies where
 #
 # The NumPy version had each array in one place. In the library each
-# parameter names its axes, and one table, `devices.RULES`, says which
-# mesh axis splits which of them. The layers are stacked: one array holds,
-# say, the query weights of all layers. What would one of eight devices hold?
-# A mesh need not exist to be asked.
+# parameter names its axes, and one table, `devices.RULES`, says which mesh
+# axis splits which of them. The layers are stacked: one array holds, say,
+# the query weights of all layers. What would one of eight devices hold? No
+# such devices are needed to ask: an abstract mesh will do.
 
 # %%
 eight = jax.sharding.AbstractMesh((8, 1), ("fsdp", "tp"))
@@ -639,7 +646,7 @@ if mesh.size == 1:
     print(placement.simulated(dict(named)))
 
 # %% [markdown]
-# And how much memory is it, on each device of this machine?
+# How much memory do the parameters take, on each device of this machine?
 
 # %%
 held = dict.fromkeys(mesh.local_devices, 0)
@@ -663,7 +670,8 @@ print(f"Here there are {once:,}; copies on several devices add {more:.1%}.")
 #
 # The last line of the NumPy version returns logits: a number for each piece
 # of the vocabulary, at each position. A softmax of the last row gives the
-# probabilities of the next token. Here with the model of your preset:
+# probabilities of the next token. The next two cells do that with the model
+# of your preset. Look at the likeliest token.
 
 # %%
 prompt = next(filter(knows, ("The capital of France is", "20 16 4 = 40 :")))
@@ -683,9 +691,9 @@ plt.title(f"What comes after   {prompt}")
 plt.show()
 
 # %% [markdown]
-# Always the likeliest token, one after the other, is *greedy* decoding. The
-# library's sampler does it at temperature 0; how it works is the subject of
-# notebook 03.
+# *Greedy* decoding takes the likeliest token each time. The library's
+# sampler does so at temperature 0. How it works is the subject of notebook
+# 03.
 
 # %%
 from aha_lib.rl import sampler
@@ -704,9 +712,11 @@ with devices.use(mesh):
 print(prompt, "|", tokenizer.decode(out.tokens[0]))
 
 # %% [markdown]
-# With the tiny preset the base answers at once, and here wrongly: it has
-# seen how answers look, not what earns a reward. The other notebooks change
-# that. A real Gemma continues its sentence.
+# With the tiny preset the base answers at once, and here wrongly. In most of
+# the texts that it was pre-trained on, an answer comes at once and is a
+# random expression: such texts show how an answer looks, not which one is
+# right. The other notebooks change that. A real Gemma continues its
+# sentence.
 #
 # A large model is not needed any more. Its memory is free once no name
 # refers to it.

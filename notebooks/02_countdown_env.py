@@ -22,12 +22,13 @@
 #
 # **You will see**
 #
-# 1. that the solver finds exactly what brute force finds;
+# 1. that the solver finds as many solutions as brute force;
 # 2. why four numbers are much harder than three;
 # 3. that no held-out puzzle shares its numbers with a training puzzle;
 # 4. what a reward for the form of an answer teaches;
-# 5. that a well-known scorer pays in full for answers that break the rules
-#    and misses right ones, and that ours does neither.
+# 5. that a well-known scorer pays in full for some answers that break the
+#    rules and misses some right ones, and that ours judges the same answers
+#    as the rules say.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -77,7 +78,7 @@ print("template:", settings.template)
 # %% [markdown]
 # `numbers` is how many numbers a puzzle has, `low` to `high` where they come
 # from. With a `bound` a puzzle has a solution whose every step is a whole
-# number from 0 to it. This is the arithmetic that a small model can write.
+# number from 0 to that bound. A small model can write such arithmetic.
 #
 # ## 1. One puzzle, by hand
 #
@@ -95,8 +96,9 @@ solve(puzzle)
 # as one solution, but `(20 + 16) + 4` and `(20 + 4) + 16` are two: they are
 # different *paths* to the target, and a model that searches walks paths.
 #
-# Now the corner cases. What is a puzzle that cannot be solved, one whose
-# numbers repeat, and one whose only path leaves the whole numbers?
+# Now the corner cases. What does the solver return for a puzzle that cannot
+# be solved, for one whose numbers repeat, and for one whose only path leaves
+# the whole numbers?
 
 # %%
 for corner in (
@@ -117,16 +119,16 @@ print("floating point:", 8 / (3 - 8 / 3))
 print("fractions:     ", Fraction(8) / (3 - Fraction(8, 3)))
 
 # %% [markdown]
-# A referee that computes in floating point needs a tolerance, and a
-# tolerance is a thing to argue about. The solver and the verifier here
-# compute with exact fractions, so they need none.
+# A referee that computes in floating point needs a tolerance, and every
+# tolerance is too wide for some answers or too narrow for others. The solver
+# and the verifier here compute with exact fractions, so they need none.
 #
 # ### Check: the solver against brute force
 #
-# With three numbers there are 3! orders, 4 x 4 signs and two ways to set
-# the parentheses: 192 expressions. The cell below writes them all and keeps
-# one of those that differ by a swap under `+` or `*` only. The puzzles are
-# those of the tiny preset, whatever yours is.
+# With three numbers there are 3! orders, 4 x 4 signs and two ways to set the
+# parentheses: 192 expressions. The cells below write them all. Of those that
+# differ only by a swap under `+` or `*` they keep one. The puzzles are those
+# of the tiny preset, whatever yours is.
 
 # %%
 import itertools
@@ -174,10 +176,10 @@ print(f"{len(some)} puzzles: as many solutions as by brute force")
 # %% [markdown]
 # ## 2. An endless supply
 #
-# `generate(seed, index)` computes puzzle number `index` on demand; nothing is
-# stored. The same seed and index give the same puzzle, on every machine. A
-# training run needs no data files, and one that is resumed at step 57 needs
-# nothing but the number 57.
+# `generate(seed, index)` computes puzzle number `index` on demand; nothing
+# is stored. The same seed and index give the same puzzle, on every machine.
+# A training run needs no data files. To draw its puzzles, a run that is
+# resumed at step 57 needs only its seed and that number.
 
 # %%
 for index in range(4):
@@ -214,9 +216,10 @@ b.set(
 plt.show()
 
 # %% [markdown]
-# With the tiny preset most puzzles have one to three solutions. How far does
-# *guessing* get? The cell below draws two numbers and a sign at random, until
-# one number is left. What share of such blind guesses is right?
+# With the tiny preset small targets are more common than large ones, and
+# most puzzles have one to three solutions. How far does *guessing* get? The
+# next cell draws two numbers and a sign at random, until one number is left.
+# What share of such blind guesses is right?
 
 # %%
 import random
@@ -257,8 +260,8 @@ plt.show()
 
 # %% [markdown]
 # That mean is the score of a player who never looks at the target. A model
-# that merely *writes* well-formed answers starts here. Everything above it
-# has to be earned by arithmetic and search.
+# that merely *writes* well-formed answers starts here. Whatever it scores
+# above that has to be earned by arithmetic and search.
 #
 # ## 3. What makes four numbers hard
 #
@@ -341,9 +344,9 @@ show.table(
 # %% [markdown]
 # A fourth number multiplies the expressions by about ten and the solutions
 # by less than three. The rest follows. With three numbers four attempts are
-# enough for nine puzzles of ten, so that *going on* is nearly all there is to
-# learn. With four, a search takes twenty attempts on average, and *where to
-# look first* begins to matter.
+# enough for nine puzzles of ten, so *going on* after a miss is most of what
+# a model that calculates has to learn. With four, a search takes more than
+# twenty attempts on average, and *where to look first* begins to matter.
 #
 # A model also has a limit of tokens. How many puzzles does the search solve
 # within it? A word is a token here, as in the language of the small models.
@@ -370,9 +373,10 @@ plt.show()
 # a mistake, solves 0.50 within 200 tokens, 0.68 within 400 and 0.93 within
 # 1,024; with three numbers it solves all within 200. (Recorded in
 # `tests/benchmarks/nulls.json`.) These are the numbers to compare a trained
-# model with: one that solves more within the same limit looks in a better
-# order. A search that starts from the given numbers at each attempt, without
-# going back to a partial result, solves 0.43, 0.56 and 0.73.
+# model with. A model that solves more within the same limit looks in a
+# better order, or spends fewer tokens on an attempt. A search that starts
+# from the given numbers at each attempt, without going back to a partial
+# result, solves 0.43, 0.56 and 0.73.
 #
 # ## 4. What is held out
 #
@@ -406,6 +410,8 @@ print(f"{np.mean(held):.1%} of the {len(every):,} triples of 1 to 20")
 
 # %% [markdown]
 # ### Check: nothing leaks
+#
+# Puzzles of two seeds: does any multiset occur in both splits?
 
 
 # %%
@@ -448,10 +454,10 @@ cells = "".join(
 display(HTML(f"<table><tr>{cells}</tr></table>"))
 
 # %% [markdown]
-# The base prompt ends in an open `<think>`. What comes next, by all the
-# model has ever read, is thinking. Nobody tells it *how*. Its example
-# answer, `(1 + 2) / 3`, stands in the prompt and not in the completion, and
-# only the completion is judged.
+# The base prompt ends in an open `<think>`. Thinking is the likely
+# continuation of such a text. Beyond "step by step" the prompt does not tell
+# the model *how* to think. The example answer `(1 + 2) / 3` stands in the
+# prompt and not in the completion, and only the completion is judged.
 #
 # In the tiny language each number is one token, so that arithmetic is about
 # numbers and not about spelling them:
@@ -470,11 +476,12 @@ print(ids, "<-", text)
 # A completion goes down a ladder and stops at the first rung that breaks:
 #
 # 1. Is there a complete `<answer> ... </answer>`? The *last* one counts.
+#    Else 0.
 # 2. Is what is in it a well-formed expression? Else 0.
 # 3. Does it use every number exactly once? Else 0.1.
 # 4. Does it equal the target? Else 0.1; if so, 1.
 #
-# Each line below gets one rung further than the one before.
+# Each line below gets at least as far as the one before.
 
 # %%
 from aha_lib.tasks.countdown import reward
@@ -540,22 +547,23 @@ show.table(["group", "reward", "advantage", "without the 0.1"], rows)
 # Where no answer is right, all would earn the same without the 0.1, and the
 # model would learn nothing. With it, the form is learnt first. Look at the
 # size, too: in the first group a difference of 0.1 is pushed as hard as a
-# difference of 1 would be, because the group's own spread is the unit. A
-# small price is not a small push. Once all answers have the form the 0.1
-# teaches nothing more, as in the second group. The third shows its place
-# beside a right answer: 0.1 and 0 are nearly the same.
+# difference of 1 would be, because the group's own spread is the unit. So a
+# small reward can be a large push. Once all answers have the form the 0.1
+# teaches nothing more, as in the second group. The third shows the 0.1
+# beside a right answer: there 0.1 and 0 have nearly the same advantage.
 #
 # So a form reward matters for a base that does not have the form. The tiny
-# base has it: a recorded run without the 0.1 ends at the same accuracy, 0.96.
+# base has it: a recorded run of one seed without the 0.1 ends at the same
+# accuracy, 0.96.
 
 # %% [markdown]
 # ## 7. How to cheat it
 #
-# [TinyZero](https://github.com/Jiayi-Pan/TinyZero) brought this task to
-# everybody, and much work since uses its scorer. It works well in practice.
-# It also has holes, and they teach what a verifier has to be. Here its
-# behaviour is rebuilt *safely*: the original hands the model's text to
-# Python's `eval`; the two cells below walk the syntax tree instead.
+# [TinyZero](https://github.com/Jiayi-Pan/TinyZero) made this task popular.
+# Its models learnt with its scorer. The scorer also has holes, and they
+# teach what a verifier has to be. The cells below rebuild its behaviour
+# *safely*: the original hands the model's text to Python's `eval`; they walk
+# the syntax tree instead.
 
 # %%
 import ast
@@ -626,8 +634,9 @@ def answer(text):
 
 
 # %% [markdown]
-# It takes the runs of digits for the numbers, and lets Python decide what
-# the text means. Between these two readings there is room:
+# TinyZero's scorer takes the runs of digits for the numbers, and lets Python
+# decide what the text means. The tricks below use the difference between
+# these two readings. Compare the two columns of rewards.
 
 # %%
 EXPLOITS = [  # answer, numbers, target, the trick
@@ -645,9 +654,10 @@ for text, numbers, target, trick in EXPLOITS:
     print(f"{text:10} {target:6} {theirs:9} {ours:5}  {trick}")
 
 # %% [markdown]
-# Five tricks, five full rewards. A model under RL finds such things, because
-# each is a way to be paid for a puzzle that it cannot solve. There are errors
-# in the other direction too. These answers are *right*, or merely junk:
+# All five tricks are paid in full by TinyZero's scorer. A model under RL may
+# find such tricks, because each pays for a puzzle that the model cannot
+# solve. There are errors in the other direction too. Of the answers below
+# the first four are right and the others are not.
 
 # %%
 said = "20 + 16 + 4"
@@ -666,9 +676,10 @@ for completion, kind in MISSES:
     print(f"{theirs:8} {reward(completion, puzzle).value:5}  {kind}")
 
 # %% [markdown]
-# The last one was stopped by the numbers it used. Had the puzzle been
-# (50, 60, 70), the original would have asked Python to compute it. How long
-# would the result be?
+# TinyZero's scorer pays nothing, or only 0.1, for three of the right
+# answers, and 0.1 for junk. The last answer was stopped by the numbers it
+# used. Had the puzzle been (50, 60, 70), the original would have asked
+# Python to compute it. How long would the result be?
 
 # %%
 exponent = 60**70
@@ -680,9 +691,8 @@ print("ours:", reward(answer("50**60**70"), bomb).reason)
 # %% [markdown]
 # ### What would a lazy policy earn?
 #
-# A reward is a price list. To see what it invites, send shoppers: players
-# who do not solve anything, and one who does. Which earn more than they
-# should?
+# To see what a reward invites, let it pay *players* who do not solve
+# anything, and one who does. Which of them earn more than they should?
 
 
 # %%
@@ -724,12 +734,13 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# - Junk in the tag earns nothing here, so the 0.1 takes an expression.
+# - Junk in the tag earns nothing from our scorer: the 0.1 is paid for an
+#   expression only.
 # - Twenty guesses in twenty tags pay no better than one guess: the last tag
 #   counts. If *any* right tag were enough, this would be the best policy for
 #   a model that cannot calculate.
-# - Adding everything happens to be right now and then, and a guess too:
-#   that is luck, and equal for both scorers.
+# - Adding everything is right now and then, and so is a guess. That is luck,
+#   and both scorers pay for it alike.
 # - Solving is worth several times as much as any way of not solving.
 #
 # ### Check: cheats are not paid, right answers are
@@ -748,9 +759,10 @@ print("paid to cheats, and to right answers:", paid)
 # %% [markdown]
 # ## 8. Strict or forgiving?
 #
-# TinyZero's prompt says that each number "can only be used once", its scorer
-# demands all of them. Our prompt says "exactly once" and means it.
-# `forgiving=True` plays by the letter of the other wording: *at most* once.
+# TinyZero's prompt says that each number "can only be used once", but its
+# scorer demands all of them. Our prompt says "exactly once", and our scorer
+# demands that. With `forgiving=True` it judges by the letter of TinyZero's
+# wording: *at most* once.
 
 # %%
 shorter = Puzzle((20, 16, 4), 36)
@@ -783,7 +795,8 @@ print(f"{len(easier) / 500:.1%} of the puzzles")
 
 # %% [markdown]
 # Training and evaluation in this project are strict throughout. When you
-# compare figures from different projects, this is the first thing to ask.
+# compare figures from different projects, ask first which of the two rules
+# each follows.
 #
 # ## Exercises
 #
@@ -819,7 +832,8 @@ print(f"{len(easier) / 500:.1%} of the puzzles")
 # - A puzzle is a function of a seed and an index; a tenth of the multisets
 #   of numbers is never trained on.
 # - The verifier parses and never runs; it is exact, bounded and total.
-# - A reward is a price list: what is paid for will be delivered.
+# - Training can deliver whatever the reward pays for, so the reward is
+#   tested before any model is trained.
 #
 # All of this lives in
 # [`aha_lib/tasks/countdown.py`](../aha_lib/tasks/countdown.py), in pure

@@ -11,10 +11,11 @@
 #
 # **How does a model write, and what does it take to write fast?** GRPO
 # (group-relative policy optimisation) needs hundreds of completions at every
-# step. Writing them takes two fifths of the tiny run's time. This notebook
-# builds a sampler twice, without a cache in five lines and with a cache in
-# ten. Then it looks into the one of the library, which shares one prefill
-# among a group (the completions of one puzzle) and drops finished rows.
+# step. Writing them takes about two fifths of the tiny run's time. This
+# notebook builds a sampler twice, without a cache and with one, in about ten
+# lines each. Then it looks into the library's sampler, which shares one
+# prefill among a group (the completions of one puzzle) and drops finished
+# rows.
 #
 # | preset | machine | minutes |
 # |---|---|---|
@@ -29,7 +30,8 @@
 #    kept instead of computed again) writes the same tokens as without;
 # 2. what a row of a padded batch sees, and what it does not;
 # 3. how one uniform random number draws a token;
-# 4. that the log-probabilities it returns are those which training computes;
+# 4. that the log-probabilities that a sampler returns are those which
+#    training computes;
 # 5. that dropping finished rows changes no token and saves much of the work.
 
 # %% tags=["setup"]
@@ -83,9 +85,9 @@ print(f"{config.layers} layers of width {config.width}")
 
 # %% [markdown]
 # The weights lie on all devices together, a share on each. Sections 1 to 6
-# compare two ways to the same number. So they compute in float32, and ask for
-# full precision where an accelerator would multiply in bfloat16. Section 7
-# measures speed, and computes as a run does.
+# compute the same numbers in two ways and compare them. So they work in
+# float32, and ask for full precision where an accelerator would multiply in
+# bfloat16. Section 7 measures speed, and computes as a run does.
 
 # %%
 jax.config.update("jax_default_matmul_precision", "float32")
@@ -94,7 +96,7 @@ jax.config.update("jax_default_matmul_precision", "float32")
 # ## 1. One token at a time
 #
 # A language model does one thing: given a text, it tells how likely each
-# token is to come next. Give it the puzzle and look.
+# token is to come next. Give it a puzzle and look at the likeliest ones.
 
 # %%
 from aha_lib.tasks import countdown
@@ -154,11 +156,11 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# At T = 0 only the likeliest token is left: *greedy* decoding. RL samples, as
-# a rule at T = 1, because it can only reward what was tried. Another
+# At T = 0 only the likeliest token is left: *greedy* decoding. RL samples,
+# as a rule at T = 1, because it can only reward what was tried. Another
 # temperature will do as well, as long as the loss computes its probabilities
-# at the same one. Section 5 checks two of them, and shows what happens
-# otherwise.
+# at the same temperature. Section 5 checks this for two temperatures, and
+# shows what happens otherwise.
 #
 # ### Without a cache
 #
@@ -191,7 +193,8 @@ print(countdown.reward(tokenizer.decode(written), puzzles[0]))
 #
 # Each of these forward passes repeats nearly all work of the one before. Is
 # that necessary? The hidden states of earlier tokens cannot depend on later
-# ones. So when a text grows, nothing about its beginning changes:
+# ones. So when a text grows, nothing about its beginning should change,
+# except for rounding:
 
 # %%
 longer = jnp.array([prompts[0] + written])
@@ -203,7 +206,9 @@ print(f"largest change in {hidden.size:,} numbers: {change:.1e}")
 # Of the earlier tokens, attention needs their *keys* and *values* only. Keep
 # those and compute the new token alone. That makes two kinds of work:
 # **prefill** reads the whole prompt in one call and fills the cache,
-# **decode** reads one token, with one more slot of the cache filled.
+# **decode** reads one token at a time and fills one more slot of the cache.
+# In the pictures a blue square is a token that goes through the model at a
+# step. Compare the two totals.
 
 # %%
 steps, total = 16, n + 16
@@ -317,9 +322,10 @@ print(f"no logit is more than {max(short):.1e} below the highest")
 #
 # Rows of different lengths share arrays by *padding*. Prompts are padded on
 # the **left**, so that all of them end in the same slot, and from then on
-# every row writes its next token into the same slot as all others: one
-# slice, not a scatter. GRPO wants a group of completions for each prompt.
-# They share the prefill: it is computed once and repeated in memory.
+# every row writes its next token into the same slot as all others: one slice
+# of the array, not a place of its own for each row. GRPO wants a group of
+# completions for each prompt. They share the prefill: it is computed once
+# and repeated in memory.
 
 # %%
 from aha_lib.tasks.countdown import Puzzle
@@ -481,10 +487,11 @@ print(child.stdout or child.stderr[-500:])
 
 # %% [markdown]
 # Eight devices write what one writes, because a row's random numbers depend
-# on the number of the row and not on the place where it lies. For the same
-# reason a row's tokens depend neither on its padding nor on its neighbours.
-# (Of a model with a large vocabulary a random number may fall on the border
-# between two tokens, which rounding moves. Such a row goes another way.)
+# on the number of the row and not on the place where it lies. Together with
+# the masks above this means that a row's tokens depend neither on its
+# padding nor on its neighbours. (With a large vocabulary a random number may
+# fall so close to the border between two tokens that rounding decides
+# between them. Such a row then goes on differently.)
 
 # %% [markdown]
 # ## 4. Drawing a token
@@ -492,12 +499,12 @@ print(child.stdout or child.stderr[-500:])
 # How is a token drawn from a distribution? Lay the probabilities side by
 # side, on a line from 0 to 1. Throw a dart. The token that it hits is drawn,
 # and a wider one is hit more often: *inverting the cumulative distribution*.
-# It takes one random number per row. (The more usual Gumbel trick takes one
-# for every entry of the vocabulary, 262,144 in Gemma 3.) The dart is a
-# float32 and lands on one of 2²³ points, a little over eight million. A token
-# whose piece is thinner than the step between two points is hit somewhat too
-# often or too rarely: one of probability one in a million by at most an
-# eighth.
+# This takes one random number per row. (The more usual Gumbel trick takes
+# one for every entry of the vocabulary, 262,144 in Gemma 3.) The dart is a
+# float32 and lands on one of 2²³ points, a little over eight million. A
+# token whose piece is thinner than the step between two points is hit
+# somewhat too often or too rarely: one of probability one in a million by at
+# most an eighth.
 
 
 # %%
@@ -541,12 +548,13 @@ plt.show()
 
 # %% [markdown]
 # Tokens lie in the order of their ids. The pale parts are all those of
-# probability below 0.04, too thin to be drawn one by one: one of them is hit
-# now and then, and that is as it should be.
+# probability below 0.04, too thin for a label. One of them is hit now and
+# then, as often as its probability says.
 #
-# Does the library's sampler draw so? Let it draw a first token many times
-# (fewer where the vocabulary is large, since each draw takes a row of
-# logits). The counts should differ from the expected ones by chance only.
+# Does the library's sampler draw in this way? Let it draw a first token many
+# times (fewer where the vocabulary is large, since each draw takes a row of
+# logits). The counts should differ from the expected ones by chance only:
+# about one in twenty by more than two standard deviations.
 
 # %%
 draws = min(4096, 2**26 // config.vocab)  # 256 MiB of logits at most
@@ -610,9 +618,9 @@ print("training:", again[0, :6].round(4))
 
 # %% [markdown]
 # The slice starts at the *last* prompt token, whose hidden state predicts
-# the first written one: an off-by-one here would train the prompt. The stop
-# token is part of the mask: a model that is not trained on it never learns
-# when to stop.
+# the first written one. An off-by-one here would give each token its
+# neighbour's log-probability. The stop token is part of the mask: a model
+# that is not trained on it never learns when to stop.
 #
 # ### Check: the two agree
 
@@ -629,7 +637,8 @@ for T in (1.0, 0.7):
 # %% [markdown]
 # What if training assumed another temperature than the sampler's? Take what
 # was sampled at 0.7 and compute at 1. The ratio of the two probabilities
-# should be 1 for every token before the first update.
+# should be 1 for every token before the first update. (The *clip* in the
+# output is the bound on this ratio, from 0.8 to 1.28; notebook 04.)
 
 # %%
 batch = sampled[0.7]
@@ -669,15 +678,16 @@ plt.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 plt.show()
 
 # %% [markdown]
-# Orange tokens were choices. With the tiny preset they are which numbers to
-# take, which sign, and whether to go on; the rest mostly follows from them.
-# Where a token was written with probability p, another completion of the
-# group writes a different one with probability 1 − p. So completions part at
-# any token, rarely at a sure one and often at a choice. RL can prefer one
-# completion to another only by what comes from there on.
+# Orange tokens were choices. With the tiny preset they decide which numbers
+# to take, which sign, and whether to go on after a `no`. The rest mostly
+# follows from them. Where a token was written with probability p, another
+# completion of the group writes a different one with probability 1 − p. So
+# completions part at any token, rarely at a sure one and often at a choice.
+# Two completions of a group can earn different rewards only because of what
+# they write from there on.
 
 # %% [markdown]
-# ## 6. Not everybody writes as long
+# ## 6. Rows end at different lengths
 #
 # A batch is done when its longest row is done. How long are the rows of one
 # training step? The rows here are as many as the settings have, but no more
@@ -729,8 +739,9 @@ print(
 # %% [markdown]
 # The library decodes in *stages*. Between two stages, the host looks at
 # which rows are finished, halves the batch while the unfinished ones fit,
-# and makes the cache longer for the next stage only. Halving, and not just
-# dropping, because each new shape has to be compiled once.
+# and makes the cache longer for the next stage only. It halves the batch
+# instead of dropping just the finished rows, because each new shape has to
+# be compiled once.
 
 # %%
 steps, last = np.arange(length + 1), lengths.max()
@@ -762,11 +773,11 @@ plt.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
-# Areas are work. The line is what is needed, the pale area what one loop
-# computes that runs until its longest row is finished, blue what stages do.
-# Where more than half of the rows reach the limit, as those of a base that
-# does not end its answers, there is nothing to halve, and the two areas are
-# the same.
+# An area is an amount of work. The area under the line is the work that is
+# needed. The pale area is what one loop computes that runs until its longest
+# row is finished, and the blue area is what stages compute. If more than
+# half of the rows reach the limit, as with a base that does not end its
+# answers, there is nothing to halve, and the two areas are the same.
 #
 # ### Check: the same tokens, for less work
 
@@ -778,16 +789,17 @@ print(f"{alike.sum()} of {P * G} rows have the same tokens in both;")
 print(f"one stage does {work[0] / work[1]:.1f} times the work of {STAGES}")
 
 # %% [markdown]
-# Work here counts rows, whatever they cost. The early stages also read a
-# shorter cache for each row.
+# Work is counted here in rows times tokens, as if all cost the same. In fact
+# the early stages are cheaper still, since they read a shorter cache for
+# each row.
 #
 # ## 7. What many rows buy
 #
-# Notebook 00 has shown on a roofline why decoding is slow: for each token
+# Notebook 00 explains with a roofline why decoding is slow: for each token
 # it moves all weights and does little with them. With many rows, the weights
-# are moved once for all. Measure it. Nothing stops early here, so that the
-# number of tokens is known. The arithmetic is in the run's own dtype and
-# precision.
+# are moved once for all. How much faster does that make it? Nothing stops
+# early here, so that the number of tokens is known. The arithmetic is in the
+# run's own dtype and precision.
 
 # %%
 import time
@@ -835,8 +847,9 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# The first rows are cheap. Later ones cost more, since each row has its own
-# cache to be read and its own arithmetic. On a CPU the library also runs the
+# The first rows are cheap: there the measured line rises nearly as steeply
+# as the dashed one. Later rows cost more, since each row has its own cache
+# to be read and its own arithmetic. On a CPU the library also runs the
 # puzzles of a small model side by side, a thread for each core, because its
 # operations are too short to be shared out among cores.
 #
@@ -845,7 +858,9 @@ plt.show()
 # What limits the number of rows is the cache. A local layer of Gemma 2 or 3
 # never looks further back than its window. So its part of the cache is a
 # **ring**: once it is full, the newest token takes the place of the one that
-# has just gone out of sight. The MiB of one row of 4,096 tokens, in bfloat16:
+# has just gone out of sight. The table has the MiB of one row of 4,096
+# tokens in bfloat16: first with all slots kept, then with local layers that
+# keep only their window.
 
 # %%
 from aha_lib.look import show
@@ -861,9 +876,9 @@ show.table(["model", "all slots kept", "window forgotten"], rows)
 
 # %% [markdown]
 # Gemma 3 gains most: five of its six layers see 512 or 1,024 tokens only.
-# The window of Gemma 2 is 4,096, just not exceeded here. Beside that the
-# number of KV heads counts: `gemma-7b` has sixteen, and a row of it takes
-# 25 times the room of one of `gemma-2b`, which has one.
+# The window of Gemma 2 is 4,096, just not exceeded here. The number of KV
+# heads counts, too: `gemma-7b` has sixteen, and a row of it takes 25 times
+# the room of one of `gemma-2b`, which has one.
 #
 # ## Exercises
 #
@@ -881,8 +896,8 @@ show.table(["model", "all slots kept", "window forgotten"], rows)
 #
 # With the tiny preset `[False False False False False False]`: both groups
 # change, as both have padding. The model now reads `<pad>`, which it never
-# saw in training, as the beginning of the text. Nothing fails and nothing
-# warns: what it writes still looks like an answer.
+# saw in training, as the beginning of the text. No error and no warning
+# tells of it: what the model writes still looks like an answer.
 #
 # </details>
 #
@@ -898,7 +913,7 @@ show.table(["model", "all slots kept", "window forgotten"], rows)
 # ```
 #
 # At 48 rows, and at 266. Beyond that a decode step reads more cache than
-# weights, and more rows buy less and less.
+# weights, and further rows add less and less speed.
 #
 # </details>
 #

@@ -82,8 +82,8 @@
 #
 # 1. the loss and the update of 25 lines give the package's gradient;
 # 2. the loss itself tells nothing about the model, and need not fall;
-# 3. an advantage pushes all tokens of an answer alike, the mistaken one and
-#    the others;
+# 3. all tokens of an answer get the same advantage, the mistaken one and the
+#    others, and yet some move much and others not at all;
 # 4. the mean takes noise away, and the deviation sets a puzzle's weight;
 # 5. the clip does nothing at the first update, and acts from the second on.
 #
@@ -148,7 +148,7 @@ if mesh.size > 1:
 #
 # One puzzle and a group of four answers. The referee of notebook 02 pays 1
 # for a right answer, 0.1 for a wrong one that is well-formed, and 0 for a
-# malformed one. Look for the sign: which answers are above the mean?
+# malformed one. Look at the signs: which answers are above the mean?
 
 # %%
 from aha_lib.tasks.countdown import Puzzle, reward
@@ -175,9 +175,9 @@ for name, paid in (("all wrong", 0.1), ("all right", 1.0)):
 # ## 2. A loss and an update in 25 lines
 #
 # Now your preset's model, with all that a run has: weights spread over the
-# devices, adapters where the setting `lora` is their rank, a copy of the base
-# where there is a KL term, the dtype of a run. Only the puzzles are fewer and
-# the answers shorter.
+# devices, adapters if the setting `lora` gives them a rank, a copy of the
+# base if there is a KL term, and the dtype of a run. Only the puzzles are
+# fewer and the answers shorter.
 
 # %%
 dtype, param_dtype = devices.dtypes(settings.dtype)
@@ -212,7 +212,7 @@ print(f"{config.parameters:,} parameters; {count:,} numbers are trained")
 # %% [markdown]
 # The model writes a group for each puzzle. A base that solves nothing gets
 # equal rewards, advantages of 0, and a step that teaches nothing. To have a
-# step to look at, every second answer then counts as right.
+# step to look at, in that case every second answer counts as right.
 
 # %%
 task = Countdown.from_settings(one)
@@ -276,8 +276,9 @@ print(f"sampler and trainer differ by {gap.mean():.1e} nats ({dtype})")
 
 # %% [markdown]
 # The sampler (a cache, token by token) and the trainer (whole rows) are two
-# programs. The ratio takes for granted that they agree. In float32 they agree
-# to about a millionth of a nat; in bfloat16 single tokens differ by a tenth.
+# programs. The ratio takes for granted that they agree. In float32 they
+# agree to about a millionth of a nat; in bfloat16 single tokens differ by up
+# to a tenth.
 #
 # ### The loss tells nothing about the model
 #
@@ -346,8 +347,9 @@ assert cosine > 0.9 and metrics["skipped_updates"] == 0
 del change, new
 
 # %% [markdown]
-# Twenty-five lines and the package agree: the same direction, the same
-# length. (In float32 no token is clipped; in bfloat16 a few are, by rounding.)
+# Twenty-five lines and the package agree: their gradients have the same
+# direction and length, and their updates the same direction. (In float32 no
+# token is clipped; in bfloat16 a few are, by rounding.)
 #
 # ### What one step did to the text
 #
@@ -401,8 +403,10 @@ for name, rows in (("better", better), ("worse", ~better)):
 # Purple is likelier, orange less likely. The step moves tokens where the
 # model has a choice, such as the first one. A token that was certain before
 # can hardly change, and stays white. All tokens of an answer are pushed with
-# the same advantage: credit for a single good token comes only from averaging
-# over answers that share it.
+# the same advantage: credit for a single good token comes only from
+# averaging over answers that share it. So a token of a worse answer may
+# become likelier, if better answers use it, too: with the tiny preset the
+# sign `*` does.
 #
 # With a learning rate of 1e-6, as for Gemma's whole weights, one step is
 # hardly seen. The trained weights are float32 for that reason: in bfloat16
@@ -447,8 +451,9 @@ for name, gain in gains.items():
 
 # %% [markdown]
 # *Noise* is the spread of one group's estimate in units of the mean
-# estimate's length. All means point the same way. Each dot below is one
-# group's estimate of two of the five components; the cross is the exact
+# estimate's length. All three means estimate the same direction. (With 10
+# added, even the mean over 20,000 groups is still noisy.) Each dot below is
+# one group's estimate of two of the five components; the cross is the exact
 # gradient. The first panel's axes are ten times as long.
 
 # %%
@@ -464,12 +469,12 @@ plt.show()
 
 # %% [markdown]
 # Adding 10 to every reward changes nothing about the task, but the estimate
-# drowns. The group's mean removes the shift, and needs no second network that
-# learns how good a puzzle's answers are on average. With rewards near 0, as
-# ours are, even no baseline does well: a baseline is an insurance against the
-# level of the rewards. (The mean contains the answer's own reward, which
-# shrinks the estimate by $(G-1)/G$, here 15/16. RLOO, in notebook 09, leaves
-# the answer out.)
+# drowns in noise. The group's mean removes the shift, and needs no second
+# network that learns how good a puzzle's answers are on average. With
+# rewards near 0, as ours are, an estimate without a baseline has only a
+# little more noise: a baseline guards against the level of the rewards. (The
+# mean contains the answer's own reward, which shrinks the estimate by
+# $(G-1)/G$, here 15/16. RLOO, in notebook 09, leaves the answer out.)
 #
 # ## 4. What the deviation does
 #
@@ -487,9 +492,11 @@ plt.show()
 #
 # GRPO pulls right and wrong answers apart, with a weight that depends on $p$
 # alone (Mroueh, [2503.06639](https://arxiv.org/abs/2503.06639)). Without the
-# division the weight is $p(1-p)$, the true gradient of the success rate.
-# Compare the two curves on the right at a small $p$. A real group of 16 often
-# sees no success there; the mean over such groups is the second curve.
+# division the weight is $p(1-p)$, the true gradient of the success rate. On
+# the right below, compare the curves at a small $p$. The dotted one is the
+# formula. A real group of 16 often sees no success there: the solid blue
+# curve is the mean over such groups. The orange one is the weight without
+# the division.
 
 # %%
 solved = np.arange(1, G)  # right answers in a group that has signal
@@ -538,8 +545,9 @@ for divide in (True, False):
 
 # %% [markdown]
 # A tenth of reward pushes with $-3.87$, as hard as one failure among fifteen
-# successes. So "paid for nothing but being right" is not quite what GRPO does
-# here. Set `form_reward=0` in notebook 05 to take this push away.
+# successes. So the reward of 0.1 for the form can push as hard as the reward
+# of 1 for being right. Set `form_reward=0` in notebook 05 to take this push
+# away.
 #
 # ## 5. A wrong, a low and a high advantage
 #
@@ -553,7 +561,8 @@ for divide in (True, False):
 #
 # One step of a run hardly changes a text. Adam's step is proportional to the
 # learning rate, so we take its change times `BOOST`: the same step at a
-# higher rate. Compare the numbers of the first two rows, and read the texts.
+# higher rate. The same puzzles are then answered again. Compare the numbers
+# of the first two rows, and read the texts.
 
 
 # %%
@@ -610,21 +619,22 @@ for name in CASES:
 # With the tiny preset:
 #
 # - *As they are*: better answers gain, worse ones lose, and 45 % of the new
-#   answers are right instead of 12 %. They are twice as long: in this batch
-#   the better answers are the longer ones (the loss was negative).
-# - *Ten times* is the same update: the bound on the gradient's norm and Adam
-#   take a common factor out. Only an advantage's size beside the others of
-#   the batch matters.
+#   answers to the same four puzzles are right instead of 12 %. They are
+#   twice as long: in this batch the better answers are the longer ones (the
+#   loss was negative).
+# - *Ten times* makes the same update: the bound on the gradient's norm and
+#   Adam take a common factor out. Only an advantage's size beside the others
+#   of the batch matters.
 # - *All zero* changes nothing. The texts are the base's.
-# - *Sign turned* unlearns what was right: 5 % are.
+# - *Sign turned* unlearns what was right: only 5 % of the new answers are.
 # - *One at 30*: the tokens of that one wrong answer gain 0.26 nats each, and
 #   better answers gain nothing. One mistake of the referee takes over the
-#   step.
+#   step, and 22 % of the new answers are right, half as many as without it.
 #
 # ## 6. The clip, from the second update on
 #
-# To sample a batch is expensive, so one may want more than one update out of
-# it (GRPO's $\mu$, the setting `updates`). After the first update the ratios
+# Sampling a batch is expensive, so one may want more than one update from it
+# (GRPO's $\mu$, the setting `updates`). After the first update the ratios
 # differ from 1. On the left is the objective of one token, on the right its
 # slope by $\log \pi$, which is the weight of the token's gradient. Follow
 # each line to the point where its slope becomes 0.
@@ -657,7 +667,7 @@ plt.show()
 # A good token that has already become 1.28 times likelier gets no gradient,
 # nor does a bad one that has fallen to 0.8. The clip is one-sided: a bad
 # token that became *likelier* still gets its full push down. The upper bound
-# is the higher one (DAPO's *clip-higher*,
+# lies further from 1 than the lower one (DAPO's *clip-higher*,
 # [2503.14476](https://arxiv.org/abs/2503.14476)), so that rare tokens have
 # room to grow.
 #
@@ -716,6 +726,7 @@ del state, reference, params, trained, rest, model, policy
 # update. The ratio and the clip matter when a batch is used again.
 # All of this lives in [`aha_lib/rl/grpo.py`](../aha_lib/rl/grpo.py).
 #
-# **Next:** [05_train](05_train.ipynb) takes sixty of these steps.
-# [09_objectives](09_objectives.ipynb) changes the objective: DAPO, Dr. GRPO,
-# RLOO, GSPO, CISPO and Kimi's, on one batch.
+# **Next:** [05_train](05_train.ipynb) takes as many of these steps as the
+# preset says, sixty with the tiny one. [09_objectives](09_objectives.ipynb)
+# changes the objective: DAPO, Dr. GRPO, RLOO, GSPO, CISPO and Kimi's, on one
+# batch.
