@@ -289,11 +289,11 @@ for name in three:
 
 # %% [markdown]
 # So the gain of the recorded runs is mainly *will*: to try at all, and to try
-# again. They make nearly four attempts a puzzle instead of half of one, and
-# an attempt hits about as often as before. (The errors here treat attempts as
-# independent. Attempts at one puzzle are not, and hard puzzles take many of
-# them. The next measure avoids the second problem: it looks at first, second
-# and third attempts apart.)
+# again. The trained models make nearly four attempts a puzzle, the base half
+# of one, and an attempt hits about as often as before. (The errors here treat
+# attempts as independent. Attempts at one puzzle are not, and hard puzzles
+# take many of them. The next measure avoids the second problem: it looks at
+# first, second and third attempts apart.)
 #
 # ### The first attempt alone, with many draws
 # `python tests/benchmarks/reach.py` has drawn each held-out puzzle many
