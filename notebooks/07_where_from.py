@@ -773,8 +773,8 @@ print(f"the same number of attempts in {same} of {len(labelled)}")
 
 # %% [markdown]
 # ## How it fails now
-# The held-out answers, counted by the kinds of notebook 06, at the first and at
-# the last evaluation of each run:
+# The held-out answers, counted by the kinds of notebook 06, at the first and
+# at the last evaluation of each run:
 
 # %%
 kinds = "right", "cut off", "slipped", "claimed", "gave up"
@@ -858,8 +858,8 @@ show.table(
 #   ends near where a guess does. There are three seeds of each run, and one
 #   base of each kind.
 # - **Shown, for a real Gemma:** after a cold start that has the habit, ten
-#   steps of the reward make the habit the usual one, and two to three times
-#   as many answers are right. After a cold start without the habit, the
+#   steps of the reward make the habit the usual one, and about two to three
+#   times as many answers are right. After a cold start without the habit, the
 #   reward does not make it. In the steps that follow on the GPU the runs with
 #   searches finish more of what they begin well, and accuracy goes from 0.77
 #   and 0.73 to 0.90 and 0.89.
