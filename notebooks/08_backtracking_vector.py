@@ -715,13 +715,13 @@ show.table(
 )
 
 # %% [markdown]
-# It does not. At −½ little happens. At −1, after the last layer, answers are
-# about a quarter shorter, and accuracy falls to 0.65 (learnt) or 0.42
-# (difference). But the model still makes about seven times as many further
-# attempts as the base. After layer 1 it makes even *more* than before, and
-# solves less. At −1½ the language breaks down. A random direction harms as
-# much, or more. So one direction does not undo what GRPO has changed in all
-# the weights.
+# They do not. At −½ along our directions little happens. At −1, after the
+# last layer, answers are about a quarter shorter, and accuracy falls to 0.65
+# (learnt) or 0.42 (difference). But the model still makes about seven times
+# as many further attempts as the base. After layer 1 it makes even *more*
+# than before, and solves less. At −1½ the language breaks down. A random
+# direction harms as much, or more. So one direction does not undo what GRPO
+# has changed in all the weights.
 
 # %% [markdown]
 # ## One vector, trained
