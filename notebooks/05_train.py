@@ -12,26 +12,28 @@
 # **The question:** what happens to the answers of a language model that is
 # rewarded for being right, and for little else?
 #
-# A right answer earns 1, a wrong one that is well-formed 0.1, and one that is
-# malformed or cut off by the limit of tokens 0. No term of the reward is for a
-# check, a "no" or a second try. Length is not rewarded either, and it has a
-# price: whoever writes too long is cut off and earns nothing. The effect is
-# the one of [DeepSeek-R1-Zero](https://arxiv.org/abs/2501.12948), made small
-# by [TinyZero](https://github.com/Jiayi-Pan/TinyZero).
-# ([Glossary](../docs/glossary.md))
+# A right answer earns 1. A wrong but well-formed one earns 0.1. A malformed
+# answer earns 0, and so does one that the limit of tokens cuts off. The
+# reward has no term for a check, a "no" or a second try. It has no term for
+# length either, but an answer that is too long is cut off and earns nothing.
+# [DeepSeek-R1-Zero](https://arxiv.org/abs/2501.12948) reported that under
+# such a reward answers grow longer and check themselves;
+# [TinyZero](https://github.com/Jiayi-Pan/TinyZero) showed it on Countdown
+# with small models. ([Glossary](../docs/glossary.md))
 #
-# **As in notebook 04,** the run takes *one* update from every
-# batch and no KL term. So every ratio is 1 when it is used, no clip ever
-# acts (`clip_fraction` is 0 in every row), and the loss
-# is REINFORCE with advantages from the group, divided by its deviation and
-# averaged over all tokens of the batch. It is none of notebook 09's recipes.
-# (TinyZero's runs, the last presets below, have a small KL term.)
-# Runs with more updates, where the clip acts, are at the end.
+# **The algorithm** is notebook 04's: *one* update from every batch, and no KL
+# term. So every ratio is 1 when it is used, and the clip never acts
+# (`clip_fraction` is 0 in every row). The gradient is then that of REINFORCE:
+# each token's log-probability times its answer's advantage, averaged over all
+# tokens of the batch. The advantage is the reward less the group's mean,
+# divided by the group's deviation. None of notebook 09's published recipes is
+# exactly this. The last three presets below add a small KL term, as TinyZero
+# does. Runs with more updates, where the clip acts, are near the end.
 #
-# This notebook is also the headless main job: the same file as a script,
-# `python notebooks/05_train.py --out runs/mine --steps 100`, trains,
-# writes `metrics.jsonl`, `curve.png` and checkpoints into the folder, and
-# goes on from the last checkpoint when it is called again.
+# The same file is also a script. `python notebooks/05_train.py --out
+# runs/mine --steps 100` trains without a browser and writes `metrics.jsonl`,
+# `curve.png` and checkpoints into the folder. Called again, it goes on from
+# the last checkpoint.
 #
 # | preset | machine | what it does |
 # |---|---|---|
@@ -39,26 +41,28 @@
 # | `gemma3-270m-cpu` | two CPU cores | Gemma 3 270M: a cold start, then GRPO |
 # | `gemma3-270m-short` | an accelerator | the same, 512 answers a step |
 # | `tinyzero-small` | two CPU cores | TinyZero's own task, about an hour |
-# | `tinyzero-270m`, `-1b`, `-2b` | a TPU | the same, by a cold start |
-# | `gemma3-270m`, `gemma3-1b`, `gemma2-2b` | a TPU | TinyZero's zero run |
+# | `tinyzero-270m`, `-1b`, `-2b` | a TPU | that task, after a cold start |
+# | `gemma3-270m`, `gemma3-1b`, `gemma2-2b` | a TPU | that task, GRPO alone |
 #
 # TinyZero's task is three or four numbers from 1 to 99. The small model for it
 # has 1.46 million parameters and comes with the package, as the tiny one does.
 #
 # A **cold start** is supervised training on worked puzzles before the first
-# reward. The presets that have one do it below, as the first part of the
-# run. The last three have none: they reward the base as it is, and first
-# sample a step's answers. If no group of them has both right and wrong ones,
-# the run ends there with a sentence, for it would learn nothing. That is to be
-# expected of `gemma3-270m`: its recorded run without a cold start has no right
-# answer (notebook 07).
+# reward. The presets that have one do it below, as the first part of the run.
+# The last three presets have none: they reward the base as it is. They first
+# sample the answers of one step. If no group has both right and wrong
+# answers, the run ends there with a message, since it could learn nothing but
+# the form. Expect that of `gemma3-270m`: its recorded run without a cold
+# start has no right answer (notebook 07).
 #
-# You will see (the last two by the tiny model, whatever the preset is):
+# With the preset `tiny` you will see (the last two are shown with the tiny
+# model whatever the preset is):
 #
 # 1. held-out accuracy rises far above the base's;
 # 2. responses get longer and try again more often, though the reward has no
 #    term for either;
-# 3. traces that search, rare at first, become the usual ones;
+# 3. searches, which are answers that go on after a "no", are rare at first
+#    and become the usual answers;
 # 4. a run that was stopped goes on as if it had not been;
 # 5. what the clip does when a batch is used more than once.
 
@@ -96,14 +100,16 @@ folder = f"runs/{preset}"  # an old run is resumed; another needs another
 
 # %% [markdown]
 # ## What is to be run
-# `Settings` hold all that determines a run. In a notebook they come from the
-# cell above; as a script, from the command line: `--out DIR`, `--preset` and
-# a flag for each of the fields printed below (`--help` says what each is).
-# There the next cell but one does it all, by the same steps as the notebook
-# below: it prints a line at every evaluation, keeps `curve.png` up to date,
-# and ends the program. What the reader can put right (a folder with another
-# run in it, an unknown model) is told in one line. Ctrl-C and SIGTERM finish
-# and save the step first.
+# `Settings` hold everything that determines a run. In the notebook they come
+# from the cell above. The script reads them from the command line: `--out
+# DIR`, `--preset` and a flag for each of the fields printed below (`--help`
+# explains each).
+#
+# The script ends in the next cell but one. There it trains as the notebook
+# does below, prints a line at every evaluation and keeps `curve.png` up to
+# date. It reports in one line what you can put right: a folder with another
+# run in it, an unknown model. On Ctrl-C or SIGTERM it finishes and saves the
+# step first.
 
 # %%
 import dataclasses
@@ -152,8 +158,9 @@ HTML(
 )
 
 # %% [markdown]
-# Is there a cold start? It has settings of its own, from `PRETRAINING`;
-# `overrides` may set its length, `{"cold_start_steps": 200}`.
+# Does this preset begin with a cold start? A cold start has settings of its
+# own, in `PRETRAINING`. `overrides` may change its length:
+# `{"cold_start_steps": 200}`.
 
 # %%
 cold = cold_start.planned(cold_start.without_a_second(settings))
@@ -166,9 +173,10 @@ else:
     print(f"{cold.steps} supervised steps of {cold.rows} rows; {weights_}.")
 
 # %% [markdown]
-# A few numbers to reach a target, each used exactly once. The held-out panel
-# is the same for every run and shares no set of numbers with the training
-# puzzles.
+# A puzzle is a few numbers and a target; an answer has to use each number
+# exactly once. Accuracy is measured on the *held-out panel*, a fixed list of
+# puzzles. It is the same for every run of a preset, and it shares no set of
+# numbers with the training puzzles. Its first three puzzles:
 
 # %%
 print(PUZZLES[settings.puzzles])
@@ -178,16 +186,18 @@ for puzzle in panel[:3]:
 
 # %% [markdown]
 # ## The run, live
-# A cold start, if there is one, comes first, and its loss is drawn. Then step
-# 0 measures the base, and every step samples `group` completions of
-# `prompts` puzzles, pays them, and updates the weights once (notebook 04 has
-# it in slow motion). Watch accuracy, length and the number of further attempts
-# leave their dotted base lines together. (A *backtrack*, as the metrics call
-# it, is here an attempt after the first: the model tries again.) If the folder
-# already has a run, it goes on where that
-# stopped, also in the middle of a cold start. Interrupt the kernel and the
-# step is finished and saved; run the cell again and it goes on. So it does
-# where the session's time was up.
+# A cold start, if there is one, comes first, and its loss is drawn. Step 0
+# then measures the base. Every later step samples `group` completions for
+# each of `prompts` puzzles, computes their rewards, and updates the weights
+# once (notebook 04 takes such a step apart). Watch whether accuracy, length
+# and the number of further attempts leave their dotted base lines together.
+# (A *further attempt* is one after the first: the model tries again. The
+# metrics call it a *backtrack*.)
+#
+# If the folder already has a run, the cell resumes it, also in the middle of
+# a cold start. If you interrupt the kernel, the step is finished and saved
+# first. Run the cell again to go on; do the same after a session whose time
+# was up.
 
 # %%
 before = train.rows_so_far(out)
@@ -198,7 +208,9 @@ if not rows:
     sys.exit(f"There is nothing to look at yet. {why_stopped(out)}")
 
 # %% [markdown]
-# The same as numbers, at every evaluation:
+# The same as numbers, at every evaluation. *Greedy* is the accuracy of
+# answers that take the likeliest token each time; all else is of sampled
+# answers.
 
 # %%
 measured = [row for row in rows if "heldout_accuracy" in row]
@@ -211,10 +223,10 @@ show.table(
 
 # %% [markdown]
 # ### Check
-# What is asked holds for the presets whose runs are recorded. Learning takes
-# some steps, and a base that is right now and then: a run of fewer than 40
-# steps, or from a base that solves next to nothing, is not asked. Then the
-# cell says so.
+# Accuracy should have risen by more than 0.3. The cell asks this only of
+# presets whose runs are recorded, of runs of 40 steps or more, and of bases
+# that solve more than one puzzle in twenty. Of other runs it asks nothing and
+# prints why.
 
 # %%
 recorded = preset in ("tiny", "gemma3-270m-cpu", "gemma3-270m-short")
@@ -229,10 +241,11 @@ else:
     print(f"{end['step']} steps: too few to expect that it learns.")
 
 # %% [markdown]
-# The accuracies above are the loop's own. Here they are computed once more
-# from the texts that it has kept, by Python's own arithmetic instead of the
-# verifier's: an answer counts if its numbers are the puzzle's and its value
-# is the target. (The verifier also takes × ÷ − and a tail "= 42".)
+# The training loop computed the accuracies above. The next cells compute them
+# again from the kept texts, by Python's own arithmetic instead of the
+# verifier's. An answer counts if its numbers are the puzzle's and its value
+# is the target. (As in the verifier, the signs × ÷ − are allowed, and so is
+# the target repeated at the end, as in "= 42".)
 
 # %%
 import ast
@@ -287,9 +300,10 @@ print(f"{sum(same)} of {len(same)} accuracies recomputed are the same.")
 # %% [markdown]
 # ## What rose with it: the style of the answers
 # A trace *jumps* (no attempt before the answer), *checks* (one attempt) or
-# *searches* (several). `traces.style` finds out by rules. Their shares in the
-# corpus that the base has learnt from, and in the sampled held-out
-# completions before and after:
+# *searches* (several). `traces.style` tells them apart by rules. The table
+# has the shares of the three styles in the corpus that the base has learnt
+# from, and in the sampled held-out completions before and after. Look at the
+# last column.
 
 # %%
 from aha_lib.presets import PRETRAINING
@@ -307,20 +321,23 @@ for r in (base, end):
 show.table(["", *styles], lines)
 
 # %% [markdown]
-# The tiny base, and a Gemma after its cold start, have all three, the search
-# rarely: the corpus was written that way. In the recorded runs GRPO has made
-# the rare one the usual one: a search is right more often, and so it earns
-# more. (The border between "check" and "search" depends on luck: a search that
-# hits at once counts as a check. Notebook 06 measures without it.)
+# The tiny base, and a Gemma after its cold start, use all three styles but
+# rarely search, because we wrote their corpus that way. In the recorded runs
+# that start from such a base, GRPO has made the rare style the usual one. An
+# answer that goes on after a "no" has more chances to be right, and so to be
+# paid. (The border between "check" and "search" depends on luck: a search
+# that hits at once counts as a check. Notebook 06 measures without this
+# border.)
 
 # %% [markdown]
 # ## The wrong answers
-# How an answer fails tells more than that it fails. *Cut off*: the limit came
-# before an answer. *Claimed*: it says "yes" to a value that is not the
-# target. *Slipped*: a wrong sum decided it. *Gave up*: no claim of success;
-# an honest failure, or a guess. A reward for right answers could teach a
-# model to say "yes" whatever it has found: this table is where one would see
-# it. Counts, not shares: of a run that has learnt, few are left at the end.
+# A wrong answer fails in one of four ways. *Cut off*: the limit came before
+# an answer. *Slipped*: a false sum decided it. *Claimed*: it says "yes" to a
+# value that is not the target. *Gave up*: it claims no success, as in an
+# honest failure or a guess. Look at "claimed": a reward for right answers
+# could teach a model to say "yes" whatever it has found. The table has
+# counts, since few failures are left in a run that has learnt. At step 0 it
+# counts `pass_k` answers to each puzzle, later one.
 
 # %%
 fates = "right", "cut off", "slipped", "claimed", "gave up"
@@ -338,9 +355,9 @@ show.table(
 
 # %% [markdown]
 # ## Before and after
-# The same held-out puzzles, first as the base answered them, then as the
-# trained model does: two that it has learnt, if there are any, and one that it
-# fails. Sums are blue if they are true and red if not.
+# Three held-out puzzles, answered by the base and by the trained model: two
+# that the trained model has learnt to solve, if there are any, and one that
+# it fails. Sums are blue if they are true and red if not.
 
 
 # %%
@@ -364,8 +381,10 @@ for i in learnt_now + failed:
 
 # %% [markdown]
 # ## Where the time goes
-# Seconds of a step, split. Steps that meet a new length of completions
-# compile, hence medians; the first is left out.
+# The table splits the seconds of a step into sampling, computing rewards and
+# updating. Which part takes longest? A step that meets a new length of
+# completions also compiles, so the table has medians, and leaves out the
+# first step.
 
 # %%
 import numpy as np
@@ -395,11 +414,12 @@ show.table(
 
 # %% [markdown]
 # ## Is there still something to learn from?
-# A group whose completions all earn the same has no advantage and teaches
-# nothing. Their share grows as the puzzles become easy: the run starves of
-# signal before it is perfect. (Of a base that solves nothing all groups are
-# such ones, from the first step on.) DAPO's dynamic sampling (notebook 09)
-# refills them.
+# A group whose completions all earn the same has only advantages of 0, and
+# teaches nothing. Compare the share of such groups in the first rows with
+# that in the last: it grows as the puzzles become easy for the model, so less
+# and less is left to learn from. (Of a base that solves nothing, most groups
+# are like that from the first step on.) DAPO's dynamic sampling (notebook 09)
+# draws other puzzles in their place.
 
 # %%
 signal = [row for row in rows if "zero_variance_groups" in row]
@@ -420,11 +440,11 @@ show.table(
 
 # %% [markdown]
 # ## Stopped and resumed
-# A step is a function of the state and its number: puzzles and random keys
-# are folded from the seed and the number. So a run that is stopped and goes
-# on gives the same rows as one that never stopped. A small run of the tiny
-# model, whatever the preset is, shows it: two steps, stop, two more, against
-# four at once.
+# A step is a function of the model's state and the step's number: its puzzles
+# and random keys are derived from the run's seed and that number. So a
+# resumed run should give the same rows as one that never stopped, all but the
+# seconds. The check compares two small runs of the tiny model, whatever the
+# preset is: two steps, a stop and two more steps, against four steps at once.
 
 # %% [markdown]
 # ### Check
@@ -463,11 +483,17 @@ print("Steps", [row["step"] for row in parts_], "agree to the last digit.")
 
 # %% [markdown]
 # ## More than one update from a batch
-# Sampling is dear, so one would like to use a batch again. Then the ratios
-# leave 1 and the clip has something to do. Short runs of the tiny model with
-# 1, 2, 4 and 8 updates, each with the clip and without it, are made by
-# `python tests/benchmarks/variants.py updates`; where it has been run, a table
-# of them follows.
+# Sampling is expensive, so it would pay to use a batch for several updates.
+# After the first of them the ratios leave 1, and the clip can act. The table
+# has short runs of the tiny model with 1, 2, 4 and 8 updates a batch, each
+# with the clip and without it. (`python tests/benchmarks/variants.py updates`
+# makes them; without them the table is empty.)
+#
+# Look for two things. How large is the share of the trained tokens on which
+# the clip acts (*clipped*, of all steps and of the last five)? And does
+# accuracy without the clip fall behind as a batch is used more often? With so
+# few seeds, a difference shows nothing if the ranges from lowest to highest
+# overlap or nearly touch.
 
 # %%
 import json
@@ -523,21 +549,21 @@ show.table(
 )
 
 # %% [markdown]
-# What to look for: does the clip act (*clipped*, of all tokens trained), and
-# does accuracy without it fall behind as a batch is used more often? With so
-# few seeds a difference within the reach from lowest to highest is none.
-#
-# With one update the two are the same run, to the last digit. With two both
-# lose, and the clip makes no difference that three seeds could show: in one of
-# them much, in two next to none. With four it does, in each: at least 0.41
-# with it, at most 0.17 without. With eight both end below the base. So the
-# clip does hold the model back from running away, and is not enough: at this
-# learning rate, 1e-3, chosen for one update, a second one is no bargain.
+# With one update the two are the same run, to the last digit. With two
+# updates accuracy is lower, with the clip and without. Three seeds do not
+# show that the clip helps there: in one seed the run with the clip is far
+# ahead, in the two others hardly. With four updates the clip helps in every
+# seed: accuracy is at least 0.41 with it, and at most 0.17 without. With
+# eight both end below the base, which solves 0.22. So the clip limits the
+# damage of several updates, and does not prevent it. The learning rate, 1e-3,
+# was chosen for one update; at this rate even a second update costs accuracy.
 
 # %% [markdown]
-# The record of three runs of the tiny preset, and below it, where
-# `python tests/benchmarks/variants.py exercises` has made them, runs with one
-# change each: those of the exercises at the end.
+# The package has the records of three runs of the tiny preset. Below them
+# stand runs with one setting changed, for the exercises at the end (`python
+# tests/benchmarks/variants.py exercises` makes them). The records were made
+# with other random keys than the code has today, so `seed0` is not the run
+# above.
 
 # %%
 shipped = sorted(
@@ -563,13 +589,13 @@ show.table(
 
 # %% [markdown]
 # ## A run to leave alone
-# A long run is better off as a script: it outlives this page. Whatever ends
-# it (the session's last minutes, Ctrl-C, a machine that is taken away) costs
-# at most the steps since its last checkpoint. From any notebook,
-# `dashboard.watch(folder)` draws it while it goes on, with the newest answers
-# and a button that stops it at the next step. In a terminal,
-# `aha watch runs/tiny` says in a line how far it is. The
-# run above is over, so here the picture stands still.
+# Start a long run as a script: it goes on when this page is closed. Whatever
+# ends it (the session's last minutes, Ctrl-C, a machine that is taken away)
+# costs at most the steps since its last checkpoint. `dashboard.watch(folder)`
+# draws the run in any notebook while it goes on, with the newest answers and
+# a button that stops it at the next step. In a terminal, `aha watch
+# runs/tiny` prints in one line how far it is. The run above is over, so here
+# the picture stands still.
 
 # %%
 from aha_lib.look import dashboard
@@ -579,9 +605,9 @@ dashboard.watch(out)
 
 # %% [markdown]
 # ## Take it with you
-# The trained model, adapters merged, as a folder in Hugging Face's layout;
-# `export.save_kaggle` writes Kaggle's. Either can be loaded here again, by
-# giving the folder as `model`. It takes as much disk as the weights take
+# `export.save_hf` writes the trained model, its adapters merged, as a folder
+# in Hugging Face's layout; `export.save_kaggle` writes Kaggle's. The setting
+# `model` takes either folder. A folder needs as much disk as the weights need
 # memory.
 
 # %%
@@ -592,8 +618,8 @@ export.save_hf(model, out / "model", tokenizer)
 sorted(path.name for path in (out / "model").iterdir())
 
 # %% [markdown]
-# To publish it, with your own name in the handle and a Kaggle token (Gemma's
-# terms go with a model that was made from Gemma):
+# The next lines publish it. They need your own name in the handle and a
+# Kaggle token. (A model that was made from Gemma stays under Gemma's terms.)
 #
 # ```python
 # import kagglehub
@@ -601,9 +627,9 @@ sorted(path.name for path in (out / "model").iterdir())
 # kagglehub.model_upload("you/aha/flax/tiny", str(out / "model"))
 # ```
 #
-# Now a puzzle of your own. The tiny model, and a Gemma after its cold start,
-# know three numbers from 1 to 20 and targets from 10 to 99; outside of that,
-# see what they make of it.
+# Now a puzzle of your own. The presets `tiny`, `gemma3-270m-cpu` and
+# `gemma3-270m-short` train on three numbers from 1 to 20 and targets from 10
+# to 99. Their models have learnt nothing about other puzzles.
 
 # %%
 answer = dashboard.answer(model, tokenizer, trained_with, "20 16 4 = 40")
@@ -619,9 +645,9 @@ box = ipywidgets.interact_manual(
 
 # %% [markdown]
 # ### Check
-# What was exported is what was trained: loaded again onto the same devices, in
-# the same dtypes, it writes the same answer. First the other one goes: a chip
-# may have no room for two.
+# The exported model, loaded again onto the same devices in the same dtypes,
+# should write the same answer. The trained model is deleted first: a chip may
+# have no room for two.
 
 # %%
 mesh, param_dtype = model.embed[...].sharding.mesh, model.embed.dtype
@@ -636,19 +662,20 @@ model = again  # for the box above
 
 # %% [markdown]
 # ## What this stands for, and what it does not
-# The tiny model is a stand-in for a pre-trained base, and its pre-training is
-# rigged in the open: `aha_lib/tasks/corpus.py` writes the text, and a tenth of
-# its worked traces search. A cold start gives a Gemma the same corpus in
-# another spelling, a fifth of it searches. A large base has such behaviours
-# from the text of the world; these have them from us.
+# The tiny model stands in for a pre-trained base. We wrote its pre-training
+# text (`aha_lib/tasks/corpus.py`), and a tenth of its worked traces search. A
+# cold start gives a Gemma such worked traces in another spelling; a fifth of
+# them search. A large base may have such behaviours from ordinary text. These
+# models have them from us.
 #
-# - **Shown:** a reward for right answers makes a behaviour frequent that the
-#   base has and rarely uses, and answers become longer with it.
+# - **Shown, with the tiny preset:** a reward for right answers makes frequent
+#   a behaviour that the base has but rarely uses, and answers become longer
+#   with it.
 # - **Not shown:** that RL creates a behaviour from nothing. Notebook 07 has
 #   the control: a base that has not seen searches does not learn to search.
-#   Nor does this say how a large model would come by it.
-# - Three numbers within 1–20 are an easy world. The held-out numbers are new
-#   sets, not harder ones.
+#   Nor is it shown how a large model would acquire such a behaviour.
+# - Three numbers from 1 to 20 are an easy task. The held-out puzzles have new
+#   sets of numbers, not harder ones.
 #
 # ## Exercises
 # 1. Pay nothing for a well-formed wrong answer: `{"form_reward": 0.0}` and
@@ -657,11 +684,11 @@ model = again  # for the box above
 # <details><summary>Answer</summary>
 #
 # No: the run "form 0" above (seed 0) ends at 0.957 with 56 tokens an answer,
-# the unchanged one at 0.957 with 55. To think about: the base writes
-# well-formed answers nearly always, so almost all completions of a group get
-# the 0.1, and the advantage, which subtracts the group's mean, does not see
-# it. What it does see is the rare malformed or cut-off answer among wrong ones
-# (notebook 04, section 4).
+# the unchanged one at 0.957 with 55. Why: the base nearly always writes
+# well-formed answers. In a group of such answers the rewards are 1 and 0.1
+# instead of 1 and 0. The advantages are the same, since the group's mean is
+# subtracted and its deviation divided out. The 0.1 changes them only where a
+# group has a malformed or cut-off answer (notebook 04, section 4).
 #
 # </details>
 #
@@ -672,8 +699,9 @@ model = again  # for the box above
 # <details><summary>Answer</summary>
 #
 # It can learn to guess better, within what one jump can do, but there is no
-# search to amplify. Done with three seeds (notebook 07): accuracy goes from
-# 0.10 to between 0.12 and 0.15, and all 256 answers still jump, in ten tokens.
+# search to amplify. Notebook 07 has three seeds of this run: accuracy goes
+# from 0.10 to between 0.12 and 0.15, and all 256 answers still jump, in ten
+# tokens.
 #
 # </details>
 #
@@ -684,8 +712,8 @@ model = again  # for the box above
 #
 # The KL term pulls towards the base, which jumps, so one may expect shorter
 # answers. Not at this weight: the run "kl 0.05" above (seed 0) ends at 0.957
-# with 56 tokens, as the one without does with 55. The reward outweighs the
-# pull. Try a weight at which it does not.
+# with 56 tokens, as the one without does with 55. At this weight the reward
+# outweighs the pull. Try a larger weight.
 #
 # </details>
 #

@@ -14,25 +14,26 @@
 # ([Glossary](../docs/glossary.md))
 #
 # The notebook reads the folder of a run: its metrics and the held-out panel's
-# completions at every evaluation. It trains nothing. Without a run of yours it
-# takes the records of three tiny runs, seeds 0 to 2, that come with the
-# package. What the text says of results it says of these three; with a run of
-# yours the same cells measure yours, and each check says whether its
-# statement holds for yours, too.
+# completions at every evaluation. It trains nothing. Without a run of yours
+# it takes the records of three tiny runs, seeds 0 to 2, that come with the
+# package. The text describes the results of these three. With a run of yours
+# the same cells measure that run, and each check prints whether its statement
+# holds for it too.
 #
 # | preset | machine | what it does |
 # |---|---|---|
 # | any | any, no accelerator needed | reads and draws: under a minute |
 #
-# You will see:
+# You will see, in the three records:
 #
 # 1. the base searches too, in a few of its answers;
 # 2. what has grown is the *will* to search: to try before answering, and to
 #    go on after a "no". How often an attempt hits has hardly changed;
-# 3. most answers that are still wrong are cut off by the limit while they
-#    repeat attempts, no more often than the corpus's own rule would;
-# 4. with 64 draws the base solves as many puzzles as the trained model, and a
-#    base that is made to search does so at once, without any training.
+# 3. most answers that are still wrong are cut off by the limit. They repeat
+#    attempts, about as often as the corpus's own rule would at that length;
+# 4. with 64 draws a puzzle the base solves as many puzzles as the trained
+#    model. A base that may not answer before a "yes" solves as many as the
+#    trained model with a single draw, without any training.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -69,7 +70,7 @@ folder = f"runs/{preset}"  # a run's folder, as 05_train leaves it
 # ## The record
 # `metrics.jsonl` has a row for every step, `rollouts.jsonl` one for every
 # evaluation: what the model wrote for each puzzle of the held-out panel, once
-# sampled and once greedily. The panel is the same for every run.
+# sampled and once greedily. The panel is the same for every run of a preset.
 
 # %%
 import json
@@ -99,8 +100,8 @@ if not mine:
     print(f"No run of yours in {folder}: the records of the tiny preset.")
 
 # %% [markdown]
-# Every completion is parsed once: attempts, sums with their truth, verdicts
-# (`aha_lib/tasks/traces.py`).
+# Every completion is parsed once into its attempts, its sums (true or false)
+# and its verdicts, "yes" or "no" (`aha_lib/tasks/traces.py`).
 
 # %%
 sampled = [measures.take_apart(run) for run in runs]
@@ -121,9 +122,9 @@ def check(statement: str, holds: bool) -> None:
 
 # %% [markdown]
 # ## What rose
-# Each run is a thin line, their mean a thick one; one seed would be an
-# anecdote. The dotted line is the control: what the base does on the same
-# puzzles.
+# Each run is a thin line, and their mean is a thick one. The dotted line is
+# what the base does on the same puzzles. Look how near the seeds are to each
+# other, and how far they are from the base.
 
 # %%
 show.curve(*[run.rows for run in runs])
@@ -140,9 +141,10 @@ show.table(
 )
 
 # %% [markdown]
-# How sure is a gain? The panel's puzzles share sets of numbers, and whoever
-# solves one puzzle of a set is likelier to solve another. So the standard
-# error is taken over sets (`measures.accuracy_error`):
+# How sure is a gain? Several puzzles of the panel share a set of numbers, and
+# a model that solves one of them is likelier to solve the others. So the
+# standard error takes the puzzles of a set together
+# (`measures.accuracy_error`):
 
 # %%
 distinct = len({tuple(sorted(p.numbers)) for p in panel})
@@ -179,13 +181,14 @@ else:
 # ## Was it there before?
 # Gandhi et al. ([2503.01307](https://arxiv.org/abs/2503.01307)) argue that RL
 # needs something to amplify. They count four behaviours, backtracking among
-# them. In the language of three numbers a search takes first operations in a
-# fixed order and begins anew with each, so here we say that it *goes on*, or
+# them. In our text for three numbers a search takes first operations in a
+# fixed order, and begins anew with each. So we say that it *goes on*, or
 # *tries again*. Backtracking in the strict sense returns to a partial result,
 # and only depth-first traces do that (`tasks/worked.py`). The metric named
 # "backtracks" counts all attempts after the first.
 #
-# How many attempts are in a completion, as shares of all?
+# The figure shows how many attempts the completions make. Look from two
+# attempts on: does the base have such completions?
 
 # %%
 made = {
@@ -209,13 +212,13 @@ searched = {name: float(share[2:].sum()) for name, share in depth.items()}
 print("Searches: {base:.1%} before, {trained:.1%} after".format(**searched))
 
 # %% [markdown]
-# The base searches too, in some of its answers: the trained model does often
+# The base searches too, in some of its answers. The trained model does often
 # what the base does rarely.
 
 # %% [markdown]
 # ## More searching, or better searching?
-# A tempting way to answer this is to sort the answers by style and look at
-# the accuracy within each. It is a trap:
+# It is tempting to sort the answers by style and to compare the accuracy
+# within a style. The next table does so for answers with one attempt:
 
 
 # %%
@@ -232,17 +235,19 @@ show.table(
 )
 
 # %% [markdown]
-# Has "checking" become better? No: the style *depends on the outcome*. A
-# trained model stops after one attempt only if that attempt was right; where
-# it was wrong it goes on, and the answer counts as a search. The base gives up
-# after a "no", and the answer counts as a check. So measure what does not
-# depend on how the answer ends:
+# Has "checking" become better? The table cannot show that, because the style
+# *depends on the outcome*. The trained model stops after one attempt almost
+# only if that attempt was right. Where it was wrong the model goes on, and
+# the answer counts as a search. The base mostly gives up after a "no", and
+# then the answer counts as a check. So measure what does not depend on how
+# the answer ends:
 #
 # - does it make **any attempt** before it answers?
 # - does it **go on** after its first "no"?
 # - how often does an **attempt hit** the target?
 #
-# (`measures.will_and_skill`.)
+# `measures.will_and_skill` counts all three. Compare "before" and "after" in
+# each column:
 
 # %%
 three = "any attempt", "goes on after a no", "hits per attempt"
@@ -261,8 +266,8 @@ show.table(
 
 # %% [markdown]
 # ### Check
-# The first two go from a minority to all; of the third, the runs together
-# show no change that is larger than its error.
+# The first two shares go from a minority to all. The third changes little:
+# over all runs together, by hardly more than its standard error.
 
 
 # %%
@@ -283,18 +288,21 @@ for name in three:
         check("in nearly all of them", after.value > 0.95)
 
 # %% [markdown]
-# So the gain of the recorded runs is *will*: to try at all, and to try again.
-# With some four attempts a puzzle instead of less than one, an unchanged skill
-# is enough. (The errors here take attempts as independent. Attempts on one
-# puzzle are not, and hard puzzles take many of them. The next measure avoids
-# both.)
+# So the gain of the recorded runs is mainly *will*: to try at all, and to try
+# again. The trained models make nearly four attempts a puzzle, the base half
+# of one, and an attempt hits about as often as before. (The errors here treat
+# attempts as independent. Attempts at one puzzle are not, and hard puzzles
+# take many of them. The next measure avoids the second problem: it looks at
+# first, second and third attempts apart.)
 #
 # ### The first attempt alone, with many draws
-# `python tests/benchmarks/reach.py` has drawn each held-out puzzle many times,
-# from the tiny base and from the model that the recorded run of seed 0 has
-# trained. (Such draws exist for the tiny preset alone, so they are shown here
-# whatever the preset is.) Does the *first* attempt at a puzzle hit more often?
-# And the second, the third?
+# `python tests/benchmarks/reach.py` has drawn each held-out puzzle many
+# times, from the tiny base and from the model that the recorded run of seed 0
+# has trained. (Such draws exist for the tiny preset alone, so they are shown
+# here whatever the preset is.) Does the *first* attempt at a puzzle hit more
+# often after training? And the second, the third? (The player in the last row
+# is a base that may not answer before it has written "yes"; the section "The
+# length confound" explains it.)
 
 # %%
 benchmarks = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
@@ -329,11 +337,12 @@ show.table(
 )
 
 # %% [markdown]
-# What should one expect? The corpus of the base has a rule (`corpus.trace`): a
-# first operation at random, then the second one that comes closest to the
-# target; then the next first operation in a fixed order, round and round.
-# Whoever follows it without a mistake hits within so many attempts with a
-# chance that can be counted out, without any model:
+# What should one expect? The corpus of the base follows a rule
+# (`corpus.trace`). The first attempt takes a first operation at random, and
+# then the second one that comes closest to the target. Each further attempt
+# takes the next first operation in a fixed order, round and round. If the
+# rule is followed without a mistake, its chance to hit within 1, 4, 8 and 12
+# attempts can be counted out without any model:
 
 # %%
 drawn_on = shipped[0].panel  # of the tiny preset
@@ -344,8 +353,8 @@ by_rule = {
 print({most: round(chance, 3) for most, chance in by_rule.items()})
 
 # %% [markdown]
-# The first attempts of each of them hit as often as the rule's, to within a
-# few points: about one in four.
+# The next cell compares first attempts with the rule's. Those of all three
+# players hit about as often as the rule's: one in four.
 
 # %%
 for who, n in deep.items():
@@ -353,17 +362,18 @@ for who, n in deep.items():
     print(f"{who:28} {rate.value:.3f}; the rule: {by_rule[1]:.3f}")
 
 # %% [markdown]
-# So reward has hardly taught it to *choose* better; it has taught it to try at
-# all, and to try again. (The third player is explained below.) The last two
-# columns: a longer search repeats more of its attempts, and its sums are no
-# truer than the base's.
+# So the reward has hardly taught the model to *choose* better. It has taught
+# the model to try at all, and to try again. The last two columns of the table
+# above say more: a longer search repeats more of its attempts, and its sums
+# are no truer than the base's.
 
 # %% [markdown]
 # ## Length, right and wrong apart
-# "It thinks longer" is an average over two kinds of answers. In the language
-# of the tiny preset a word is a token, and the end is one more, unless the
-# limit came first. With another tokenizer only words are counted here, and an
-# answer counts as cut off where it is not complete.
+# A mean length mixes right and wrong answers. The table keeps them apart;
+# compare how the two lengths change. In the language of the tiny preset a
+# word is a token, and the end is one more, unless the limit came first. With
+# another tokenizer the cells count words, and an answer counts as cut off if
+# it is not complete.
 
 # %%
 word_is_token = settings.template == "tiny"
@@ -423,14 +433,16 @@ show.table(
 )
 
 # %% [markdown]
-# All runs together. At the end of the recorded runs the wrong answers are few,
-# and most of them are not answers at all: they were **cut off** at the limit.
-# Right answers are shorter *because* a search ends when it hits; a hard puzzle
-# makes length and failure together. So neither "longer is better" nor the
-# opposite can be read off such a table.
+# The table takes all runs together. At step 0 right answers are the longer
+# ones, since most wrong ones jump. At the end it is the other way round: the
+# few wrong answers are long, and most of them were **cut off** at the limit.
+# A search ends when it hits, so right answers are short. A hard puzzle makes
+# an answer long and likely to fail. So the table does not show that longer
+# answers are better, nor the opposite.
 #
 # ### What a failure looks like
-# Read some. The first three of the last checkpoint that were cut off:
+# The first three answers of the last checkpoint that were cut off. Look for
+# attempts that come back:
 
 # %%
 cut_off = [
@@ -447,12 +459,12 @@ if not cut_off:
     print("None was cut off at the last checkpoint.")
 
 # %% [markdown]
-# Attempts come back that were made already. (*Repeated* below is the same
-# calculation in whatever order, so that `16 - 7 + 4` repeats `16 + 4 - 7`.)
-# Are these loops a fault of their own? Three numbers allow at most 12 first
-# operations, so whoever makes many attempts has to repeat some. Compare with
-# the corpus's rule, run on for as many attempts at the same puzzle
-# (`measures.rule_run_on`):
+# The answers repeat attempts that they have made before. (An attempt counts
+# as *repeated* below if it is the same calculation in whatever order, so that
+# `16 - 7 + 4` repeats `16 + 4 - 7`.) Is this a fault of its own? Three
+# numbers allow at most 12 first operations, so a long answer has to repeat
+# some. Compare the first row with the last: the corpus's rule, run on for as
+# many attempts at the same puzzles (`measures.rule_run_on`).
 
 # %%
 long = [t for *_, t in cut_off if t.attempts]
@@ -475,8 +487,9 @@ show.table(["attempts that are repeated", "share"], [*repeats.items()])
 
 # %% [markdown]
 # ### Check
-# The loops are an effect of length: long answers that were right repeat
-# themselves too, and the rule, as long, as much as the answers that failed.
+# Repetition comes with length. Long answers that were right repeat attempts
+# too, and the rule, run on as long, repeats as many as the answers that
+# failed.
 
 # %%
 shares = [repeated.value for repeated in repeats.values()]
@@ -486,11 +499,11 @@ check(
 )
 
 # %% [markdown]
-# So these searches do not lack room. They have been through the operations,
-# and either left out the one that leads to the target or fumbled it: about
-# half of the recorded ones had tried it, with a false sum or the wrong second
-# operation. Does more room help? The same answers of the tiny preset's seed 0,
-# to twice the length:
+# About half of the recorded answers that were cut off had tried a first
+# operation that can lead to the target, and fumbled it by a false sum or by
+# the wrong second operation. The others had not tried one. Would more room
+# help? Here are the same answers of the tiny preset's seed 0, continued to
+# twice the length:
 
 # %%
 more = next((line for line in lines if "became" in line), None)
@@ -503,9 +516,9 @@ if more:
     print("accuracy {:.3f} -> {:.3f}".format(*more["accuracy"]))
 
 # %% [markdown]
-# None of them gets there: six go on, two give up, one slips. And where they go
-# beyond the lengths that the model has ever seen, its language may come apart.
-# The end of one:
+# None of them gets there: six are cut off again, two give up, and one slips.
+# Beyond the lengths that the model has ever seen, its language may break
+# down. The end of one of them:
 
 # %%
 if more:
@@ -514,17 +527,18 @@ if more:
 # %% [markdown]
 # ## The length confound
 # A trained answer costs more tokens. Would the base do as well if it could
-# spend as many? Give it the most generous use of them: draw it k times and
-# let an oracle pick a right answer if there is one (*pass@k*). To be fair,
+# spend as many? Give the base the most generous use of them: draw k answers,
+# and let an oracle pick a right one if there is one (*pass@k*). To be fair,
 # the trained model gets the same, at its own cost. (Again the draws of the
-# tiny preset, whatever the preset is.)
-# `train.pass_at_k` estimates it from n draws, of which some are right, without
-# bias (Chen et al., [2107.03374](https://arxiv.org/abs/2107.03374), eq. 1).
+# tiny preset, whatever the preset is.) `train.pass_at_k` estimates it from n
+# draws, of which some are right, without bias (Chen et al.,
+# [2107.03374](https://arxiv.org/abs/2107.03374), eq. 1).
 #
 # The figure has every k from 1 to the number of draws. A third player helps
 # to tell *will* from *skill*: the base that may not write `<answer>` before
 # it has written `yes`. Nothing was trained. It keeps its own probabilities,
-# with this one token barred, and so it has to search.
+# with this one token barred, and so it has to search. In the figure, compare
+# the heights above the same number of tokens.
 
 
 # %%
@@ -577,19 +591,21 @@ show.table(
 )
 
 # %% [markdown]
-# Three results. With *one* draw the trained model is far ahead of the base at
-# the same cost (the check below). With *many* draws the base draws level, at
-# 64 with one puzzle more than the trained model: RL has made right answers
-# likely that were possible before. And the base that had to search, without
-# any training, is at one draw where the trained model is, at the same length.
-# So nearly all that GRPO has taught this model is not to answer before the
-# "yes". (On ordinary text there is no such bar: no single token says that a
-# search is needed, or that it has ended well.)
+# The figure and the table have three results. First, with *one* draw the
+# trained model is far ahead of the base at the same cost (the check below).
+# Second, with *many* draws the base catches up; with 64 it solves one puzzle
+# more than the trained model. So RL has made right answers likely that were
+# possible before. Third, the base that had to search solves with one draw as
+# many puzzles as the trained model, at the same length and without any
+# training. So one decision, not to answer before the "yes", is enough for
+# nearly all that GRPO has gained in this model. (On ordinary text there is no
+# such bar: no single token says that a search is needed, or that it has ended
+# well.)
 #
 # ### Check
-# Between two k there is nothing: no line is drawn through them, and the
-# trained model's one answer is compared with the base's next k that costs
-# *more*.
+# The trained model's one answer is compared with the base at the smallest k
+# that costs as much or *more*. (No line joins the dots of the figure, since
+# there is nothing between two k.)
 
 # %%
 if {"base", "trained"} <= set(curves):
@@ -603,9 +619,9 @@ if {"base", "trained"} <= set(curves):
 
 # %% [markdown]
 # ## Which puzzles?
-# One measure of difficulty knows no model: in how many ways the puzzle can
-# be solved (`countdown.solve`). A jump succeeds in proportion to the ways; a
-# search should depend on them less. All runs together:
+# One measure of difficulty needs no model: in how many ways the puzzle can be
+# solved (`countdown.solve`). A guess should succeed more often if there are
+# more ways; a search should depend on them less. All runs together:
 
 # %%
 bound = PUZZLES[settings.puzzles].bound
@@ -630,11 +646,16 @@ show.table(
 )
 
 # %% [markdown]
+# The base solves puzzles with more solutions more often. The trained model
+# solves nearly all, and the few that it misses have one or two solutions.
+
+# %% [markdown]
 # ## How it fails
-# *Cut off*: the limit came first. *Slipped*: a false sum decided it.
-# *Claimed*: "yes" to a wrong value. *Gave up*: an answer without a claim of
-# success. A verifier that pays for right answers alone also pays for a slip
-# that happens to end well, so watch the truth of the sums.
+# The kinds are those of notebook 05. *Cut off*: the limit came first.
+# *Slipped*: a false sum decided it. *Claimed*: "yes" to a wrong value. *Gave
+# up*: an answer without a claim of success. A reward for right answers also
+# pays for a false sum that happens to end well, so look at the share of false
+# sums too.
 
 # %%
 kinds = "gave up", "cut off", "claimed", "slipped", "right"
@@ -686,7 +707,8 @@ show.table(
 )
 
 # %% [markdown]
-# A false sum, as it looks on the page (red; hover over it for its value):
+# At every checkpoint about one sum in a hundred is false. A false sum, as it
+# looks on the page (red; hover over it for its value):
 
 # %%
 false = [
@@ -707,11 +729,13 @@ for run, i in false[:2]:
 
 # %% [markdown]
 # ## How often the rules err
-# The counts above come from rules, and rules err. Traces of the tiny language,
-# of free text and of Gemma's own were labelled by hand. The rules were tuned
-# on most of them; what counts is the part that was set aside. *Precision*:
-# how many of those found are there. *Recall*: how many of those there are
-# found. (The set lies with the tests, so these cells need a checkout.)
+# The counts above come from rules, and rules err. Traces of the tiny
+# language, of free text and of Gemma's own were labelled by hand. The rules
+# were tuned on most of them, so only the part that was set aside counts.
+# *Precision*: of the cases that the rules find, how many are there? *Recall*:
+# of the cases that are there, how many do the rules find? The four behaviours
+# are those of Gandhi et al.; *backward* is working backward from the target.
+# (The set lies with the tests, so these cells need a checkout.)
 
 # %%
 where = pathlib.Path(aha_lib.__file__).parent.parent / "tests" / "data"
@@ -743,14 +767,14 @@ show.table(
 
 # %% [markdown]
 # The first two, on which this notebook rests, are found well. Of the last two
-# there are only a handful, so their figures say little; the rule for working
+# there are only a handful, so their figures show little. The rule for working
 # backward misses more than it finds.
 
 # %% [markdown]
 # ## Read them
-# Numbers can hide nonsense; the texts cannot. Two puzzles that the trained
-# model solves and the base does not, and one that it loses. Hover over a sum
-# for its value.
+# Shares do not show whether an answer makes sense, so read some. Here are two
+# puzzles that the trained model solves and the base does not, and one that it
+# fails. Hover over a sum for its value.
 
 # %%
 texts = runs[0].kept[0]["sampled"], runs[0].kept[-1]["sampled"]
@@ -782,15 +806,15 @@ show.explorer(panel, runs[0].kept)
 # %% [markdown]
 # ## What is shown here, and what is not
 # - **Shown, with the tiny preset:** a reward for right answers made a rare
-#   behaviour the rule, in every run; what has grown is how often the model
-#   tries and goes on; most failures at the end are searches that the limit
-#   cuts off after many attempts.
+#   behaviour the usual one, in every run. What has grown is how often the
+#   model tries and goes on. Most failures at the end are searches that the
+#   limit cuts off after many attempts.
 # - **Not shown:** that RL invents behaviours. Every one was in the base, and
 #   was in its corpus because we put it there (notebook 05).
 # - The runs share the base and the panel: the spread over them is that of
 #   training alone. The many draws are of one run.
-# - Rules look at words and structure, not at thoughts. A "no" on the page is
-#   not a doubt in the machine.
+# - The rules see words and structure alone. Whether a "no" in the text stands
+#   for anything else in the model, they cannot tell.
 #
 # ## Exercises
 # 1. Do "any attempt" and "goes on" for the greedy completions instead of the
@@ -799,10 +823,9 @@ show.explorer(panel, runs[0].kept)
 # <details><summary>Answer</summary>
 #
 # `measures.will_and_skill(greedy[0][0])` gives 0 of 256 completions: the
-# greedy base always jumps. So of its searches nothing is seen in its
-# likeliest answers, and all in its samples: a behaviour of some percent is
-# there for RL, and invisible to a greedy look. (After training, all 256 make
-# an attempt.)
+# greedy base always jumps. Its searches are in its samples alone. So a
+# behaviour of a few percent is there for RL to reward, although greedy
+# answers do not show it. (After training, all 256 make an attempt.)
 #
 # </details>
 #

@@ -13,13 +13,14 @@
 # habit that is there? And does what the tiny model shows hold for a real
 # Gemma? ([Glossary](../docs/glossary.md))
 #
-# Two experiments. In the first, three tiny bases are pre-trained alike but for
-# one thing, their habits, and then get the same reward. In the second, Gemma 3
-# 270M sees some thousand worked puzzles (a *cold start*, in the words of
+# There are two experiments. In the first, three tiny bases are pre-trained on
+# texts that differ in one thing, the habits they show, and then get the same
+# reward. In the second, Gemma 3 270M first sees some thousand worked puzzles
+# (a *cold start*, in the words of
 # [DeepSeek-R1](https://arxiv.org/abs/2501.12948)) and is then trained by GRPO
-# as the tiny one is; once with searches in the cold start, once without, and
-# once with no cold start at all. All of these runs are recorded, and whatever
-# the preset is, the notebook draws the records; it trains nothing.
+# as the tiny model is. The cold start has searches in some runs and none in
+# others; one run has no cold start at all. All of these runs are recorded.
+# The notebook draws the records, whatever the preset is, and trains nothing.
 #
 # | preset | machine | what it does |
 # |---|---|---|
@@ -27,14 +28,18 @@
 #
 # You will see:
 #
-# 1. under the same reward, a base without the habit never gets it;
-# 2. real Gemma learns: held-out accuracy, searches and length rise together,
-#    and then, on one GPU, accuracy goes on to 0.90 with shorter searches: it
-#    finishes more of the operations that can lead to the target;
-# 3. after a cold start without searches it never goes on after a "no", not in
-#    100 steps either, and most of its sums become false; without a cold start
-#    no answer is right, so there is nothing to learn from;
-# 4. what becomes of the sums, which no reward is for.
+# 1. under the same reward, and within the steps of these runs, a base without
+#    the habit does not get it;
+# 2. Gemma learns: in ten steps held-out accuracy, searches and length rise
+#    together. Later, on a GPU, accuracy goes on to 0.90 while answers get
+#    shorter: Gemma finishes more of the operations that can lead to the
+#    target;
+# 3. after a cold start without searches Gemma never goes on after a "no", in
+#    20 steps or in 100. Without a cold start no answer is right, so there is
+#    nothing to learn from;
+# 4. no reward is for a true sum. In the runs at the lower rate sums stay as
+#    true as they were; in the 100 steps without searches nearly all become
+#    false.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -115,9 +120,11 @@ show.table(
 
 # %% [markdown]
 # ## The same reward
-# Each base then gets notebook 05's run, three seeds:
-# `python tests/benchmarks/habits.py FOLDER` pre-trains, runs, and leaves a
-# row for every run. A thin line is a seed, the thick one their mean.
+# Each base then gets notebook 05's run, three seeds: `python
+# tests/benchmarks/habits.py FOLDER` pre-trains, runs, and leaves a row for
+# every run. A thin line is a seed, and a thick one is the mean of three. Look
+# how far the first base leaves the two others behind. (On the right their
+# lines lie on each other, at zero.)
 
 # %%
 benchmarks = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
@@ -194,17 +201,17 @@ show.table(
 )
 
 # %% [markdown]
-# One reward, three models. The base that has seen searches learns to search,
-# and solves nearly all. The base that has not seen them learns, in as many
-# steps, what its habits can give: it jumps less and checks more, until it
-# checks nearly every time. But it does not go on after a "no", and one attempt
-# is right about one time in four (notebook 06). And the base that has only
-# seen jumps goes on jumping, in ten tokens, before and after; it hardly
-# guesses better than it did.
+# The base that has seen searches learns to search, and solves nearly all
+# puzzles. The base that has not seen them learns, in as many steps, what its
+# habits can give: it jumps less and checks more, until it checks nearly every
+# time. But it does not learn to go on after a "no": at the end there is at
+# most one further attempt in 256 answers. One attempt is right about one time
+# in four (notebook 06), and so is this model. The base that has only seen
+# jumps goes on jumping, in ten tokens; it hardly guesses better than before.
 #
 # ### Check
-# What would refute it: a base without searches that tries again, or that comes
-# near the first in accuracy. Per seed, at the last evaluation:
+# Two things would refute this: a base without searches that tries again, or
+# one that comes near the first in accuracy. Per seed, at the last evaluation:
 
 # %%
 ends = {
@@ -222,8 +229,9 @@ if runs:
     assert without["accuracy"].max() < 0.5 < 0.9 < with_it["accuracy"].min()
 
 # %% [markdown]
-# What the second one writes at the end, for the first puzzles of the panel:
-# mostly one attempt, a "no", and the answer that it has just called wrong.
+# The next lines are what the second base writes at the end, for the first
+# puzzles of the panel. Most answers make one attempt. After a "no" the answer
+# is the one that has just been called wrong.
 
 # %%
 for run in by_base["tiny-no-search"][:1]:
@@ -232,21 +240,23 @@ for run in by_base["tiny-no-search"][:1]:
 
 # %% [markdown]
 # ## A real Gemma
-# Now Gemma 3 270M, the base model. Asked for Countdown as it is, it was never
-# right ("From zero", below), and a reward finds nothing. So it gets
-# a cold start first: supervised training on some thousand worked puzzles, as
-# short text. One command has both, and leaves the cold start in
+# Now the base model Gemma 3 270M. Asked for Countdown as it is, it was never
+# right ("From zero", below), so the reward had nothing to find. It therefore
+# gets a cold start first: supervised training on some thousand worked
+# puzzles, as short text. One command does both, and leaves the cold start in
 # `runs/gemma/base`:
 #
 # ```sh
 # aha train --preset gemma3-270m-cpu --steps 20 --out runs/gemma
 # ```
 #
-# Three things to know of the figures below. The **cold start** teaches it the
-# habits, so this is no R1-Zero. Its **vocabulary is cut** to the pieces that
-# the task uses (`aha_lib/model/vocabulary.py`): all other pieces are
-# forbidden, and a step takes a third of the time. And its **weights** were
-# 4-bit ones, dequantised, not Google's bfloat16 ones.
+# Three caveats hold for all that follows. The **cold start** teaches Gemma
+# the habits, so this is no R1-Zero. The **vocabulary is cut** to the pieces
+# that the task uses (`aha_lib/model/vocabulary.py`): all other pieces are
+# forbidden, and a step takes a third of the time. The **weights** were
+# quantised to 4 bits and turned back; they are not Google's bfloat16 ones.
+#
+# One document of each kind from the cold start, and the shares of the kinds:
 
 # %%
 place = record.DATA / "gemma3-270m"
@@ -264,11 +274,11 @@ print(cold.shares)
 
 # %% [markdown]
 # ## From there, GRPO
-# The same loop as the tiny model's, on adapters of rank 16. A puzzle has
-# three numbers up to 20; the held-out panel is 128 of them. The last column is
-# the standard error of the accuracy, over sets of numbers
-# (`measures.accuracy_error`): puzzles of the same numbers are not independent.
-# Further attempts are counted from the kept texts.
+# The loop is the tiny model's, and trains adapters of rank 16. Look at the
+# first ten steps. A puzzle has three numbers up to 20; the held-out panel is
+# 128 of them. The last column is the standard error of the accuracy, over
+# sets of numbers (`measures.accuracy_error`): puzzles of the same numbers are
+# not independent. Further attempts are counted from the kept texts.
 
 
 # %%
@@ -301,9 +311,9 @@ show.table(
 # ## Will, skill, and the truth of the sums
 # Notebook 06 has three measures that do not depend on how an answer ends: is
 # there any attempt, does it go on after its first "no", how often does an
-# attempt hit? For Gemma a fourth matters: are its sums true? It could add
-# before, but with errors, and no reward is for a sum: only for an answer that
-# is right, which a false sum may spoil. (`measures.will_and_skill`.)
+# attempt hit? For Gemma a fourth matters: are its sums true? It could
+# calculate before, but with errors. No reward is for a sum, but a false sum
+# may spoil the answer. (`measures.will_and_skill` counts all four.)
 
 # %%
 four = "any attempt", "goes on after a no", "hits per attempt", "true sums"
@@ -324,11 +334,12 @@ show.table(
 )
 
 # %% [markdown]
-# The habit changes first, within ten steps, as in the tiny model: to try at
-# all, and to go on after a "no". An attempt hits no more often than before. Of
-# the sums fewer are true at step 10, when the searches have become long, and
-# more again at step 20. (A false sum on a branch that is left costs nothing;
-# one on the branch that leads to the target costs the answer.)
+# Within ten steps, as in the tiny model, the habit has changed: nearly every
+# answer makes an attempt and goes on after its first "no". An attempt hits no
+# more often than before. Fewer sums are true at step 10, when the searches
+# have become long, and more again at step 20. (A false sum on a branch that
+# is left costs nothing. One on the branch that leads to the target costs the
+# answer.)
 
 # %% [markdown]
 # ## The same cold start, without searches
@@ -361,17 +372,19 @@ for text in alone.kept[-1]["sampled"][:5]:
     print(text, end="\n\n")
 
 # %% [markdown]
-# The same as with the tiny model. In 20 steps it learns to check one attempt
-# nearly every time (32 of 128 answers before, 125 after) and doubles what it
-# solves, as one attempt can; but it never once goes on after its "no", and so
-# it ends where the other begins.
+# This is what the tiny model did. In 20 steps Gemma learns to check one
+# attempt nearly every time (32 of 128 answers before, 125 after), and solves
+# twice as many puzzles, as one attempt can. But it never goes on after its
+# "no", and at the end it solves fewer puzzles than the runs with searches did
+# before their first step.
 
 # %% [markdown]
 # ## More steps, on an accelerator
-# Twenty steps of 64 answers are little. The preset for accelerators,
-# `gemma3-270m-short`, takes 512 a step, with up to 400 tokens an answer, half
-# the learning rate, which falls to a tenth, and a panel of 512 puzzles. On a
-# GPU (an NVIDIA H100), from the same cold start:
+# Twenty steps of 64 answers are few. The preset for accelerators,
+# `gemma3-270m-short`, takes 512 answers a step, with up to 400 tokens each,
+# and a panel of 512 puzzles. Its learning rate begins at half that of the
+# runs above, and falls to a tenth. On a GPU (an NVIDIA H100), from the same
+# cold start:
 #
 # ```sh
 # aha train --preset gemma3-270m-short --model runs/gemma/base --out runs/gpu
@@ -414,15 +427,19 @@ far = read_all("h100")
 evaluations(far)
 
 # %% [markdown]
-# In ten steps the habit is there: from 1.5 further attempts an answer to 7.4,
-# from 0.25 right to 0.77 and 0.73. Then accuracy goes on to 0.90 (seed 1: to
-# 0.89 in 50 steps), that of greedy answers to 0.94, yet answers become
-# *shorter*, from 150 tokens to 111. What has become better? Hits per attempt
-# could deceive, since easy puzzles are left early. Two measures do not: how
-# many puzzles are solved within so many attempts, against the corpus's rule
-# followed without a mistake (the black line); and, when an answer for the
-# first time tries an operation that can lead to the target, does that attempt
-# *finish* (`measures.finished`)?
+# In ten steps the habit is there: further attempts rise from about 1.4 an
+# answer to 7.4, and accuracy from about 0.26 to 0.77 and 0.73. Then accuracy
+# goes on to 0.90 (seed 1: to 0.89 in 50 steps), and that of greedy answers to
+# 0.94. Yet answers become *shorter*, from 150 tokens to 111. What has become
+# better?
+#
+# Hits per attempt could mislead here, since an easy puzzle is left after few
+# attempts and a hard one gets many. Two measures avoid this. The first counts
+# the puzzles that are solved within so many attempts, beside the corpus's
+# rule followed without a mistake (the black line). The second takes the
+# attempt in which an answer for the first time tries an operation that can
+# lead to the target: does that attempt *finish*, that is, reach the target
+# (`measures.finished`)?
 
 # %%
 panel = far[0][0].panel
@@ -437,7 +454,8 @@ within = {
 show.against_rule({run.name: run.rows for run, _ in far}, within, by_rule)
 
 # %% [markdown]
-# How many, of all and within so many attempts:
+# The same as numbers: how many of those operations are finished, and which
+# share of the puzzles is solved within 1, 4 and 8 attempts:
 
 # %%
 counts = 1, 4, 8
@@ -455,14 +473,17 @@ show.table(
 )
 
 # %% [markdown]
-# First grows the will to go on. Then, more slowly, comes a gain in skill: of
-# the operations that can lead to the target about seven in ten are finished at
-# step 10, and more than four fifths at the end, in both runs, while sums are
-# as true as at the start. Within eight attempts that is three quarters solved
-# instead of two thirds. The rule followed without a mistake solves more, 0.96:
-# the model has come nearer to its own corpus, and has not gone beyond it.
+# The will to go on grows first. Then, more slowly, comes a gain in skill. Of
+# the operations that can lead to the target about seven in ten are finished
+# at step 10, and more than four fifths at the end, in both runs. At the end
+# sums are as true as at the start (and a little truer than at step 10).
+# Within eight attempts three quarters of the puzzles are solved instead of
+# two thirds. The rule followed without a mistake solves more, 0.96: the model
+# has come nearer to the rule of its corpus, and has not gone beyond it.
 #
 # ### Check
+# In both runs the share that finishes should rise after step 10, by more than
+# three standard errors.
 
 # %%
 for _, of_run in far:
@@ -472,17 +493,18 @@ for _, of_run in far:
     assert late.value - early.value > 3 * error
 
 # %% [markdown]
-# The adapters that seed 0 ended with come with a clone of this project. To the
-# 128 puzzles that both panels share they give, on two CPU cores, the greedy
-# answers of the GPU word for word (`tests/look/test_claims.py`).
+# The adapters that seed 0 ended with come with a clone of this project. On
+# two CPU cores they give the greedy answers of the GPU, word for word, to the
+# 128 puzzles that both panels share (`tests/look/test_claims.py`).
 
 # %% [markdown]
 # ## Twice the rate, and no searches
-# Before these runs there were others on that GPU, at twice the rate, which did
-# not fall (`--learning_rate 2e-4 --decay 1`): the control from the cold start
-# without searches, for 100 steps, and four runs with searches, of 12 steps
-# (three seeds, side by side) or 24 (seed 0 once more, by itself); their last
-# evaluations are those of step 10 and 20.
+# Before these runs there were others on that GPU, at twice the rate, which
+# did not fall (`--learning_rate 2e-4 --decay 1`). One is the control: 100
+# steps from the cold start without searches. Four have searches: three of 12
+# steps and one of 24, of three seeds, so that seed 0 was run twice. Their
+# last evaluations are those of step 10 and 20. Look at the true sums of the
+# control, and at its "goes on after a no".
 
 # %%
 faster = read_all("h100_2e-4")
@@ -493,15 +515,15 @@ evaluations(faster)
 assert control.name == "no_search"
 
 # %% [markdown]
-# With searches: 0.73 to 0.76 at step 10, as above, and no more at step 20 in
-# the one run that got there, where those above are at 0.79 and 0.82. (The two
-# runs of seed 0 differ: on a GPU the same keys need not give the same run,
-# since its kernels are chosen by their speed at the start.)
+# With searches accuracy is 0.73 to 0.76 at step 10, as above. It is no higher
+# at step 20 in the one run that got there, where those above are at 0.79 and
+# 0.82. (The two runs of seed 0 differ: on a GPU the same keys need not give
+# the same run, since its kernels are chosen by their speed at the start.)
 #
-# The control has written 51,200 answers by the end, and in the panel it never
-# once goes on after its first "no". It does get better, 0.10 to 0.27. But look
-# at its true sums, and at what it writes (the first puzzle of the panel
-# and the first two that it solves at the end):
+# The control has been paid for 51,200 answers by the end, and in the panel it
+# never goes on after its first "no". Its accuracy rises, from 0.10 to 0.27.
+# But its sums do not stay true. Read what it writes about the first puzzle of
+# the panel and the first two that it solves at the end:
 
 # %%
 solved = [i for i, t in enumerate(of_control[-1]) if t.right]
@@ -509,6 +531,10 @@ for i in (0, *solved[:2]):
     for row in (control.kept[1], control.kept[-1]):
         text = row["sampled"][i].replace("\n", "   ")
         print(f"{control.panel[i]}  step {row['step']}:  {text}")
+
+# %% [markdown]
+# Three curves over the same run: the share of its sums that are true, the
+# share of its right answers whose attempt was called "yes", and accuracy.
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -537,9 +563,9 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# The sums rot: at the start 85 % of them are true, at the end 6 %: `12*5=6`.
-# The verdict goes too: every attempt is called "no", also the one that is then
-# given as the answer and is right. Does the line above the answer still tell
+# The sums become false: 85 % of them are true at the start, and 6 % at the
+# end. The verdicts become constant: at the end each right answer stands below
+# a "no", as in the lines above. Does the line above the answer still tell
 # what the answer will be? Compare its two operations with the two of the
 # answer:
 
@@ -578,26 +604,26 @@ show.table(
 )
 
 # %% [markdown]
-# The first operation is still the answer's in nine lines of ten, the second
-# one in fewer than half, and nearly all results are a single digit, mostly
-# false. So the line has not lost all of its meaning: what it says of the first
-# operation still holds; its results and its verdict no longer do. Whoever had
-# counted "checks" alone would have seen reasoning go from a quarter of the
-# answers to all of them.
+# At the end the first operation is still the answer's in nine lines of ten,
+# and the second one in fewer than half. Nearly all first results are a single
+# digit. So the line has kept a part of its meaning: it still tells the first
+# operation, but its results and its verdict tell nothing true. A count of
+# "checks" alone would have shown reasoning rise from a quarter of the answers
+# to nearly all of them.
 #
 # Whether those digits still carry something for the model itself cannot be
-# read off the text, and was not tried. It is one run of one seed, and its
-# constant rate of 2e-4 is not excluded as the cause: at that rate the sums of
-# the runs with searches get worse too. (An earlier version of this page
-# counted 0.15 further attempts at step 100, and so does the row in this run's
-# `metrics.jsonl`: the parser of that day took a line with a false result for
-# two attempts. Read again, there are none.)
+# read off the text, and was not tried. This is one run of one seed. Its
+# constant rate of 2e-4 may be the cause: at that rate the sums of the runs
+# with searches get worse too. (The row of step 100 in this run's
+# `metrics.jsonl` counts 0.15 further attempts. The parser of that day took a
+# line with a false result for two attempts. Read again, there are none.)
 
 # %% [markdown]
-# And what do the runs with searches fail on? Most of their wrong answers are
-# cut off at 400 tokens, after many attempts, of which many are repeated. But
-# three numbers allow at most 12 first operations, so compare with the corpus's
-# rule, run on for as many attempts at the same puzzles, as in notebook 06:
+# What do the runs with searches fail on? Most of their wrong answers are cut
+# off at 400 tokens, after many attempts, and many attempts are repeated. But
+# three numbers allow at most 12 first operations. So compare with the
+# corpus's rule, run on for as many attempts at the same puzzles, as in
+# notebook 06:
 
 # %%
 long = []
@@ -618,17 +644,18 @@ print(f"repeated: {theirs}; by the rule: {its}")
 print(f"{tried} of them had tried an operation that can lead to the target")
 
 # %% [markdown]
-# So they repeat themselves less than the rule would; after so many attempts
-# there is little new left to try. In most of them the operation that leads to
-# the target had been tried, and the attempt failed by a false sum or by the
+# So these answers repeat less than the rule would; after so many attempts
+# there is little new left to try. Most of them had tried an operation that
+# can lead to the target, and the attempt failed by a false sum or by the
 # wrong second operation.
 
 # %% [markdown]
 # ## From zero
-# R1-Zero had no cold start. Here is Gemma 3 270M as it comes, all its 262,144
-# pieces allowed, TinyZero's prompt, the same puzzles and reward, the same
-# adapters and learning rate; 96 tokens an answer. On two cores such a step
-# takes minutes, so there are five, of 32 answers, and a panel of 32:
+# R1-Zero had no cold start. So here is Gemma 3 270M as it comes, with all its
+# 262,144 pieces allowed and TinyZero's prompt. Puzzles, reward, adapters and
+# learning rate are those of the first runs above; an answer has up to 96
+# tokens. On two cores such a step takes minutes, so there are five steps of
+# 32 answers, and a panel of 32:
 #
 # ```sh
 # aha train --preset gemma3-270m \
@@ -680,21 +707,22 @@ show.table(
 
 # %% [markdown]
 # No answer is right, before or after, in the panel or in training. The only
-# reward there ever is is the 0.1 for a well-formed expression, of one to four
-# in 32, and the five steps go after that: 1 of 32 well-formed, then 5. Look at
-# how: the prompt's example, `(1 + 2) / 3`, comes back, among many closing
-# tags. Where a base cannot do the task, GRPO raises what is rewarded all the
-# same, the form. (`preflight`, which that command switches off, ends such a
-# run before its first step.)
+# reward is the 0.1 for a well-formed expression, which one to four of 32
+# answers earn in a step. In the panel 1 of 32 is well-formed before and 5 are
+# after, too few to exclude chance. The text shows where they may come from:
+# the prompt's example, `(1 + 2) / 3`, comes back among many closing tags.
+# Where a base cannot do the task, the form is all that GRPO can raise.
+# (`preflight`, which that command switches off, ends such a run before its
+# first step.)
 
 # %% [markdown]
 # ## Do the rules read this text?
 # Notebook 06's rules were tuned on other text. So 60 completions, 20 of each
-# checkpoint, drawn at random, were labelled by a second reader: a small
+# checkpoint, were drawn at random and labelled by a second reader: a small
 # program that knows this language's lines alone and shares nothing with the
-# rules. Its texts were then read through once, by whom the rules are too. How
-# often is a behaviour that the rules find there (precision), and how often do
-# they find one that is there (recall)?
+# rules. The author of the rules then read the labelled texts once. How often
+# is a behaviour that the rules find there (precision), and how often do they
+# find one that is there (recall)?
 
 # %%
 labelled = train.read_rows(place / "labelled.jsonl")
@@ -733,8 +761,8 @@ show.table(
 )
 
 # %% [markdown]
-# No behaviour is missed or made up in more than one of them, and the number of
-# attempts is the same in all:
+# The rules miss no behaviour in these texts and invent none. The number of
+# attempts is the same too:
 
 # %%
 same = sum(
@@ -745,6 +773,8 @@ print(f"the same number of attempts in {same} of {len(labelled)}")
 
 # %% [markdown]
 # ## How it fails now
+# The held-out answers, counted by the kinds of notebook 06, at the first and
+# at the last evaluation of each run:
 
 # %%
 kinds = "right", "cut off", "slipped", "claimed", "gave up"
@@ -763,16 +793,17 @@ show.table(
 )
 
 # %% [markdown]
-# Most answers that are wrong are not finished: the limit of tokens came
-# first. Do wrong answers have more false sums? They do, and it explains
-# nothing. An answer whose sums are true on the branch that leads to the target
-# is right and ends there: the two groups are *selected* by the truth of their
-# sums, so the shares have to differ, whatever the cause.
+# Most answers that are wrong at the end are not finished: the limit of tokens
+# came first. Do they fail because more of their sums are false? A comparison
+# with right answers cannot tell. An answer whose sums are true on the branch
+# that leads to the target is right and ends there. So the two groups are
+# *selected* by the truth of their sums, and the shares have to differ,
+# whatever the cause.
 
 # %% [markdown]
 # ## The same puzzle, before and after
-# Of seed 0 on the GPU two that it has learnt, and two that it fails at the
-# end. True sums are blue, false ones red.
+# Four puzzles of seed 0 on the GPU: two that it has learnt to solve, and two
+# that it fails at the end. True sums are blue, false ones red.
 
 # %%
 run, of_run = far[0]
@@ -798,9 +829,9 @@ show.explorer(run.panel, run.kept)
 
 # %% [markdown]
 # ## What it took
-# On the machines of the records; the seconds are medians. Start-up,
-# compilation and evaluations come on top: on the GPU most of the first ten
-# steps is compilation.
+# The table has the machines of the records, and median seconds of a step.
+# Start-up, compilation and evaluations come on top: on the GPU most of the
+# time of the first ten steps is compilation.
 
 # %%
 parts = {"sampling": "sample", "update": "update"}
@@ -821,28 +852,30 @@ show.table(
 
 # %% [markdown]
 # ## What is shown here, and what is not
-# - **Shown, for the tiny model:** the reward finds the habit, it does not make
-#   it. Take a twelfth of the documents away, those that search, and the same
-#   run ends where one attempt ends; take those that check too, and it ends
-#   where a guess does. Three seeds each, of one base each.
-# - **Shown, for a real Gemma:** after a cold start that has the habit, the
-#   reward makes the habit the rule within ten steps, which more than doubles
-#   the right answers; after one that has it not, it does not make it. In the
-#   hundred steps that follow it finishes more of what it begins well, and
-#   0.90 are right instead of 0.75.
+# - **Shown, for the tiny model:** the reward finds the habit, it does not
+#   make it. If the documents that search (a twelfth of all) jump instead, the
+#   same run ends where one attempt ends. If those that check jump too, it
+#   ends near where a guess does. There are three seeds of each run, and one
+#   base of each kind.
+# - **Shown, for a real Gemma:** after a cold start that has the habit, ten
+#   steps of the reward make the habit the usual one, and about two to three
+#   times as many answers are right. After a cold start without the habit, the
+#   reward does not make it. In the steps that follow on the GPU the runs with
+#   searches finish more of what they begin well, and accuracy goes from 0.77
+#   and 0.73 to 0.90 and 0.89.
 # - **Shown, by one run of 100 steps:** where an answer is rewarded and its
 #   sums are not, results can become false and verdicts constant while the
-#   shape of a check stays. A count of checks, or of "no", is no measure of
+#   shape of a check stays. So a count of checks, or of "no", does not measure
 #   reasoning.
 # - **Not shown:** what made the difference between 0.71 at step 20 and 0.79
-#   and 0.82: the lower rate, its fall, or chance. What the control would do at
-#   the lower rate. Whether a second cold start would do the same: all runs
-#   with searches come from one. That nothing comes from zero is said of five
-#   steps, of a model of this size, and of answers of 96 tokens.
-# - Gandhi et al. ([2503.01307](https://arxiv.org/abs/2503.01307)) primed Llama
-#   3.2 3B with such habits and found that it then learnt as Qwen did, which
-#   has them by nature. What is found here is of the same kind, on smaller
-#   models and a smaller task.
+#   and 0.82: the lower rate, its fall, or chance. Nor what the control would
+#   do at the lower rate. Nor whether a second cold start would do the same:
+#   all runs with searches come from one. That nothing is learnt from zero
+#   holds for five steps, a model of this size and answers of 96 tokens.
+# - Gandhi et al. ([2503.01307](https://arxiv.org/abs/2503.01307)) primed
+#   Llama 3.2 3B with such habits and found that it then learnt as Qwen did,
+#   which shows them without priming. What is found here is of the same kind,
+#   on smaller models and a smaller task.
 #
 # ## Exercises
 # 1. Which of the three measures, will, skill and truth, would a reward for
@@ -850,8 +883,8 @@ show.table(
 #
 # <details><summary>Answer</summary>
 #
-# Truth, and it would be cheap to cheat: `1*1=1` is true, and can be written
-# as often as the limit allows. The answer's reward has no such hole: an
+# Truth, and cheating would be cheap: `1*1=1` is true, and can be written as
+# often as the limit allows. The answer's reward has no such hole, since an
 # answer has to use each number once.
 #
 # </details>
@@ -873,4 +906,5 @@ show.table(
 # Corpora live in `aha_lib/tasks/corpus.py`, supervised training in
 # `aha_lib/run/pretrain.py`, the cut in `aha_lib/model/vocabulary.py`, the
 # adapters in `aha_lib/model/lora.py`, and records of runs in
-# `aha_lib/look/record.py`.
+# `aha_lib/look/record.py`. Next: **08_backtracking_vector** looks for the
+# habit in the tiny model's activations.

@@ -16,16 +16,16 @@
 #
 # A transformer's layers add to one running sum, the *residual stream*: a
 # vector of 128 numbers for every token. If searching is a direction of that
-# space, one can find it, add some of it to a model that never searches, and
-# take it from one that always does. (Activation addition,
+# space, one can find it, add it to a model that rarely searches, and subtract
+# it from one that always does. (Activation addition,
 # [2308.10248](https://arxiv.org/abs/2308.10248); Venhoff et al. found such
 # directions in R1's distilled models,
-# [2506.18167](https://arxiv.org/abs/2506.18167).) Here it can be seen end to
-# end, on a model whose searching you have watched appear.
+# [2506.18167](https://arxiv.org/abs/2506.18167).) Here all steps can be seen,
+# on the model whose searching grew in notebook 05.
 #
 # Whatever the preset is, this notebook pushes the tiny base that comes with
-# the package: only there can all of it be seen within minutes. What was
-# measured on a Gemma is in a record, near the end.
+# the package, since only there all steps take minutes. The record of the same
+# steps on a Gemma is near the end.
 #
 # | preset | machine | what it does |
 # |---|---|---|
@@ -33,16 +33,18 @@
 #
 # You will see:
 #
-# 1. where the base decides whether to try, its activations do not predict what
-#    it will do: the sampler draws;
-# 2. that it *is searching*, they do tell: it is the axis along which they vary
-#    most, with labels or without, and GRPO moves the model the same way;
-# 3. one vector, added to the base, does most of what GRPO did, and more than
-#    random ones; one that GRPO trains does nearly all of it. After the last
-#    layer such a vector is a constant shift of the logits, against `<answer>`;
-# 4. so one number, the shift of that one logit, is trained too, and does as
+# 1. where the base decides whether to try, neither of two linear directions
+#    in its activations predicts what it will do;
+# 2. that an answer *is* a search, the activations do tell. They vary most
+#    along this direction, and GRPO moves them nearly the same way;
+# 3. this direction, added to the base after the last layer, gives about three
+#    quarters of GRPO's gain in accuracy, more than random ones do. A vector
+#    that GRPO trains gives nearly all of it. After the last layer a vector is
+#    a constant shift of the logits, mainly against `<answer>`;
+# 4. so one number, the shift of that one logit, is trained too, and gives as
 #    much as the vector;
-# 5. it is no switch: the trained model is not untrained by taking it away.
+# 5. the direction is no switch: subtracting it from the trained model does
+#    not bring the base back.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -78,8 +80,9 @@ preset = "tiny"
 # ## Where a decision falls
 # An answer has two kinds of crossroads: its start, where the model jumps or
 # makes an attempt, and every "no", after which it answers all the same or
-# goes on. `steering.decisions` finds them by notebook 06's rules. Sample some
-# answers of the base:
+# goes on. `steering.decisions` finds them by notebook 06's rules. The next
+# two cells sample answers of the base and print six decisions after a "no":
+# three that an attempt follows, and three that an answer follows.
 
 # %%
 import json
@@ -128,8 +131,8 @@ for i in np.concatenate(refused):
 
 # %% [markdown]
 # How often does an attempt follow? At the start, and after a first "no", in
-# three answers of ten; after a second one nearly always. That is no wonder:
-# in the corpus only searches have two.
+# about three answers of ten; after a second "no" nearly always. This is as in
+# the corpus, where only searches have two.
 
 # %%
 show.table(
@@ -147,11 +150,13 @@ show.table(
 # %% [markdown]
 # ## Chance, or a plan?
 # Read the residual stream at these tokens, after each of the four layers
-# (`steering.activations`). Does it say what will follow? Find a direction in
-# every second answer, score the others along it, and count how often an
-# attempt scores above an answer: 1/2 is chance, 1 is perfect. Two ways to a
-# direction: the *difference of means*, and Fisher's linear discriminant, a
-# *probe* that also knows how the activations spread.
+# (`steering.activations`). Does it predict what will follow? Find a direction
+# in every second answer, and score the decisions of the others along it. Then
+# take pairs of a decision that an attempt follows and one that an answer
+# follows, and count how often the first scores higher: 1/2 is chance, 1 is
+# perfect. There are two ways to find a direction: the *difference of means*,
+# and Fisher's linear discriminant, a *probe* that also takes into account how
+# the activations spread.
 
 # %%
 stream = steering.activations(model, out, at)
@@ -189,8 +194,9 @@ show.table(
 )
 
 # %% [markdown]
-# The three seeds of the record (`python tests/benchmarks/backtracking.py`
-# makes it, from the runs of `habits.py`; each draws its own answers):
+# The same for the three seeds of the record, each with answers of its own;
+# the dotted line is chance. (`python tests/benchmarks/backtracking.py` makes
+# the record, from the runs of `habits.py`.)
 
 # %%
 figure, axes = plt.subplots(
@@ -218,15 +224,16 @@ axes[0].set(ylabel="pairs in the right order", ylim=(0.3, 1.02))
 plt.show()
 
 # %% [markdown]
-# At the start, and after a first "no", nothing tells them apart: the base has
-# no plan. It gives the attempt a probability of three in ten, and the sampler
-# draws; the outcome is in the next token, not in the activation before it.
-# Over all noes it is another matter: an answer with two "no" goes on, and the
-# activations predict it. They encode that this is a search.
+# At the start, and after a first "no", neither direction tells the two kinds
+# apart in any layer. This is what one expects if the base has no plan: it
+# gives the attempt a probability of about three in ten whatever the puzzle
+# is, and the sampler draws. Over all noes the result is different: an answer
+# with two "no" goes on, and the activations predict that. They encode that
+# this is a search.
 #
-# The last layer's difference of means, found in one half and tried on the
-# other, in every seed of the record: near 1/2 at the start and at a first
-# "no", far from it over all noes.
+# In numbers, the last layer's difference of means in every seed of the record
+# should be near 1/2 at the start and at a first "no", and far from it over
+# all noes:
 
 # %%
 for seed in record:
@@ -239,15 +246,16 @@ for seed in record:
 
 # %% [markdown]
 # ## The direction of a search
-# So take the last of the three: the mean over noes that are followed by an
-# attempt, less the mean over those that an answer follows. It is read from the
-# *base's* own answers. Beside it stand two others. The first principal
-# component of the same activations needs no labels: it is the axis along which
-# they vary most. And what GRPO did: the mean change of the activations from
-# the base to the trained model, on the same text.
+# So take the difference of means over all noes: the mean over those that an
+# attempt follows, less the mean over those that an answer follows. This
+# direction, called *difference* below, is read from the *base's* own answers.
+# Compare it with two others. The first principal component of the same
+# activations needs no labels: it is the axis along which they vary most. The
+# direction called *learnt* is what GRPO did: the mean change of the
+# activations from the base to the trained model, on the same text.
 #
-# In 128 dimensions two random directions have a cosine of 0, give or take
-# 0.09.
+# In the table look for cosines near 1. In 128 dimensions two random
+# directions have a cosine of 0, give or take 0.09.
 
 
 # %%
@@ -305,23 +313,27 @@ show.table(
 
 # %% [markdown]
 # ### Check
+# In every layer the difference of means should be nearly the first principal
+# component.
 
 # %%
 for k in layers:
     assert abs(cosine(ours[k], component[k])) > 0.95
 
 # %% [markdown]
-# The base had the direction before any reward: it is how its own few searches
-# differ from its other answers. That takes no labels to find: the difference
-# of means is the first principal component, which holds about half of the
-# variance. GRPO has moved the whole model along it. (The noes of a search also
-# stand later in their texts, and the direction may say a little of that too;
-# but GRPO's change is taken at all crossroads alike.)
+# The base had the direction before any reward: along it its own few searches
+# differ from its other answers. No labels are needed to find it, since the
+# difference of means is nearly the first principal component, which has about
+# half of the variance. GRPO has moved the activations nearly the same way,
+# with a cosine of 0.86 or more. (The noes of a search also stand later in
+# their texts, and the direction may encode a little of that too. But GRPO's
+# change is taken at all crossroads alike.)
 #
 # ## Push
 # Add α times the direction to the stream of every token, after one layer
 # (`steering.steer`). At α = 1 the push is as long as the two means are apart.
-# One puzzle, one random key, six strengths:
+# The cells show one puzzle and one random key at six strengths. Look where
+# attempts begin, and where the language breaks down:
 
 # %%
 steering.add(model)
@@ -343,8 +355,8 @@ for strength in (-2.0, -0.5, 0.0, 0.5, 1.0, 2.0):
     display(show.side_by_side(panel[3], {f"α = {strength}": text}))
 
 # %% [markdown]
-# Move the slider, or take another puzzle: every answer is sampled as you
-# look.
+# With a running kernel, move the slider or take another puzzle: the answer is
+# sampled anew.
 
 # %%
 slider = widgets.FloatSlider(
@@ -376,9 +388,10 @@ widgets.VBox([slider, which, after, view])
 
 # %% [markdown]
 # ## How much is it worth?
-# On the held-out panel, 256 puzzles, one sample each, three seeds (thin; the
-# mean thick); a thin line's accuracy has a standard error of up to 0.03.
-# Dotted lines: the base, and the model that GRPO has trained.
+# The figure has the held-out panel, 256 puzzles with one sample each. A thin
+# line is a seed, and a thick one is the mean of three; a thin line's accuracy
+# has a standard error of up to 0.03. The dotted lines are the base and the
+# model that GRPO has trained: how near does a push come to the upper one?
 
 
 # %%
@@ -425,13 +438,14 @@ for axis in axes[1]:
 plt.show()
 
 # %% [markdown]
-# A little of it raises accuracy, further attempts and length together, as GRPO
-# did.
-# With too much the language comes apart: no "yes" any more, and then no sum.
-# Below zero the base's few attempts go, and what is left is jumps.
+# A push of moderate strength raises accuracy, further attempts and length
+# together, as GRPO did. With more than that the language breaks down and
+# accuracy falls to 0. At −½ and −1 the base's few attempts go, and jumps are
+# left; at −2 the language breaks down too.
 #
-# Every layer, on 128 *other* puzzles a seed; for each the best of four
-# strengths. The later the push, the more it gives:
+# The next figure has every layer, on 128 *other* puzzles a seed. Each dot is
+# the best of four strengths on these puzzles, so it is a little too good. On
+# the whole a later push gives more:
 
 # %%
 figure, axis = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
@@ -457,10 +471,11 @@ plt.show()
 
 # %% [markdown]
 # ## What would any direction do?
-# The controls, of the same length: four random directions a seed; the
+# The controls are directions of the same length: four random ones a seed; the
 # difference of means after the labels were shuffled; and the probe, which
-# separates as well. A dot is one direction of one seed at one strength; look
-# how high the grey ones come.
+# tells searches apart as well as the difference does. A dot is one direction
+# of one seed at one strength. Look how high the grey dots, the random
+# directions, come.
 
 # %%
 groups = {
@@ -509,21 +524,21 @@ axes[0].set(ylabel="accuracy", ylim=(0, 1))
 plt.show()
 
 # %% [markdown]
-# After layer 1, where two more layers read the stream, the random directions
-# leave the base where it is; ours double it. After the last layer chance can
-# do something: one of twelve random directions more than doubles accuracy,
-# too. A shuffled one even reaches 0.7; why, comes in a moment. And the
-# probe, which reads a search as well as the difference does, writes it badly:
-# it points where the two clouds are told apart best, not from one to
-# the other.
+# After layer 1, where two more layers read the stream, random pushes by ½
+# leave accuracy about where the base has it, and ours double it. After the
+# last layer a random direction can help: one of twelve more than doubles
+# accuracy, too. A shuffled one even reaches 0.7. The probe tells searches
+# apart as well as the difference does, but a push along it gives much less:
+# it points where the two clouds of activations are told apart best, not from
+# one mean to the other.
 #
-# Why do shuffled labels ever work? Their difference of means is a random sum
-# of the activations, and so it leans to where these vary most: to the first
-# principal component, which is the search itself.
+# Why can shuffled labels work? Their difference of means is a random sum of
+# the activations. So it leans to where these vary most, to the first
+# principal component, and that is nearly the direction of searching.
 #
 # ### Check
-# After layer 1, at ±½: ours above all of the random ones in every seed, and
-# those where the base is.
+# After layer 1, our two directions at ½ should lie above all random ones at
+# ±½, in every seed.
 
 # %%
 for seed in record:
@@ -547,8 +562,8 @@ for seed in record:
     assert min(half["difference"], half["learnt"]) > max(others) + 0.1
 
 # %% [markdown]
-# The table, after the last layer: means over the seeds of accuracy, further
-# attempts and tokens.
+# The same after the last layer. A cell of the table has accuracy, further
+# attempts and tokens, each the mean over the seeds:
 
 
 # %%
@@ -584,10 +599,12 @@ show.table(
 
 # %% [markdown]
 # ## What is a direction after the last layer?
-# After the last layer nothing reads the stream but the output: there a push is
-# a constant added to each token's logit (the direction times the embedding, up
-# to the final norm). So one number of a direction may be all that counts: how
-# much it lowers `<answer>` against the numbers, with which an attempt begins.
+# After the last layer nothing reads the stream but the output: there a push
+# is a constant added to each token's logit (the direction times the
+# embedding, up to the final norm). So one number of a direction may be all
+# that counts: how much it lowers `<answer>` against the numbers, with which
+# an attempt begins. The figure has this number on the horizontal axis, for
+# all pushes by ±½. Do the dots lie on one curve?
 
 # %%
 table = np.asarray(model.embed[...]) * (1 + np.asarray(model.final_norm[...]))
@@ -655,9 +672,9 @@ show.table(
 )
 
 # %% [markdown]
-# All lie on one curve, ours at its end. After the last layer the direction of
-# searching is the direction that is *against answering*, and any vector does
-# as much as it has of that.
+# All dots lie near one curve, ours at its ends. So after the last layer the
+# direction of searching is mainly the direction *against answering*, and
+# other vectors work as far as they have a part of it.
 #
 # Order all these pushes by that number, by how many answers make an attempt,
 # and by accuracy: how near are the orders to being the same (Spearman's
@@ -674,9 +691,9 @@ if record:
 
 # %% [markdown]
 # ## Take it away
-# The same direction, subtracted from the model that GRPO has trained. If it
-# were the switch, α = −1 would give the base back: 0.20, 0.2 further attempts,
-# 16 tokens.
+# Now subtract the same directions from the model that GRPO has trained. If
+# they were the switch, α = −1 would give the base back: an accuracy of 0.20,
+# 0.2 further attempts, 16 tokens.
 
 # %%
 taken = {}
@@ -698,23 +715,23 @@ show.table(
 )
 
 # %% [markdown]
-# It does not. At −½ little happens. At −1, after the last layer, answers are a
-# quarter shorter and a third to a half of the accuracy is lost, but the model
-# goes on searching, seven times as much as the base; after layer 1 it searches
-# even *more*, and finds less. At −1½ the language is gone. A random direction
-# harms as much, or more. All 0.6 million numbers have learnt to search, and
-# one direction does not take it back.
+# They do not. At −½ along our directions little happens. At −1, after the
+# last layer, answers are about a quarter shorter, and accuracy falls to 0.65
+# (learnt) or 0.42 (difference). But the model still makes about seven times
+# as many further attempts as the base. After layer 1 it makes even *more*
+# than before, and solves less. At −1½ the language breaks down. A random
+# direction harms as much, or more. So one direction does not undo what GRPO
+# has changed in all the weights.
 
 # %% [markdown]
 # ## One vector, trained
-# The difference of means was never asked what it does for the reward. So let
-# GRPO choose: the main run's settings and puzzles, but nothing is trained
-# except one direction of 128 numbers after the last layer, from zero, at a
-# learning rate of its own. As above, all that it can do there is to shift each
-# logit by a constant. (It is an adapter like those of LoRA: notebook
-# 05's update trains it as it is.) Sinii et al.
-# ([2509.06608](https://arxiv.org/abs/2509.06608)) trained such vectors in
-# much larger models.
+# The difference of means was not chosen for the reward. So let GRPO choose:
+# settings and puzzles are the main run's, but only one vector of 128 numbers
+# after the last layer is trained, from zero, at a learning rate of its own.
+# As above, all that the vector can do there is to shift each logit by a
+# constant. (It is an adapter like those of LoRA: notebook 05's update trains
+# it as it is.) Sinii et al. ([2509.06608](https://arxiv.org/abs/2509.06608))
+# trained such vectors in much larger models.
 
 # %%
 figure, axis = plt.subplots(figsize=(6.5, 2.9), layout="constrained")
@@ -738,10 +755,11 @@ axis.grid(alpha=0.25)
 plt.show()
 
 # %% [markdown]
-# How much of GRPO's gain does one vector give back, on the held-out panel?
-# Of the two found directions, at the strength that was best on *other*
-# puzzles (`by_layer` in the record), after the last layer. The bracket has
-# the share of the way from the base to the trained model.
+# How much of GRPO's gain does one vector give, on the held-out panel? The
+# table has the two directions that were found, pushed after the last layer at
+# the strength that was best on *other* puzzles (`by_layer` in the record),
+# and the trained vector. In brackets is the share of the way from the base to
+# the trained model.
 
 
 # %%
@@ -787,6 +805,11 @@ for name, take in players.items() if record else ():
 seeds = [f"seed {seed['seed']}" for seed in record]
 show.table(["accuracy, n = 256", *seeds, "further attempts", "tokens"], lines)
 
+# %% [markdown]
+# Where does the trained vector point? The next lines have its cosines with the
+# two directions, and the logits by which it raises the numbers above
+# `<answer>`.
+
 # %%
 for seed in record:
     alone = seed["alone"]["direction"]
@@ -799,6 +822,7 @@ for seed in record:
 
 # %% [markdown]
 # ### Check
+# In every seed the trained vector should give more than 85 % of GRPO's gain.
 
 # %%
 for seed in record:
@@ -872,18 +896,20 @@ show.table(
 # %% [markdown]
 # GRPO takes $b$ to about $-4.9$ in each seed, and one number does what the
 # vector of 128 does. The curve on the right has a broad top from $-5$ to
-# $-8$, so it need not be found precisely; at $-12$ a third of the answers is
-# lost. A constant cannot know *when* an answer is due: it delays the
-# answer after a "yes" as much as before one. That answers come after a "yes"
-# all the same is the base's doing, whose own logits outweigh a moderate bias
-# there; a bias that is too strong keeps it from answering at all.
+# $-8$, so $b$ need not be found precisely; at $-12$ a third of the accuracy
+# is lost. A constant cannot tell *when* an answer is due: it lowers
+# `<answer>` as much after a "yes" as before one. Answers come after a "yes"
+# all the same, because there the base's own logits outweigh a moderate bias.
+# A bias that is too strong outweighs them.
 
 # %% [markdown]
 # ## And a real Gemma?
-# Gemma 3 270M after its cold start (notebook 07) has 18 layers of 640 numbers.
-# The same steps, from the record of one run:
-# `python tests/benchmarks/backtracking_gemma.py BASE`. Directions come from
-# 128 answers of the base; *learnt* is the change by notebook 07's seed 0.
+# Gemma 3 270M after its cold start (notebook 07) has 18 layers of 640
+# numbers. The same steps, from the record of one run: `python
+# tests/benchmarks/backtracking_gemma.py BASE`. Directions come from 128
+# answers of the base; *learnt* is the change by notebook 07's seed 0. Compare
+# the figure with those above: is a decision predicted, and do the two
+# directions agree?
 
 # %%
 stored = benchmarks / "backtracking_gemma.json"
@@ -945,38 +971,40 @@ if gemma:
     )
 
 # %% [markdown]
-# Again the single decision can hardly be predicted (few decisions, so the
-# lines wander), and that it is searching can be read in every layer. The
-# base's own direction and the learnt one agree only towards the end: in
-# between GRPO's adapters have moved other things too. Half of the difference,
-# added after the last layer, takes the base from one answer right in four to
-# more than half, with answers three times as long; half of what GRPO has
-# changed there takes it to where GRPO took it (0.65 on another panel). Below
-# zero it only jumps. Two random directions of that length ruin the language:
-# in Gemma's stream a random direction is no fair control. One run, 64 puzzles:
-# an error of 0.06.
+# Again every layer tells that an answer is a search. The decision at the
+# start is not predicted. That after a first "no" is, if at all, in the last
+# layers, up to 0.74; these are 46 decisions, so the lines wander. The base's
+# own direction and the learnt one agree only towards the end, so in between
+# GRPO's adapters have also moved other things.
+#
+# Half of the difference, added after the last layer, takes the base from one
+# answer right in four to more than half, with answers three times as long.
+# Half of what GRPO has changed there takes it to where GRPO took it (0.65 on
+# another panel). At −½ it nearly always jumps. Two random directions of that
+# length ruin the language, so in Gemma's stream a random direction is no fair
+# control. This is one run, of 64 puzzles; an accuracy has an error of 0.06.
 
 # %% [markdown]
 # ## What a direction shows, and what it does not
 # - **Shown:** in this model searching is, to a good part, one direction. The
 #   base has it, and its own few searches are enough to find it. A push along
-#   it gives back three quarters of GRPO's gain, and a vector of 128 numbers
-#   that GRPO trains nearly all of it. That fits notebook 06: what grows is the
-#   will, not the skill. How much a single number does, the logit of
-#   `<answer>`, is measured above.
+#   it gives about three quarters of GRPO's gain. A vector of 128 numbers that
+#   GRPO trains gives nearly all of it, and so does a single number, the shift
+#   of the logit of `<answer>`. This fits notebook 06: what grows is the will,
+#   not the skill.
 # - **What it is, after the last layer:** a bias against `<answer>`. The model
 #   itself still has to know when to stop: it does answer after "yes", since
 #   there its own logits are stronger than the push.
 # - **Not shown:** that it is *the* cause in the trained model. Taking it away
 #   spoils much and restores nothing.
-# - **Failures on the way:** single decisions give no direction, for there is
-#   none to find: the sampler decides. Shuffled labels give one that may work,
-#   with either sign, because searching is also the axis along which these
-#   activations vary most; a control is worth what its worst case is. And a
-#   push as long as the means are apart is a long one, and mostly too long.
+# - **Failures on the way:** single decisions give no direction that predicts
+#   them. Shuffled labels give one that may work, with either sign, because
+#   these activations vary most along the direction of searching; so one
+#   shuffled control is not enough. A push as long as the means are apart is
+#   mostly too long.
 # - One task, two models, and both learnt to search from our own worked text,
 #   in one language. R1's distilled models (Venhoff et al.) have many such
-#   behaviours, and their directions were found by a reader's labels. For Gemma
+#   behaviours, and their directions were found from labelled texts. For Gemma
 #   one run and the last layer alone were measured.
 #
 # ## Exercises

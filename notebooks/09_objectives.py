@@ -35,8 +35,9 @@
 # **You will see**
 #
 # 1. seven objectives as one sum over tokens with different weights;
-# 2. on a fresh batch the seven give five directions, and only three where
-#    they reward the same; ratios and clips matter when it is used again;
+# 2. on a fresh batch the seven gradients have five directions, and only three
+#    if all seven reward the same. Ratios and clips matter when the batch is
+#    used again;
 # 3. the mean over each answer makes wrong answers longer;
 # 4. where the success rate goes if every step finds its optimum;
 # 5. which differences between short runs are larger than chance.
@@ -109,10 +110,10 @@ BLUE, ORANGE, PINK, SKY = "#0072B2", "#E69F00", "#CC79A7", "#56B4E9"
 # $$-\nabla L = \sum_{i,t} w_{it}\,\nabla \log \pi(y_{it}), \qquad
 # w_{it} = -\frac{\partial L}{\partial \log \pi(y_{it})}$$
 #
-# The model's part, $\nabla \log \pi$, is the same for all. So a variant *is*
-# its table of weights $w$, one number per token. A weight has three factors:
-# the advantage, what the ratio makes of it, and what a token counts in the
-# mean. What each paper prescribes, and what `presets.VARIANTS` has:
+# The model's part, $\nabla \log \pi$, is the same for all. So a variant is
+# given by its table of weights $w$, one number per token. A weight has three
+# factors: the advantage, what the ratio makes of it, and what a token counts
+# in the mean. What each paper prescribes, and what `presets.VARIANTS` has:
 #
 # - **GRPO** ([2402.03300](https://arxiv.org/abs/2402.03300)): the mean over
 #   each answer, then over answers; divided by the group's deviation; a clip;
@@ -156,10 +157,11 @@ for norm in ("token", "sequence", "group", "constant"):
 
 # %% [markdown]
 # GRPO as published takes the mean of each answer first: a token of the long
-# answer counts a third as much. That has a direction. Suppose that the model
-# first decides *how* to answer: right in 10 tokens, wrong in 5, or wrong in
-# 40 (a long ramble). The decision falls at the first token. Which of the
-# wrong ways is punished more?
+# answer counts a third as much. Does this change what is learnt? Suppose that
+# the model first decides *how* to answer: right in 10 tokens, wrong in 5, or
+# wrong in 40 (a long ramble). The decision falls at the first token. Which of
+# the wrong ways is punished more? The figure follows the expected updates:
+# does the mean length of wrong answers change?
 
 
 # %%
@@ -194,8 +196,8 @@ plt.show()
 # rises, though no reward depends on length: the ramble's one decision was
 # divided by 40, the short guess's by 5. Dr. GRPO removes this bias by a
 # constant denominator, DAPO by the number of tokens. For right answers it
-# works the other way round: short ones are pulled harder. So before "it
-# thinks longer" is called an aha, look at the denominator.
+# works the other way round: short ones are pulled harder. So before longer
+# answers are taken for reasoning, look at the denominator.
 #
 # ## 3. What the ratio does to the weight
 #
@@ -232,8 +234,8 @@ plt.show()
 # PPO's clip silences a token that went far the way it was pushed. CISPO
 # bounds the weight and keeps the token. RLOO has no ratio: its weight never
 # changes. Kimi's squared term turns the weight down slowly, and up for a
-# token that went the wrong way. GSPO has the clip's curve, by the ratio of
-# the whole answer: an answer is in or out as one.
+# token that went the wrong way. GSPO applies the clip's curve to one ratio of
+# the whole answer, so all its tokens are silenced together or none.
 #
 # A ratio is also off 1 when the sampler and the trainer compute differently
 # (another inference engine, bfloat16). `importance_cap` weights tokens by
@@ -245,10 +247,10 @@ plt.show()
 # Its advantage is the group-mean advantage times $G/(G-1)$, a factor which
 # Adam takes out again.
 #
-# The **deviation** matters more. Notebook 04 found the weight of a puzzle with
-# success rate $p$: $p(1-p)$ without the division, $\sqrt{p(1-p)}$ with it.
-# The first is the true gradient of $p$. The second climbs another hill,
-# $2\arcsin\sqrt{p}$. Liu et al.
+# The **deviation** matters more. Notebook 04 found the weight of a puzzle
+# with success rate $p$: $p(1-p)$ without the division, $\sqrt{p(1-p)}$ with
+# it. The first is the true gradient of $p$. The second is the gradient of
+# another function, $2\arcsin\sqrt{p}$. Liu et al.
 # ([2503.20783](https://arxiv.org/abs/2503.20783)) call the difference a bias;
 # Dr. GRPO leaves the division out.
 #
@@ -263,9 +265,11 @@ plt.show()
 # \exp\frac{1}{\beta\sqrt{p_{n-1}(1-p_{n-1})}}$$
 #
 # The exponent is smallest ($2/\beta$) at one half and grows without bound
-# towards 0 and 1. We start at $p_0 = p_\text{ref} = 0.1$ and iterate. If the
-# leash moves along (each step is held near the *previous* policy), then
-# $p_\text{ref}$ becomes $p_{n-1}$.
+# towards 0 and 1. We start at $p_0 = p_\text{ref} = 0.1$ and iterate. The
+# penalty works as a *leash* that ends at $\pi_\text{ref}$. If the leash moves
+# along (each step is held near the *previous* policy), then $p_\text{ref}$
+# becomes $p_{n-1}$. In the figure look where the curves on the left cross the
+# diagonal, and where those on the right end.
 
 
 # %%
@@ -323,15 +327,15 @@ for beta in (0.7, 2.0, 4.0, 8.0):
 
 # %% [markdown]
 # A coloured curve crosses the dotted diagonal *twice*. At the lower crossing
-# success stays. It lies above the base's rate, and a smaller β lifts it. The
-# upper crossing is unstable: a policy above it runs away to 1. With β = 0.7
-# the first step from 0.1 already leaps over it. If the leash moves along,
-# success goes to 1 for every β. From $p = 0$ neither can start: the base
-# decides.
+# the success rate stays. This crossing lies above the base's rate, and a
+# smaller β lifts it. The upper crossing is unstable: a policy above it runs
+# away to 1. With β = 0.7 the first step from 0.1 already leaps over it. If
+# the leash moves along, the dashed lines go to 1 for every β. From $p = 0$ no
+# step leads away, with either leash: the base must be right now and then.
 #
-# Two idealisations are in this: endless groups, and no ε added to the
-# deviation. They make $p = 0.001$ look like an easy start. But of groups of
-# 16, 98 in 100 would see no success there and give no gradient at all.
+# The formula idealises twice: it takes groups without end, and adds no ε to
+# the deviation. So $p = 0.001$ looks like an easy start. But of groups of 16,
+# 98 in 100 would see no success there and give no gradient at all.
 #
 # ### Check: the recurrence against plain optimisation
 #
@@ -457,12 +461,12 @@ print("Kimi's, all right", grpo.length_reward(three, three > 0)[0])
 print("Kimi's, all wrong", grpo.length_reward(three, three < 0)[0])
 
 # %% [markdown]
-# In Countdown length *is* search. A reward for brevity works against the
-# longer answers that notebook 05 looks for.
+# In Countdown a search needs length. So a reward for brevity works against
+# the longer answers that notebook 05 looks for.
 #
 # ## 7. All seven on one batch
 #
-# The tiny base writes answers to 8 puzzles, 16 each. This section happens on
+# The tiny base writes answers to 8 puzzles, 16 each. All of this section uses
 # this one frozen batch.
 
 # %%
@@ -556,9 +560,10 @@ print(
 )
 
 # %% [markdown]
-# GSPO's own clip does not fit short answers. Its ratio is the exponential of a *mean*
-# of log-ratios over the answer. Over thousands of tokens that mean is tiny;
-# over fifteen it is not, and a clip made for the one silences the other:
+# GSPO's own clip does not fit short answers. Its ratio is the exponential of
+# a *mean* of log-ratios over the answer. Over thousands of tokens that mean
+# is tiny; over fifteen it is not. So a clip made for long answers silences
+# short ones:
 
 # %%
 print(f"mean log-ratio: spread {(moved.sum(1) / lengths).std():.3f}")
@@ -606,14 +611,15 @@ for name in names:
 print(f"DAPO without its penalty: {of_advantages('dapo', overlong=0):+.4f}")
 
 # %% [markdown]
-# Only the mean over each answer makes the loss zero on policy (GRPO, GSPO):
-# then each answer counts the same, and the advantages of a group sum to zero.
-# With a mean over tokens the loss is $-\sum_i A_i L_i / \sum_i L_i$: how
-# advantage and length go together. DAPO takes it in each group; its penalty
-# makes long answers the worse ones and so the loss positive (last line).
-# Dr. GRPO's is the same sum over the budget, without the deviation. The
-# others are not made of ratios: RLOO's and CISPO's are advantages times
-# log-probabilities, and Kimi's is zero until a log-probability has moved.
+# Of the losses made of ratios, only those with the mean over each answer are
+# zero on policy (GRPO, GSPO): then each answer counts the same, and the
+# advantages of a group sum to zero. With a mean over tokens the loss is
+# $-\sum_i A_i L_i / \sum_i L_i$: it measures how advantage and length go
+# together. DAPO takes this mean in each group; its penalty makes long answers
+# the worse ones and so the loss positive (last line). Dr. GRPO's is the same
+# sum over the budget, without the deviation. The others are not made of
+# ratios: RLOO's and CISPO's are advantages times log-probabilities, and
+# Kimi's is zero until a log-probability has moved.
 #
 # None of these numbers tells how good the model is. Norms differ by large
 # factors, which Adam takes out again. So compare directions.
@@ -644,14 +650,15 @@ figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")
 plt.show()
 
 # %% [markdown]
-# **On policy** the seven give five directions, not far apart (a cosine of 0.77
-# or more). GRPO and GSPO are *the same*:
-# an answer's ratio of 1 is a ratio of 1, and at the base the KL term is flat.
-# Dr. GRPO is RLOO up to a factor. Where the rewards are the same, three are
-# left: DAPO without its penalty for overlong answers is CISPO, and Kimi's
-# without its length reward is Dr. GRPO. So what matters is over what the mean
-# is taken, the deviation, and what is rewarded. Ratios and clips come in when
-# the batch is **stale**.
+# **On policy** the seven give five directions, not far apart (a cosine of
+# 0.77 or more). GRPO and GSPO are *the same*: where all tokens' ratios are 1
+# the whole answer's ratio is 1 too, and at the base the gradient of the KL
+# term is 0. Dr. GRPO is RLOO up to a factor. If the rewards are the same,
+# three directions are left: DAPO without its penalty for overlong answers is
+# CISPO, and Kimi's without its length reward is Dr. GRPO. So three things
+# matter: over what the mean is taken, the deviation, and what is rewarded.
+# Ratios and clips come in when the batch is **stale**: there some cosines are
+# negative.
 #
 # ### Check: one gradient or two
 #
@@ -744,10 +751,11 @@ plt.show()
 #
 # One batch and four first steps of Adam are no law. So the same was done for
 # several batches, after 1, 2, 4 and 8 updates, at the base and, with Adam's
-# averages as a run has them, after ten steps of training
-# (`python tests/benchmarks/stale.py`). Lines are means over the batches, bands
-# run from the lowest to the highest. Losses with the clip on each token are
-# blue, losses that silence nobody orange.
+# averages as a run has them, after ten steps of training (`python
+# tests/benchmarks/stale.py`). Lines are means over the batches, and bands run
+# from the lowest to the highest. Losses with the clip on each token are blue,
+# losses that silence no token are orange, and GSPO, which silences whole
+# answers, is pink. Which lines keep near 1?
 
 # %%
 folder = pathlib.Path(aha_lib.__file__).parent.parent / "tests/benchmarks"
@@ -797,22 +805,23 @@ if turned:
 plt.show()
 
 # %% [markdown]
-# Two families part, at the base and, a little later, in the course of
+# Two families part, at the base and, a little later, after ten steps of
 # training too. The losses with PPO's clip on each token (GRPO, Dr. GRPO,
-# DAPO) lose their first direction within a few updates: tokens that went far
-# the way they were pushed are silent, and of the rest many went the other way
-# and are pulled back. The clip is a brake. RLOO and CISPO silence nobody and
-# go on; Kimi's squared term turns it more slowly; GSPO's clip acts on whole
-# answers. The number printed above tells on how few batches this rests, all
-# of this one model.
+# DAPO) lose their first direction within a few updates. Tokens that went far
+# the way they were pushed are silent; of the rest many went the other way and
+# are pulled back. So the clip works as a brake. RLOO and CISPO silence no
+# token and keep their direction; Kimi's squared term and GSPO's clip on whole
+# answers turn theirs more slowly. All of this rests on few batches (their
+# number is printed above) of one model.
 #
 # ## 8. The rows that a step reads
 #
-# These gradients came from one row per answer, with its prompt in front and
-# padding behind. The training step reads less: answers lie side by side. A
-# row has a prompt once (black), then several of its answers (a colour each);
-# an answer sees its prompt and itself, not its neighbours. Answers without an
-# advantage are left out, unless there is a KL term.
+# The gradients above came from one row per answer, with its prompt in front
+# and padding behind. The training step reads less, because it packs several
+# answers into a row. A row has a prompt once (black), then several of its
+# answers (a colour each); an answer sees its prompt and itself, not its
+# neighbours. Answers without an advantage are left out, unless there is a KL
+# term.
 
 # %%
 from matplotlib.colors import ListedColormap
@@ -868,17 +877,18 @@ print(f"{len(cases)} variants, {len(seeds)} paired seeds")
 # %% [markdown]
 # ### A test by shuffling names
 #
-# With seven variants there are 21 pairs. Call a pair different when one is
-# ahead on all of three seeds without overlap, and chance alone gives about
-# two such pairs. So ask it the other way round: how far apart would the best
-# and the worst of these means be, if the names meant nothing? Shuffle the
+# With seven variants there are 21 pairs. Suppose that a pair is called
+# different if one is ahead on all of three seeds without overlap: then chance
+# alone gives about two such pairs. So ask first how far apart the best and
+# the worst of these means would be if the names meant nothing. Shuffle the
 # names within each seed, many times, and take a high percentile of that
 # range. Only a pair that is further apart is called different (Tukey's
 # procedure, by permutation).
 #
 # A variant that differs from all others widens the yardstick for the rest. So
-# there is a second look, without it. Each look errs in one set of comparisons
-# of forty, both together in one of twenty.
+# there is a second look, without it. If no name matters, each look finds a
+# difference in one of forty sets of runs, and both together in at most one of
+# twenty.
 
 
 # %%
@@ -977,14 +987,14 @@ if enough:
     plt.show()
 
 # %% [markdown]
-# RLOO learns about as fast as the others, and then falls apart. It is the one
-# variant here whose loss has nothing that holds it back, neither a clip nor a
-# KL term, and its advantages are not divided by anything. So the learning
-# rate, the same for all and tuned for none, may simply be too high for it.
-# That is a guess: these runs do not take the causes apart.
+# RLOO learns about as fast as the two others, and then loses accuracy in most
+# seeds. It is the one variant here whose loss has neither a ratio with a
+# bound, nor a squared term, nor a KL term. So the learning rate, the same for
+# all and tuned for none, may be too high for it. That is a guess: these runs
+# do not separate the causes.
 #
 # Of the others GRPO and DAPO end above CISPO. No other pair is shown to
-# differ, whatever the order of the dots. And one thing is *not* equal: DAPO
+# differ, whatever the order of the means. One thing is *not* equal: DAPO
 # draws again until its groups have signal, so it has seen three times as many
 # puzzles as the others for the same number of updates.
 #
@@ -1023,9 +1033,10 @@ if enough:
 #   of it, what a token counts.
 # - With one update per batch three things distinguish the seven: the mean,
 #   the deviation, and what is rewarded. The clips are idle.
-# - Only the mean over each answer makes the loss zero on policy.
-# - In the short runs RLOO falls behind, and GRPO and DAPO end above CISPO. No
-#   other pair is shown to differ.
+# - Of the losses made of ratios, only those with the mean over each answer
+#   are zero on policy.
+# - In the short runs RLOO ends below all others, and GRPO and DAPO end above
+#   CISPO. No other pair is shown to differ.
 #
 # The objectives are functions of a few lines in
 # [`aha_lib/rl/objectives.py`](../aha_lib/rl/objectives.py), each with its
