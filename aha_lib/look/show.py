@@ -4,6 +4,7 @@ Functions of rows of metrics, of counts and of completions; they give a Matplotl
 Markdown. Knows nothing of JAX, models, tokens or files; for notebooks alone.
 """
 
+import functools
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
 from aha_lib.tasks import countdown, traces
-from aha_lib.tasks.task import Task
+from aha_lib.tasks.task import Task, who_wrote
 
 # Which puzzles the explorer lists: of the traces at the first and at the second checkpoint chosen.
 FILTERS = {
@@ -28,6 +29,7 @@ FILTERS = {
     "found then abandoned": lambda before, after: after.found_then_abandoned,
     "a false sum": lambda before, after: after.slips > 0,
 }
+EVERY_TASKS = [*FILTERS][:3]  # those that ask no more than whether an answer is right
 BLUE = "#2f6db3"
 ORANGE = "#e08e2b"
 GREY = "#8a8f98"
@@ -355,14 +357,27 @@ def side_by_side(puzzle: countdown.Puzzle, completions: dict[str, str]) -> HTML:
 def answers(task: Task, puzzle, completions: dict[str, str]) -> HTML:
     """A puzzle of any task and completions of it by heading, each with its reward.
 
-    Countdown's are marked, as `side_by_side` does.
+    Countdown's are marked, as `side_by_side` does. What a tool replied is orange.
     """
-    if isinstance(puzzle, countdown.Puzzle):
+    if isinstance(puzzle, countdown.Puzzle) and not task.turn_end:
         return side_by_side(puzzle, completions)
     columns = []
     for heading, text in completions.items():
-        columns.append((heading, escape(text), f"reward {task.reward(text, puzzle):.3g}"))
+        parts = who_wrote(task, text, puzzle)
+        replies = sum(is_reply for _, is_reply in parts)
+        note = f"{replies} replies; " if task.turn_end else ""
+        judged = f"{note}reward {task.reward(text, puzzle):.3g}"
+        columns.append((heading, turns(parts), judged))
     return _columns(task.prompt(puzzle), columns)
+
+
+def turns(parts: Iterable[tuple[str, bool]]) -> str:
+    """HTML of texts, each with whether a tool wrote it: then it is orange."""
+    shown = []
+    for text, is_reply in parts:
+        html = _span(text, ORANGE, "the tool wrote this", "bold") if is_reply else escape(text)
+        shown.append(html.replace("\n", "<br>"))
+    return "".join(shown)
 
 
 def _verdict(text: str, puzzle: countdown.Puzzle) -> str:
@@ -390,14 +405,28 @@ def _columns(title: str, columns: Sequence[tuple[str, str, str]]) -> HTML:
     )
 
 
-def select(panel, before: Sequence[str], after: Sequence[str], name: str) -> list[int]:
+def select(
+    panel, before: Sequence[str], after: Sequence[str], name: str, task: Task | None = None
+) -> list[int]:
     """Indices of the panel's puzzles whose two completions pass the filter of that name."""
     passes = FILTERS[name]
+    judge = traces.parse if task is None else functools.partial(_Judged.by, task)
     found = []
     for i, (puzzle, earlier, later) in enumerate(zip(panel, before, after, strict=True)):
-        if passes(traces.parse(earlier, puzzle), traces.parse(later, puzzle)):
+        if passes(judge(earlier, puzzle), judge(later, puzzle)):
             found.append(i)
     return found
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the filters ask of a completion of another task than Countdown."""
+
+    right: bool
+
+    @classmethod
+    def by(cls, task: Task, text: str, puzzle) -> "_Judged":
+        return cls(task.reward(text, puzzle) == 1)
 
 
 def page(title: str, views: Iterable[HTML]) -> str:
@@ -409,26 +438,29 @@ def page(title: str, views: Iterable[HTML]) -> str:
     )
 
 
-def explorer(panel: Sequence[countdown.Puzzle], history: Sequence[dict]) -> widgets.Widget:
+def explorer(panel: Sequence, history: Sequence[dict], task: Task | None = None) -> widgets.Widget:
     """Choose two checkpoints, a filter and a puzzle; see its two completions side by side.
 
     `history` has a row for each checkpoint: "step", and a list of texts, one for each puzzle of
-    the panel, under "sampled" and "greedy". The button writes the list to `traces.html`.
+    the panel, under "sampled" and "greedy". The button writes the list to `traces.html`. Another
+    task than Countdown has to be given.
     """
-    return _Explorer(panel, history).box
+    return _Explorer(panel, history, task).box
 
 
 class _Explorer:
     """The controls of `explorer` and what they show."""
 
-    def __init__(self, panel: Sequence[countdown.Puzzle], history: Sequence[dict]):
+    def __init__(self, panel: Sequence, history: Sequence[dict], task: Task | None):
         self.panel = panel
+        self.task = task
         self.rows = {row["step"]: row for row in history}
         steps = [*self.rows]
         self.kind = widgets.Dropdown(options=["sampled", "greedy"], description="drawn")
         self.first = widgets.Dropdown(options=steps, value=min(steps), description="step")
         self.second = widgets.Dropdown(options=steps, value=max(steps), description="and step")
-        self.chosen = widgets.Dropdown(options=[*FILTERS], description="show")
+        filters = [*FILTERS] if task is None else EVERY_TASKS
+        self.chosen = widgets.Dropdown(options=filters, description="show")
         self.puzzle = widgets.Dropdown(description="puzzle")
         self.export = widgets.Button(description="Export HTML")
         self.note = widgets.Label()
@@ -457,13 +489,21 @@ class _Explorer:
         earlier, later = self.texts()
         # The blank keeps two columns when both steps are the same.
         headings = (f"step {self.first.value}", f"step {self.second.value} ")
-        return side_by_side(self.panel[i], dict(zip(headings, (earlier[i], later[i]), strict=True)))
+        completions = dict(zip(headings, (earlier[i], later[i]), strict=True))
+        if self.task is None:
+            return side_by_side(self.panel[i], completions)
+        return answers(self.task, self.panel[i], completions)
+
+    def name(self, i: int) -> str:
+        """What puzzle number `i` is called in the list."""
+        puzzle = self.panel[i]
+        return _as_text(puzzle) if self.task is None else self.task.prompt(puzzle)
 
     def list_puzzles(self, _=None) -> None:
         """Offer the puzzles that pass the filter, and show the first one."""
-        found = select(self.panel, *self.texts(), self.chosen.value)
+        found = select(self.panel, *self.texts(), self.chosen.value, self.task)
         self.note.value = f"{len(found)} of {len(self.panel)} puzzles"
-        self.puzzle.options = [(_as_text(self.panel[i]), i) for i in found]
+        self.puzzle.options = [(self.name(i), i) for i in found]
         self.puzzle.index = 0 if found else None
         self.draw()
 

@@ -121,6 +121,24 @@ class Countdown(Task[countdown.Puzzle]):
         return found
 
 
+def who_wrote(task: Task[P], text: str, puzzle: P) -> list[tuple[str, bool]]:
+    """A completion's text in parts, and of each whether it is a reply of the task's tool.
+
+    The tool is asked once more: a text does not tell who wrote it.
+    """
+    parts = []
+    start = 0  # of what is in no part yet
+    at = 0  # where the next call is looked for
+    while task.turn_end and (at := text.find(task.turn_end, at)) >= 0:
+        at += len(task.turn_end)
+        reply = (task.reply(text[:at], puzzle) or "").strip()
+        first = at + len(text[at:]) - len(text[at:].lstrip())
+        if reply and text.startswith(reply, first):
+            parts += [(text[start:first], False), (reply, True)]
+            start = at = first + len(reply)
+    return [*parts, (text[start:], False)]
+
+
 def _by_count(parsed: Sequence[traces.Trace]) -> dict[str, float]:
     """The accuracy for each count of numbers, by a name that says the count."""
     right: dict[int, list[bool]] = {}

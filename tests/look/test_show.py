@@ -18,7 +18,8 @@ from aha_lib.look import show
 from aha_lib.tasks import traces
 from aha_lib.tasks.countdown import Puzzle
 from aha_lib.tasks.last_first import LastFirst
-from aha_lib.tasks.task import Countdown
+from aha_lib.tasks.look_up import LookUp, Question
+from aha_lib.tasks.task import Countdown, who_wrote
 
 PUZZLE = Puzzle((20, 16, 4), 40)
 JUMP = "<answer> ( 20 - 4 ) + 16 </answer>"
@@ -157,6 +158,46 @@ def test_answers_of_any_task():
     assert plain(seen) == "3 2 9 = 50 :step 0<b> 3reward 0step 99reward 1"
     coloured = show.answers(Countdown(), PUZZLE, {"step 0": SLIP})
     assert coloured.data == show.side_by_side(PUZZLE, {"step 0": SLIP}).data
+
+
+QUESTION = Question(world=5, start=7, relations=("lives", "works"))
+FIRST = LookUp().reply("<ask> 7 lives </ask>", QUESTION)
+ASKED = f"<ask> 7 lives </ask> {FIRST} <ask> {FIRST} </ask> nothing <answer> 3 </answer>"
+
+
+def test_who_wrote_tells_the_replies_from_the_rest():
+    parts = who_wrote(LookUp(), ASKED, QUESTION)
+    assert "".join(text for text, _ in parts) == ASKED
+    assert [text for text, is_reply in parts if is_reply] == [FIRST, "nothing"]
+    # A row that was cut off before its reply, and a model that writes what a tool might say.
+    assert who_wrote(LookUp(), "<ask> 7 lives </ask>", QUESTION) == [
+        ("<ask> 7 lives </ask>", False)
+    ]
+    assert who_wrote(LookUp(), FIRST, QUESTION) == [(FIRST, False)]
+    assert who_wrote(Countdown(), SEARCH, PUZZLE) == [(SEARCH, False)]
+
+
+def test_answers_show_the_turns():
+    seen = show.answers(LookUp(), QUESTION, {"step 9": ASKED}).data
+    assert seen.count(show.ORANGE) == 2 and "2 replies; reward 0" in plain(seen)
+    assert ASKED in plain(seen)
+    hostile = show.turns([("<b>\n", False), ("<script>", True)])
+    assert "<b>" not in hostile and "<script>" not in hostile
+    assert html.unescape(plain(hostile)) == "<b><script>"
+
+
+def test_explorer_of_another_task():
+    right = f"<answer> {QUESTION.answer} </answer>"
+    history = [{"step": 0, "sampled": [ASKED]}, {"step": 10, "sampled": [right]}]
+    box = show.explorer([QUESTION], history, LookUp())
+    _, (chosen, puzzle), _, view = (getattr(each, "children", each) for each in box.children)
+    assert [*chosen.options] == show.EVERY_TASKS
+    assert [name for name, _ in puzzle.options] == [LookUp().prompt(QUESTION)]
+    assert show.ORANGE in view.value and "reward 1" in plain(view.value)
+    chosen.value = "solved before but not after"
+    assert puzzle.options == ()
+    chosen.value = "solved after but not before"
+    assert len(puzzle.options) == 1
 
 
 def test_select_and_filters():
