@@ -525,8 +525,6 @@ show.table(["", "operations per byte", "tokens/s", "of the roof"], rows)
 # @title Draws the roof and the measured points
 import matplotlib.pyplot as plt
 
-COLOURS = "#0072B2 #E69F00 #56B4E9 #D55E00 #CC79A7 #F0E442 #333333 #BBBBBB"
-plt.rc("axes", prop_cycle=plt.cycler(color=COLOURS.split()))
 ridge = flops / bandwidth
 ends = [ridge, *(i for i, _ in points.values())]
 x = np.array([min(ends) / 5, ridge, max(ends) * 5])

@@ -72,6 +72,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aha_lib.look import show
 from aha_lib.model import weights
 from aha_lib.presets import PUZZLES, SETTINGS
 
@@ -863,7 +864,6 @@ plt.show()
 # keep only their window.
 
 # %%
-from aha_lib.look import show
 from aha_lib.presets import MODELS
 
 rows = []
@@ -872,7 +872,7 @@ for name, c in MODELS.items():
         slot = 2 * c.kv_heads * c.head_dim * 2 / 2**20
         sizes = slot * c.layers * 4096, slot * c.slots(4096)
         rows.append([name, *(f"{size:,.0f}" for size in sizes)])
-show.table(["model", "all slots kept", "window forgotten"], rows)
+show.table(["model", "all slots kept", "only the window kept"], rows)
 
 # %% [markdown]
 # Gemma 3 gains most: five of its six layers see 512 or 1,024 tokens only.

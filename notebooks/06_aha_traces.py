@@ -566,7 +566,7 @@ axis.set(
     xlabel="tokens for a puzzle (k draws)",
     ylim=(0, 1.03),
     ylabel="pass@k",
-    title="each dot is one more draw",
+    title="each mark is one more draw",
 )
 axis.grid(alpha=0.25)
 if curves:

@@ -36,6 +36,10 @@ GREY = "#8a8f98"
 # Blue and red can be told apart by the colour-blind too, green and red cannot.
 RIGHT = BLUE
 WRONG = "#c2303f"
+# Of lines and bars, in this order in every notebook: the palette of Okabe and Ito, which the
+# colour-blind can tell apart too (jfly.uni-koeln.de/color).
+COLOURS = ("#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#333333", "#BBBBBB")
+plt.rc("axes", prop_cycle=plt.cycler(color=COLOURS))
 
 
 @dataclass(frozen=True)
