@@ -123,6 +123,18 @@ def test_eight_devices(one, tmp_path, tp):
     assert moved > 1e-3 and files(tmp_path / "run") == before
 
 
+@pytest.mark.slow
+def test_eight_devices_take_turns_with_a_tool(tmp_path):
+    """Which rows wait for which is the same, and so is what they then write."""
+    asks = dict(model="look-up", task="aha_lib.tasks.look_up:LookUp", kl=0.0, completion_len=24)
+    each = {devices: tmp_path / str(devices) for devices in (1, 8)}
+    for devices, out in each.items():
+        finish(start(out, devices, **asks))
+    same(rows(each[1]), rows(each[8]))
+    assert rows(each[1], "rollouts") == rows(each[8], "rollouts")
+    assert rows(each[8])[-1]["replies"] > 0.1
+
+
 def files(out):
     return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
 
