@@ -126,6 +126,7 @@ def test_after_a_cold_start_without_searches_it_checks_and_does_not_go_on():
     assert run.measured[-1]["heldout_accuracy"] < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", GPU, ids=lambda path: path.name)
 def test_what_the_runs_on_the_gpu_gain_after_ten_steps(folder):
     """They finish more of what can lead to the target, in fewer tokens; sums are as true."""
