@@ -9,6 +9,7 @@ passage does not have may find another one, and then it helps to ask in other wo
 
 import functools
 import importlib
+import logging
 import random
 import re
 from collections.abc import Sequence
@@ -161,7 +162,9 @@ def _index(world: int):
         raise ValueError(
             f'The search needs the package bm25s: pip install "aha_lib[search]" ({error}).'
         ) from None
-    index = bm25s.BM25()  # importing it has started JAX, where JAX is installed
+    # Importing it has started JAX, where that is installed; and it tells of every index it builds.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    index = bm25s.BM25()
     passages = [words(passage) for passage in store(world).passages]
     index.index(passages, show_progress=False)
     return index

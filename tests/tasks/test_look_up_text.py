@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 from collections import Counter
 
 import numpy as np
@@ -134,6 +135,20 @@ def test_the_best_passage_is_that_of_bm25_written_out(bm25s):
                 scores += idf * count / (count + 1.5 * (0.25 + 0.75 * lengths / lengths.mean()))
         best = np.flatnonzero(scores > scores.max() - 1e-4)
         assert search(1, query) in [store(1).passages[i] for i in best]
+
+
+def test_the_search_is_silent(bm25s, caplog, capfd):
+    look_up_text._index.cache_clear()
+    with caplog.at_level("DEBUG"):
+        assert search(2, "the mayor of Norton")
+    assert not caplog.text and not "".join(capfd.readouterr())
+
+
+def test_without_the_package_a_sentence_says_what_to_install(monkeypatch):
+    look_up_text._index.cache_clear()
+    monkeypatch.setitem(sys.modules, "bm25s", None)  # as if it were not there
+    with pytest.raises(ValueError, match=r'pip install "aha_lib\[search\]"'):
+        TASK.reply("ask: where Anna Bell lives\n", QUESTIONS[0])
 
 
 HOSTILE = [
