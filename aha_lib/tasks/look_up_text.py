@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aha_lib.presets import Pretraining
-from aha_lib.tasks.look_up import AGAIN, HOPS, NOTHING, Call, Log, answer_of, is_right, told
+from aha_lib.tasks.look_up import HOPS, NOTHING, Call, Log, answer_of, is_right, told
 from aha_lib.tasks.task import Task, is_held_out
 
 ASK = "ask:"  # begins the line of a call
 MAX_QUERY = 200  # characters of a call that are read
 MAX_REPLY = 120  # characters of a passage that are shown
+AGAIN = 0.5  # of searches in the corpus: the chance to ask in other words after a miss
 PEOPLE, PLACES = 60, 24  # people of a world, and its towns and its firms
 
 FIRST = """Ada Amy Anna Ben Carl Clara Daniel David Emma Eric Eva Frank George Grace Henry Ivy Jack
