@@ -272,7 +272,7 @@ def check(settings) -> None:
 
 # Words that settings may be.
 SHAPES = OneOf(("tiny", "small", "look-up"))
-LESSONS = OneOf(("countdown", "look-up"))
+LESSONS = OneOf(("countdown", "look-up", "look-up-text"))
 TEMPLATES = OneOf(("tiny", "short", "base"))
 DTYPES = OneOf(("auto", "float32", "bfloat16"))
 OBJECTIVES = OneOf(("clip", "sequence_clip", "cispo", "reinforce", "kimi"))
@@ -596,10 +596,10 @@ _LOOK_UP = Pretraining(
     shape="look-up",
     lesson="look-up",
     drill=0.0,
-    jump=0.65,
+    jump=0.6,
     check=0.25,
-    search=0.1,
-    steps=600,
+    search=0.15,
+    steps=1_600,
     rows=16,
     row_len=128,
     learning_rate=4e-3,
@@ -637,6 +637,17 @@ PRETRAINING: dict[str, Pretraining] = {
     ),
     "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", dtype="float32", remat=False),
     "gemma3-270m-short": _COLD,
+    "look-up-270m": replace(
+        _COLD,
+        preset="look-up-270m",
+        lesson="look-up-text",
+        drill=0.0,
+        jump=0.5,
+        check=0.3,
+        search=0.2,
+        dtype="float32",
+        remat=False,
+    ),
     "tinyzero-270m": _COLD_TINYZERO,
     "tinyzero-1b": replace(
         _COLD_TINYZERO, preset="tinyzero-1b", model="gemma3-1b", steps=400, learning_rate=5e-4
@@ -749,6 +760,15 @@ SETTINGS: dict[str, Settings] = {
     ),
     "gemma3-270m-cpu": _SHORT_CPU,
     "gemma3-270m-short": _SHORT,
+    "look-up-270m": replace(
+        _SHORT_CPU,
+        preset="look-up-270m",
+        cold_start="look-up-270m",
+        task="aha_lib.tasks.look_up_text:LookUpText",
+        steps=40,
+        prompt_len=32,
+        completion_len=160,  # six calls
+    ),
     "tinyzero-270m": _TINYZERO,
     "tinyzero-1b": replace(
         _TINYZERO,

@@ -19,7 +19,7 @@ import numpy as np
 
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import PUZZLES, Pretraining
-from aha_lib.tasks import countdown, look_up
+from aha_lib.tasks import countdown, look_up, look_up_text
 from aha_lib.tasks.worked import BOUND, Rule, operations, trace
 
 DRILL = 6  # facts in a drill
@@ -41,6 +41,8 @@ def document(settings: Pretraining, index: int) -> list[tuple[str, float]]:
     """
     if settings.lesson == "look-up":
         return look_up.document(settings, index)
+    if settings.lesson == "look-up-text":
+        return look_up_text.document(settings, index)
     return _countdown_document(settings, index)
 
 
@@ -222,8 +224,14 @@ def _documents_to_pack(
 
 
 def pieces_used(settings: Pretraining, tokenizer: Tokenizer, count: int = 2_000) -> list[int]:
-    """Ids of the tokens that the corpus's first documents use, ascending."""
+    """Ids of the tokens that the corpus's first documents use, ascending.
+
+    And those of what its tool can say, which the documents show but a part of.
+    """
     used = set()
+    if settings.lesson == "look-up-text":
+        for text in look_up_text.sentences():
+            used.update(tokenizer.encode(text))
     for index in range(count):
         for text, _ in document(settings, index):
             used.update(tokenizer.encode(text))

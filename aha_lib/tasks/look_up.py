@@ -21,7 +21,6 @@ ENTITIES = 50  # numbers from 0
 RELATIONS = ("lives", "works", "knows", "likes", "visits", "follows", "teaches", "calls")
 HOPS = (1, 2, 3)  # of a question, a third of the questions each
 MISS = 0.4  # share of the puzzles in which one reply is beside the point
-AGAIN = 0.5  # of searches in the corpus: the chance to ask again after such a reply
 ASK, ASK_END = "<ask>", "</ask>"
 NOTHING = "nothing"
 
@@ -199,13 +198,14 @@ def _query(text: str) -> tuple[int, str] | None:
 
 
 def _beside(puzzle: Question, subject: int, relation: str) -> str:
-    """The same fact of another subject."""
+    """A fact of another subject and another relation, and with another object."""
     rng = random.Random(f"beside {puzzle.world} {subject} {relation}")
     right = lookup(puzzle.world, subject, relation)
+    other_relation = rng.choice([name for name in RELATIONS if name != relation])
     for other in rng.sample(range(ENTITIES), ENTITIES):
-        found = lookup(puzzle.world, other, relation)
+        found = lookup(puzzle.world, other, other_relation)
         if other != subject and found not in (None, right):
-            return f"{other} {relation} {found}"
+            return f"{other} {other_relation} {found}"
     return NOTHING
 
 
@@ -266,7 +266,7 @@ def document(settings: Pretraining, index: int) -> list[tuple[str, float]]:
 
     The prompt and what the tool says have weight 0: they are never learnt. A jump guesses; a check
     asks once, and answers what it was told whatever the number of hops; a search follows the whole
-    question. No question of it is held out.
+    question, and asks again after a fact beside the point. No question of it is held out.
     """
     rng = random.Random(f"{settings.seed} {index}")
     shares = settings.shares
@@ -284,14 +284,13 @@ def worked(
     pieces: list[tuple[str, float]] = []
     subject: int | None = question.start
     hops = {"jump": 0, "check": 1}.get(kind, len(question.relations))
-    again = AGAIN if kind == "search" else 0.0
     for relation in question.relations[:hops]:
         if subject is None:
             break
         asked = subject
         subject = _ask(task, question, (asked, relation), pieces)
         was_missed = subject is not None and subject != lookup(question.world, asked, relation)
-        if was_missed and rng.random() < again:
+        if was_missed and kind == "search":
             subject = _ask(task, question, (asked, relation), pieces)
     is_guess = hops == 0 or subject is None
     answer = rng.randrange(ENTITIES) if is_guess else subject
