@@ -645,6 +645,7 @@ PRETRAINING: dict[str, Pretraining] = {
         jump=0.5,
         check=0.3,
         search=0.2,
+        steps=200,
         dtype="float32",
         remat=False,
     ),
@@ -767,7 +768,8 @@ SETTINGS: dict[str, Settings] = {
         task="aha_lib.tasks.look_up_text:LookUpText",
         steps=40,
         prompt_len=32,
-        completion_len=160,  # six calls
+        completion_len=160,
+        turns=6,  # three hops, each asked in both wordings
     ),
     "tinyzero-270m": _TINYZERO,
     "tinyzero-1b": replace(
