@@ -455,7 +455,7 @@ def orbax_without_metadata(folder):
         (pattern, ValueError, "layer_types"),
         (other_tokenizer, ValueError, "160 pieces, the embedding 320 rows"),
         (no_tokenizer, FileNotFoundError, "no tokenizer.model"),
-        (undescribed, ValueError, "none of tiny, small, look-up, gemma-2b.* so put a config.json there"),
+        (undescribed, ValueError, "none of tiny, small, look-up, .* so put a config.json there"),
         (orbax_without_metadata, FileNotFoundError, "with its _METADATA, not 0"),
         (shutil.rmtree, FileNotFoundError, "is no folder, no preset and no handle"),
         (own_head, ValueError, "lm_head.weight in .* is not the embedding"),

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from aha_lib.presets import Settings
 from aha_lib.run import train
 from aha_lib.tasks import last_first, task
 from aha_lib.tasks.last_first import LastFirst
+from aha_lib.tasks.rollout import Policy, rollout
 
 NAME = "aha_lib.tasks.last_first:LastFirst"
 SETTINGS = Settings(task=NAME, steps=35, completion_len=2, learning_rate=2e-3, micro_batch=8)
@@ -46,6 +48,25 @@ def test_the_example_of_a_page_is_a_task(page, tmp_path):
     assert own.prompt([3, 9, 5]) == "3 9 5 = 50 :"
     assert own.reward("9 + 3", [3, 9, 5]) == 1 and own.reward("", [3, 9, 5]) == 0
     assert len(own.longest()) == 3
+
+
+def test_the_example_of_a_tool_is_asked(tmp_path):
+    """Its reply stands behind every call, and the loop learns from such rows."""
+    page = (Path(__file__).parents[2] / "docs/tools.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) == 5 and "by five lines" in page
+    (tmp_path / "own_tool.py").write_text(code)
+    name = f"{tmp_path / 'own_tool.py'}:AskFirst"
+    settings = dataclasses.replace(SETTINGS, task=name, steps=2, completion_len=32, turns=2)
+    own = task.load(settings)
+    model, tokenizer, _ = weights.load("tiny")
+    rows = list(learn(model, tokenizer, own, settings))
+    assert all(row["replies"] > 0 for row in rows) and rows[0]["failed_replies"] >= 0
+    policy = Policy(model, tokenizer, own, settings)
+    out = rollout(policy, [[5, 3, 9]] * 4, jax.random.key(0), group=8, temperature=1.0)
+    asked = [text for text in out.texts if "no" in text.split()]
+    assert asked and all("no 9" in text for text in asked)
 
 
 @pytest.mark.parametrize("name", [NAME, f"{last_first.__file__}:LastFirst"])
