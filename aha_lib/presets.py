@@ -193,6 +193,8 @@ PUZZLES: dict[str, PuzzleRange] = {
     "tinyzero": PuzzleRange((3, 4), low=1, high=99, target_low=10, target_high=100),
     # The same, but solvable in the arithmetic of a small model: integers from 0 to 200.
     "tinyzero-200": PuzzleRange((3, 4), low=1, high=99, target_low=10, target_high=100, bound=200),
+    # Three numbers only, for a model that is smaller still.
+    "three-200": PuzzleRange(3, low=1, high=99, target_low=10, target_high=100, bound=200),
     # Targets as Stream of Search (2404.03683) draws them.
     "tinyzero-200-uniform": PuzzleRange(
         (3, 4), low=1, high=99, target_low=10, target_high=100, bound=200, targets="uniform"
@@ -650,19 +652,21 @@ PRETRAINING: dict[str, Pretraining] = {
     "calculator": Pretraining(
         preset="calculator",
         shape="calculator",
+        waves=True,
         lesson="calculator",
-        puzzles="tinyzero-200",
-        drill=0.1,
-        jump=0.4,
-        check=0.2,
-        search=0.3,
-        steps=2_000,
-        rows=12,
-        row_len=384,
+        puzzles="three-200",
+        drill=0.3,
+        drill_weight=3.0,
+        jump=0.3,
+        check=0.15,
+        search=0.25,
+        steps=900,
+        rows=24,
+        row_len=192,
         learning_rate=4e-3,
         warmup=100,
         remat=False,
-        checkpoint_every=250,
+        checkpoint_every=150,
     ),
     "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", dtype="float32", remat=False),
     "gemma3-270m-short": _COLD,
@@ -780,10 +784,10 @@ SETTINGS: dict[str, Settings] = {
         preset="calculator",
         model="calculator",
         task="aha_lib.tasks.calculator:Calculator",
-        puzzles="tinyzero-200",
+        puzzles="three-200",
         steps=30,
-        completion_len=256,
-        turns=64,  # more than an answer has room for
+        completion_len=128,  # of searches by the rule 1 in 1,000 is longer
+        turns=32,  # more than an answer has room for
         reply_len=1,
         micro_batch=8,
         remat=False,
