@@ -130,6 +130,17 @@ MODELS: dict[str, ModelConfig] = {
         ff=256,
         global_every=1,
     ),
+    "calculator": _gemma3(
+        vocab=221,
+        layers=4,
+        width=128,
+        heads=4,
+        kv_heads=1,
+        head_dim=32,
+        ff=256,
+        global_every=2,
+        window=128,
+    ),
     "gemma-2b": _gemma1(layers=18, width=2048, heads=8, kv_heads=1, ff=16_384),
     "gemma-7b": _gemma1(layers=28, width=3072, heads=16, kv_heads=16, ff=24_576),
     "gemma2-2b": _gemma2(layers=26, width=2304, heads=8, kv_heads=4, head_dim=256, ff=9216),
@@ -182,6 +193,8 @@ PUZZLES: dict[str, PuzzleRange] = {
     "tinyzero": PuzzleRange((3, 4), low=1, high=99, target_low=10, target_high=100),
     # The same, but solvable in the arithmetic of a small model: integers from 0 to 200.
     "tinyzero-200": PuzzleRange((3, 4), low=1, high=99, target_low=10, target_high=100, bound=200),
+    # Three numbers only, for a model that is smaller still.
+    "three-200": PuzzleRange(3, low=1, high=99, target_low=10, target_high=100, bound=200),
     # Targets as Stream of Search (2404.03683) draws them.
     "tinyzero-200-uniform": PuzzleRange(
         (3, 4), low=1, high=99, target_low=10, target_high=100, bound=200, targets="uniform"
@@ -271,8 +284,8 @@ def check(settings) -> None:
 
 
 # Words that settings may be.
-SHAPES = OneOf(("tiny", "small", "look-up"))
-LESSONS = OneOf(("countdown", "look-up", "look-up-text"))
+SHAPES = OneOf(("tiny", "small", "look-up", "calculator"))
+LESSONS = OneOf(("countdown", "look-up", "look-up-text", "calculator"))
 TEMPLATES = OneOf(("tiny", "short", "base"))
 DTYPES = OneOf(("auto", "float32", "bfloat16"))
 OBJECTIVES = OneOf(("clip", "sequence_clip", "cispo", "reinforce", "kimi"))
@@ -635,6 +648,26 @@ PRETRAINING: dict[str, Pretraining] = {
     "look-up-no-asking": replace(
         _LOOK_UP, preset="look-up-no-asking", jump=1.0, check=0.0, search=0.0
     ),
+    # Short of drills and steps, so that the base's own sums are often wrong.
+    "calculator": Pretraining(
+        preset="calculator",
+        shape="calculator",
+        waves=True,
+        lesson="calculator",
+        puzzles="three-200",
+        drill=0.3,
+        drill_weight=3.0,
+        jump=0.3,
+        check=0.15,
+        search=0.25,
+        steps=900,
+        rows=24,
+        row_len=192,
+        learning_rate=4e-3,
+        warmup=100,
+        remat=False,
+        checkpoint_every=150,
+    ),
     "gemma3-270m-cpu": replace(_COLD, preset="gemma3-270m-cpu", dtype="float32", remat=False),
     "gemma3-270m-short": _COLD,
     "look-up-270m": replace(
@@ -758,6 +791,19 @@ SETTINGS: dict[str, Settings] = {
         completion_len=32,  # three hops, one of them asked twice
         micro_batch=8,
         remat=False,
+    ),
+    "calculator": Settings(
+        preset="calculator",
+        model="calculator",
+        task="aha_lib.tasks.calculator:Calculator",
+        puzzles="three-200",
+        steps=30,
+        completion_len=128,  # of searches by the rule 1 in 1,000 is longer
+        turns=32,  # more than an answer has room for
+        reply_len=1,
+        micro_batch=8,
+        remat=False,
+        pass_k=1,
     ),
     "gemma3-270m-cpu": _SHORT_CPU,
     "gemma3-270m-short": _SHORT,

@@ -19,7 +19,7 @@ model.block model.gemma model.lora model.vocabulary model.weights model.export
 rl.sampler rl.objectives rl.packing rl.grpo
 tasks.countdown tasks.traces tasks.task tasks.last_first tasks.word_problems tasks.gym
 tasks.look_up tasks.look_up_text
-tasks.rollout tasks.worked tasks.faults tasks.corpus
+tasks.rollout tasks.worked tasks.faults tasks.calculator tasks.corpus
 loop
 run.session run.folder run.stop run.checkpoints run.tracker run.cli run.pretrain run.cold_start
 run.programs run.ahead run.train
@@ -39,6 +39,7 @@ NO_JAX = {  # and what they may import
     "tasks.gym": {"tasks.task"},
     "tasks.look_up": {"presets", "tasks.task"},
     "tasks.look_up_text": {"presets", "tasks.task", "tasks.look_up"},
+    "tasks.calculator": {"presets", "tasks.countdown", "tasks.task", "tasks.worked"},
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))

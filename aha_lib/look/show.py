@@ -117,14 +117,14 @@ def curve(*runs: Sequence[dict], panels: int = 3) -> Figure:
 
 def _own_panels(runs: Sequence[Sequence[dict]]) -> list[Panel]:
     """A panel for each of the task's own measures; before any is measured, Countdown's."""
-    names = set()
+    names = {}  # in the order in which the rows have them
     for rows in runs:
         for row in rows:
-            names |= row.keys()
+            names |= dict.fromkeys(row)
     if "heldout_accuracy" not in names:
         return [BACKTRACKS]
     every_task_s = {line.name for panel in (ACCURACY, LENGTH) for line in panel.lines}
-    own = sorted(name for name in names - every_task_s if name.startswith("heldout_"))
+    own = [name for name in names if name.startswith("heldout_") and name not in every_task_s]
     found = []
     for name in own:
         measure = name.removeprefix("heldout_")

@@ -20,10 +20,13 @@ SMALL_WORDS = [*map(str, range(201)), *"+-*/=,;:()", "no", "yes", "back", "<answ
 LOOK_UP_WORDS = [*map(str, range(50)), ":"]
 LOOK_UP_WORDS += ["lives", "works", "knows", "likes", "visits", "follows", "teaches", "calls"]
 LOOK_UP_WORDS += ["<ask>", "</ask>", "nothing", "<answer>", "</answer>"]
+# Of sums that may be asked: the question mark calls a tool.
+CALCULATOR_WORDS = [*SMALL_WORDS, "?"]
 WORDS = {
     "tiny": TINY_WORDS,
     "small": SMALL_WORDS,
     "look-up": LOOK_UP_WORDS,
+    "calculator": CALCULATOR_WORDS,
 }  # by the name of the model's shape
 TINY_PATH = Path(__file__).parents[1] / "data" / "tiny" / "tokenizer.model"
 

@@ -36,7 +36,7 @@ HANDLES = {
     "gemma3-1b": "google/gemma-3/flax/gemma3-1b",
     "gemma3-4b": "google/gemma-3/flax/gemma3-4b",
 }
-_OURS = ("tiny", "small", "look-up")  # come with the package
+_OURS = ("tiny", "small", "look-up", "calculator")  # come with the package
 SHIPPED = {name: TINY_PATH.parents[1] / name for name in _OURS}
 MOST_PADDING = 128  # rows at most that an embedding has and its tokenizer does not: Gemma 1's, 2's
 

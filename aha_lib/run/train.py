@@ -243,11 +243,11 @@ def evaluate(policy: Policy, key, step: int) -> tuple[dict, dict]:
         "heldout_greedy": float(greedily.mean()),
         "heldout_length": float(out.completions.mask.sum(1).mean()),
     }
-    metrics |= {f"heldout_{name}": value for name, value in out.replies.items()}
     ended = (~out.completions.written[:, -1]).tolist()
     for name, value in task.measures(out.texts, out.puzzles, ended).items():
         # Means are also measured in training: those of the panel have a name of their own.
         metrics[name if isinstance(value, dict) else f"heldout_{name}"] = value
+    metrics |= {f"heldout_{name}": value for name, value in out.replies.items()}
     if base:
         metrics["pass_at"] = {k: pass_at_k(right, k) for k in (1, 2, 4, 8, 16) if k <= group}
     texts = {"step": step, "sampled": out.texts[::group], "greedy": greedy.texts}

@@ -19,7 +19,7 @@ import numpy as np
 
 from aha_lib.model.tokenizer import Tokenizer
 from aha_lib.presets import PUZZLES, Pretraining
-from aha_lib.tasks import countdown, look_up, look_up_text
+from aha_lib.tasks import calculator, countdown, look_up, look_up_text
 from aha_lib.tasks.worked import BOUND, Rule, operations, trace
 
 DRILL = 6  # facts in a drill
@@ -43,6 +43,9 @@ def document(settings: Pretraining, index: int) -> list[tuple[str, float]]:
         return look_up.document(settings, index)
     if settings.lesson == "look-up-text":
         return look_up_text.document(settings, index)
+    if settings.lesson == "calculator":
+        rng = random.Random(f"{settings.seed} {index} asks")
+        return calculator.with_calls(_countdown_document(settings, index), rng)
     return _countdown_document(settings, index)
 
 

@@ -227,15 +227,13 @@ def told(logs: Sequence[Log]) -> dict[str, float | dict[str, int]]:
     questions with so many hops. again: of the replies beside the point, the share after which the
     same was asked again (without such replies it is left out).
     """
-    found: dict[str, float | dict[str, int]] = {
-        "right": _mean([log.right for log in logs]),
-        "calls": _mean([len(log.calls) for log in logs]),
-    }
+    found: dict[str, float | dict[str, int]] = {"calls": _mean([len(log.calls) for log in logs])}
     for hops in sorted({log.hops for log in logs}):
         found[f"accuracy_{hops}"] = _mean([log.right for log in logs if log.hops == hops])
     misses = sum(call.missed for log in logs for call in log.calls)
     if misses:
         found["again"] = sum(log.again for log in logs) / misses
+    found["right"] = _mean([log.right for log in logs])
     found["styles"] = dict(Counter(map(style, logs)))
     found["outcomes"] = dict(Counter(map(outcome, logs)))
     return found

@@ -1,0 +1,468 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 10 · A tool: several turns, and a reward at the end
+#
+# **The question:** can a model learn to use a tool if only its last answer is
+# rewarded?
+#
+# Until now a model wrote alone. Here it may *ask*: it writes a call, a program
+# replies, and it goes on with the reply in its context. DeepSeek-R1's recipe
+# does not change. The reward still sees the answer, and nothing rewards the
+# asking. Two things are new, and both are in the sampler and the loss: a row
+# has to **wait** for its reply, and the words of the reply are **not the
+# model's**, so it must not be trained to write them.
+# ([Glossary](../docs/glossary.md))
+#
+# | preset | machine | what it does |
+# |---|---|---|
+# | `tiny` | two CPU cores | about a minute: a small model finds out a tool |
+# | `look-up-270m` | two CPU cores | Gemma 3 270M: a cold start, then GRPO |
+#
+# With any other preset this notebook does what it does with `tiny`. Its model
+# has a language of its own and comes with the package.
+#
+# You will see:
+#
+# 1. a rollout in slow motion, with who wrote which token;
+# 2. sampler and trainer agree on the log-probabilities of rows with replies,
+#    and the replies get no gradient;
+# 3. accuracy rises from below a quarter to most questions, and calls with it;
+# 4. two controls stay where they were: a tool that knows nothing, and a base
+#    that has never seen a call;
+# 5. what a price on every call does.
+
+# %% tags=["setup"]
+# Setup, the same in every notebook: find aha_lib and what it needs.
+import pathlib
+import sys
+
+here = pathlib.Path(globals().get("__file__", "notebook")).absolute().parent
+drive = pathlib.Path("/content/drive/MyDrive")
+data = pathlib.Path("/kaggle/input")  # how deep below is Kaggle's choice
+places = [here, here.parent, here / "aha", drive, drive / "aha"]
+places += [p for depth in range(1, 5) for p in data.glob("*/" * depth)]
+found = [str(p) for p in places if (p / "aha_lib/install.py").exists()]
+if not found and "__file__" not in globals():  # a notebook, not a script
+    zips = [z for p in places for z in p.glob("aha.zip")]
+    zips += [z for p in places for z in p.glob("aha ([0-9]).zip")]
+    newest = sorted(zips, key=lambda z: z.stat().st_mtime)[-1:]
+    found = [f"{z}/aha" for z in newest]
+sys.path[:0] = found[:1]
+try:
+    from aha_lib import install
+except ImportError:
+    sys.exit("aha_lib is not here: bring aha.zip, as notebook 00 says.")
+install.complete()  # says what it installs; what will do is left alone
+
+from aha_lib import devices
+
+devices.start()  # joins other hosts, and says which chips there are
+
+# %% tags=["parameters"]
+preset = "tiny"
+
+# %%
+import json
+from contextlib import closing
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+
+import aha_lib
+from aha_lib.look import record, show
+from aha_lib.model import weights
+from aha_lib.presets import SETTINGS
+from aha_lib.rl import grpo
+from aha_lib.run import train
+from aha_lib.tasks import task as tasks
+from aha_lib.tasks.look_up import LookUp
+from aha_lib.tasks.rollout import Policy, rollout
+
+has_tool = "look_up" in SETTINGS[preset].task
+settings = SETTINGS[preset if has_tool else "look-up"]
+folder = pathlib.Path(f"runs/{settings.preset}")  # an old run is resumed
+if not has_tool and preset != "tiny":
+    print(f"{preset} has no tool: this is the small model of look it up.")
+
+# %% [markdown]
+# ## A question that cannot be known by heart
+# Every question has a small world of its own. In it numbers stand for people,
+# and eight words for relations: each leads from a number to another. The
+# question `7 lives works :` asks where relation after relation leads: first
+# where 7 `lives`, then where that one `works`. The facts are drawn anew for
+# each question. So no training can put them into the weights, and only asking
+# helps.
+#
+# The model calls with `<ask> 7 lives </ask>`. Look at the three kinds of
+# reply: the fact, `nothing`, and a fact *beside the point*, about another
+# number. The third kind comes at most once in a question, and asking again
+# helps.
+
+# %%
+task = LookUp()
+puzzle = next(
+    p
+    for p in (task.puzzle(0, i, held_out=True) for i in range(99))
+    if len(p.relations) == 2 and p.miss == 1
+)
+print("question:", task.prompt(puzzle), "  the way:", puzzle.chain)
+first = f"<ask> {puzzle.start} {puzzle.relations[0]} </ask>"
+print(first, "→", task.reply(first, puzzle))
+again = f"{first} {task.reply(first, puzzle)} {first}"
+print(first, "→", task.reply(again, puzzle))
+print(
+    "<ask> lives lives </ask> →",
+    task.reply("<ask> lives lives </ask>", puzzle),
+)
+
+# %% [markdown]
+# A task with a tool has two members more than another: `turn_end`, the piece
+# after which a row waits, and `reply`, a function from the text so far to the
+# reply. Nothing in the text is executed; `reply` reads two words of it.
+
+# %% [markdown]
+# ## One rollout in slow motion
+# The base has read worked questions. Most of them guess, some ask once
+# and answer what they were told, and few follow the whole question. Below are
+# sixteen of its answers to one question. Look for the two colours: blue is
+# what the model wrote, orange is what the tool wrote.
+
+# %%
+base, tokenizer, _ = weights.load("look-up")
+small = SETTINGS["look-up"]
+policy = Policy(base, tokenizer, task, small)
+key = jax.random.key(3)
+out = rollout(policy, [puzzle], key, group=16, temperature=1.0)
+asking = np.argsort(-out.completions.written.sum(axis=1), kind="stable")
+
+
+def coloured(tokens, mask, written) -> str:
+    """The tokens of a completion, the tool's in orange."""
+    pairs = zip(tokens[written], mask[written], strict=True)
+    parts = [(tokenizer.decode([t]) + " ", not own) for t, own in pairs]
+    return show.turns(parts)
+
+
+rows = [[x[i] for x in out.completions] for i in asking]
+shown = [
+    coloured(tokens, mask, written) for tokens, _, mask, written in rows[:6]
+]
+HTML("<br>".join(shown))
+
+# %% [markdown]
+# The same as a picture, all sixteen rows. A row is written from left to right.
+# In the sampler the rows run side by side. A row that has written `</ask>`
+# stands still until all others have come to a `</ask>` too, or to their end.
+# Then the host asks the task for all replies at once, and the replies' tokens
+# are *forced*: they go through the same decode loop as sampled tokens, at the
+# place of these. Before the rows go on, their KV caches are moved so that all
+# rows end at the same slot again. So nothing is computed twice.
+
+# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
+# @title draw who wrote what
+written = out.completions.written[asking].astype(int)
+who = written + (written & ~out.completions.mask[asking])
+width = written.sum(axis=1).max()
+colours = plt.matplotlib.colors.ListedColormap(
+    ["white", show.BLUE, show.ORANGE]
+)
+figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+axis.imshow(who[:, :width], cmap=colours, vmin=0, vmax=2, aspect="auto")
+for name, colour in (("the model", show.BLUE), ("the tool", show.ORANGE)):
+    axis.bar(0, 0, color=colour, label=name)
+axis.set(xlabel="token of the completion", ylabel="completion", yticks=[])
+axis.legend(frameon=False, loc="lower right", title="written by")
+plt.show()
+
+# %% [markdown]
+# ## What the loss sees
+# GRPO's gradient is a sum over tokens. With a tool every token $t$ of
+# completion $i$ has a mask $m_{i,t}$, which is 1 where the model sampled it
+# and 0 where the tool wrote it:
+#
+# $$\nabla J = \frac{1}{\sum_{i,t} m_{i,t}} \sum_{i,t} m_{i,t}\, A_i\,
+# \nabla \log \pi(o_{i,t} \mid q, o_{i,<t})$$
+#
+# The replies are still in the context $o_{i,<t}$: the model reads them. It is
+# not pushed to write them. Lengths, entropy and the KL term count with the
+# same mask. One row as the loss sees it, where the last column is what the
+# loss adds up:
+
+# %%
+row = asking[0]
+right = task.reward(out.texts[row], puzzle)
+tokens, logprobs, mask, was_written = (x[row] for x in out.completions)
+show.table(
+    ["token", "written by", "mask", "log-probability", "counts"],
+    [
+        [
+            f"`{tokenizer.decode([token])}`" if token > 3 else "`<eos>`",
+            "the model" if own else "the tool",
+            int(own),
+            f"{logprob:.2f}" if own else "",
+            "A × log-probability" if own else "nothing",
+        ]
+        for token, logprob, own in zip(
+            tokens[was_written],
+            logprobs[was_written],
+            mask[was_written],
+            strict=True,
+        )
+    ],
+)
+
+# %% [markdown]
+# ### Check
+# The trainer reads the finished rows in one pass, without a cache and without
+# waiting. It has to find the log-probabilities that the sampler found turn by
+# turn. And the gradient with respect to each token's log-probability has to be
+# zero at the replies, for any advantages.
+
+# %%
+gain = np.linspace(-1, 1, 16).astype(np.float32)
+batch = grpo.Batch(
+    out.prompts, out.valid, *(out.completions[i] for i in (0, 2, 1)), gain
+)
+batch = jax.tree.map(
+    jnp.asarray, batch._replace(written=out.completions.written)
+)
+trainers, _ = grpo.completion_logprobs(base, batch, small.temperature)
+gap = jnp.where(batch.mask, trainers - batch.logprobs, 0)
+print(f"largest difference of {int(batch.mask.sum())}: {abs(gap).max():.1e}")
+assert abs(gap).max() < 1e-4
+
+
+def loss(logprobs):
+    return grpo.surrogate(logprobs, 0 * logprobs, None, batch, small)[0]
+
+
+slope = jax.grad(loss)(trainers)
+replies = batch.written & ~batch.mask
+print(
+    f"{int(replies.sum())} tokens of replies; gradients there: "
+    f"{set(slope[replies].tolist())}"
+)
+assert not slope[replies].any()
+
+# %% [markdown]
+# ## The run
+# Sixteen questions a step, sixteen answers each. Watch the accuracy and, below
+# it, the calls in an answer: nothing in the reward asks for them. The run can
+# be stopped and goes on where it was.
+
+# %%
+with closing(train.train(settings, folder)) as run:
+    rows = show.watch(run, train.rows_so_far(folder))
+
+# %% [markdown]
+# The same by the number of hops. A guess is right in one of fifty.
+
+# %%
+measured = [row for row in rows if "heldout_accuracy" in row]
+names = "accuracy", "accuracy_1", "accuracy_2", "accuracy_3", "calls", "again"
+show.table(
+    ["step", "accuracy", "1 hop", "2 hops", "3 hops", "calls", "asks again"],
+    [
+        [row["step"], *(row.get(f"heldout_{name}") for name in names)]
+        for row in measured
+    ],
+)
+
+# %% [markdown]
+# The last column is a share of the replies that were beside the point: after
+# which of them did the model ask the same once more? It is the tool's version
+# of saying "no": nobody told the model that a reply may be wrong.
+#
+# One question before and after, with the tool in orange:
+
+# %%
+mine = record.read(folder)
+asked = tasks.load(settings)
+first, last = mine.kept[0], mine.kept[-1]
+solved = [
+    i
+    for i, p in enumerate(mine.panel)
+    if asked.reward(last["sampled"][i], p) == 1
+    and asked.reward(first["sampled"][i], p) < 1
+]
+if solved:  # the one with the longest answer
+    i = max(solved, key=lambda i: len(last["sampled"][i]))
+    texts = {f"step {row['step']}": row["sampled"][i] for row in (first, last)}
+    display(show.answers(asked, mine.panel[i], texts))
+
+# %% [markdown]
+# All of them, to look through:
+
+# %%
+show.explorer(mine.panel, mine.kept, asked)
+
+# %% [markdown]
+# ## Does it use the tool, or something else?
+# Two controls, three seeds each (`python tests/benchmarks/look_up.py OUT`):
+#
+# - **An empty tool:** the base and the reward are the same, but the reply is
+#   always `nothing`. If accuracy rose here, it would not come from what the
+#   tool says.
+# - **A base that never saw a call:** its worked text had guesses alone. If
+#   this base asked in the end, the reward would have invented the call.
+
+# %%
+benchmarks = pathlib.Path(aha_lib.__file__).parents[1] / "tests/benchmarks"
+
+
+def stored(name: str) -> list[dict]:
+    """The runs that a benchmark has left, none if it has not run yet."""
+    path = benchmarks / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+runs = stored("look_up")
+controls = "tool", "empty tool", "no asking in the corpus"
+by_case = {
+    case: [run for run in runs if run["case"] == case] for case in controls
+}
+
+# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
+# @title Draws the runs and their controls
+figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+for axis, name in zip(axes, ("right", "calls"), strict=True):
+    for i, (case, of) in enumerate(by_case.items()):
+        for run in of:
+            axis.plot(run["evaluated"], run[name], f"C{i}")
+        axis.plot([], [], f"C{i}", label=f"{case} ({len(of)} seeds)")
+    axis.set(xlabel="step")
+axes[0].set_title("Accuracy on held-out questions")
+axes[1].set_title("Calls in an answer")
+axes[1].legend(frameon=False)
+plt.show()
+
+# %%
+kept = "right", "accuracy_1", "accuracy_2", "accuracy_3", "calls"
+show.table(
+    ["case", "seed", "accuracy", "1 hop", "2 hops", "3 hops", "calls"],
+    [
+        [
+            case,
+            run["seed"],
+            *(f"{run[name][0]:.2f} → {run[name][-1]:.2f}" for name in kept),
+        ]
+        for case, of in by_case.items()
+        for run in of
+    ],
+)
+
+# %% [markdown]
+# With the tool accuracy rises in all three seeds, for each number of hops.
+# With an empty tool the accuracy stays at that of a guess, and the *calls die
+# out*: a call that never helps costs tokens, and the answers that ask are no
+# better than the others. The base that never saw a call makes none in the end
+# either. So the reward does with the tool what it did with searching in
+# notebook 07: it makes a rare habit the rule, where the habit pays.
+#
+# ### Check
+# The statements above, asked of the recorded runs.
+
+# %%
+for case, of in by_case.items():
+    ends = [run["right"][-1] for run in of]
+    calls = [run["calls"][-1] for run in of]
+    print(f"{case}: accuracy {ends}, calls {calls}")
+    if case == "tool":
+        assert min(ends) >= 0.85 and min(calls) > 2
+    else:
+        assert max(ends) < 0.1 and max(calls) < 0.05
+
+# %% [markdown]
+# ## What is a call worth?
+# Calls are free so far, so a model may ask more than it has to. Now each call
+# takes a *price* off the reward: an answer that is right after three calls
+# at 0.1 earns 0.7. Where does asking die out? A guess earns 0.02 on
+# average; the whole way earns 1 minus the price of about two calls and a half.
+# So up to a price of about 0.4 asking would still pay for a model that knows
+# how to.
+
+# %%
+priced = [run for run in runs if run["case"] not in controls[1:]]
+prices = sorted({run["price"] for run in priced})
+
+# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
+# @title Draws accuracy and calls against the price
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+for axis, name in zip(axes, ("right", "calls"), strict=True):
+    for run in priced:
+        axis.plot(run["price"], run[name][-1], "C0o", ms=5, alpha=0.7)
+    means = [
+        np.mean([r[name][-1] for r in priced if r["price"] == price])
+        for price in prices
+    ]
+    axis.plot(prices, means, "C0", lw=1, label="mean")
+    axis.set(xlabel="price of a call", ylim=(0, None))
+axes[0].set_title("Accuracy at the end")
+axes[1].set_title("Calls in an answer at the end")
+plt.show()
+
+# %%
+show.table(
+    ["price", "seed", "accuracy", "1 hop", "2 hops", "3 hops", "calls"],
+    [
+        [run["price"], run["seed"], *(round(run[n][-1], 2) for n in kept)]
+        for run in priced
+    ],
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Let the loss see the tool's words too: in *What the loss sees*,
+# replace `batch.mask` by `batch.written`. What would the model be trained to
+# do?
+#
+# <details><summary>Answer</summary>
+#
+# To write replies itself. In answers with a positive advantage every token of
+# a reply gets likelier, as if the model had chosen it: it learns to expect
+# facts that were drawn anew and will never come again. The sampler's
+# log-probability of a forced token is set to 0, so the ratio of such a token
+# would mean nothing either.
+#
+# </details>
+#
+# **2.** Why is a wrong answer after three calls at a price of 0.1 worth -0.3,
+# and what does GRPO make of a group in which all answers are wrong, but some
+# asked more than others?
+#
+# <details><summary>Answer</summary>
+#
+# The price is taken off whatever the answer is worth. In such a group the
+# rewards differ by the calls alone, so the advantages push towards fewer
+# calls. Divided by the group's standard deviation they are as large as if
+# right answers were at stake. That is how a small price can end the asking
+# before the model has learnt what asking is good for.
+#
+# </details>
+#
+# ## Summary
+#
+# - A row with a tool is a row with gaps in its mask: the model's tokens are
+#   trained on, the tool's are only read.
+# - A tool needs no second sampler: rows wait, and replies are forced through
+#   the same decode loop.
+# - In these runs the reward makes the usual habit of what was a rare one,
+#   if the tool helps. With an empty tool the asking dies out, and a base
+#   that never saw a call does not begin to ask.
+#
+# The sampler's turns are in
+# [`aha_lib/rl/sampler.py`](../aha_lib/rl/sampler.py), the task is
+# [`aha_lib/tasks/look_up.py`](../aha_lib/tasks/look_up.py). For a tool of
+# your own, and for how other libraries do it, see
+# [docs/tools.md](../docs/tools.md).
