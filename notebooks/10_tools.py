@@ -132,17 +132,17 @@ print(
 
 # %% [markdown]
 # ## One rollout in slow motion
-# The base has read worked questions. Most of them guess, some ask once
-# and answer what they were told, and few follow the whole question. Below are
-# sixteen of its answers to one question. Look for the two colours: blue is
-# what the model wrote, orange is what the tool wrote.
+# The base has read worked questions. Most of them guess, a quarter ask once
+# and answer what they were told, and 0.15 follow the whole question. Below are
+# the longest of 32 answers of the base to one question. Look for orange: the
+# tool wrote that, and the model all else.
 
 # %%
 base, tokenizer, _ = weights.load("look-up")
 small = SETTINGS["look-up"]
 policy = Policy(base, tokenizer, task, small)
 key = jax.random.key(3)
-out = rollout(policy, [puzzle], key, group=16, temperature=1.0)
+out = rollout(policy, [puzzle], key, group=32, temperature=1.0)
 asking = np.argsort(-out.completions.written.sum(axis=1), kind="stable")
 
 
@@ -160,16 +160,16 @@ shown = [
 HTML("<br>".join(shown))
 
 # %% [markdown]
-# The same as a picture, all sixteen rows. A row is written from left to right.
-# In the sampler the rows run side by side. A row that has written `</ask>`
-# stands still until all others have come to a `</ask>` too, or to their end.
-# Then the host asks the task for all replies at once, and the replies' tokens
-# are *forced*: they go through the same decode loop as sampled tokens, at the
-# place of these. Before the rows go on, their KV caches are moved so that all
-# rows end at the same slot again. So nothing is computed twice.
+# The same as a picture of all rows, each from left to right. In the sampler
+# they run side by side. A row that has written `</ask>` stands still until all
+# others have come to a `</ask>` too, or to their end. Then the host asks the
+# task for all replies at once, and the replies' tokens are *forced*: they go
+# through the same decode loop as sampled tokens, in the place of these. Before
+# the rows go on, their KV caches are moved so that all rows end at the same
+# slot again. So nothing is computed twice.
 
 # %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
-# @title draw who wrote what
+# @title Draws who wrote what
 written = out.completions.written[asking].astype(int)
 who = written + (written & ~out.completions.mask[asking])
 width = written.sum(axis=1).max()
@@ -229,7 +229,7 @@ show.table(
 # zero at the replies, for any advantages.
 
 # %%
-gain = np.linspace(-1, 1, 16).astype(np.float32)
+gain = np.linspace(-1, 1, 32).astype(np.float32)
 batch = grpo.Batch(
     out.prompts, out.valid, *(out.completions[i] for i in (0, 2, 1)), gain
 )
@@ -256,9 +256,9 @@ assert not slope[replies].any()
 
 # %% [markdown]
 # ## The run
-# Sixteen questions a step, sixteen answers each. Watch the accuracy and, below
-# it, the calls in an answer: nothing in the reward asks for them. The run can
-# be stopped and goes on where it was.
+# Sixteen questions a step, sixteen answers each. Watch the accuracy and, at
+# the right, the calls in an answer: no term of the reward is for them. The run
+# can be stopped and goes on where it was.
 
 # %%
 with closing(train.train(settings, folder)) as run:
@@ -279,9 +279,10 @@ show.table(
 )
 
 # %% [markdown]
-# The last column is a share of the replies that were beside the point: after
-# which of them did the model ask the same once more? It is the tool's version
-# of saying "no": nobody told the model that a reply may be wrong.
+# The last column: of the replies beside the point, the share after which the
+# model asked the same once more. In the worked text those who follow the whole
+# question always did. So asking again is a habit that was there, as the call
+# itself was, and the reward makes it the usual one.
 #
 # One question before and after, with the tool in orange:
 
@@ -343,7 +344,7 @@ for axis, name in zip(axes, ("right", "calls"), strict=True):
     axis.set(xlabel="step")
 axes[0].set_title("Accuracy on held-out questions")
 axes[1].set_title("Calls in an answer")
-axes[1].legend(frameon=False)
+axes[1].legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.4))
 plt.show()
 
 # %%
@@ -384,12 +385,11 @@ for case, of in by_case.items():
 
 # %% [markdown]
 # ## What is a call worth?
-# Calls are free so far, so a model may ask more than it has to. Now each call
-# takes a *price* off the reward: an answer that is right after three calls
-# at 0.1 earns 0.7. Where does asking die out? A guess earns 0.02 on
-# average; the whole way earns 1 minus the price of about two calls and a half.
-# So up to a price of about 0.4 asking would still pay for a model that knows
-# how to.
+# Calls were free so far. Now each call takes a *price* off the reward: an
+# answer that is right after three calls at 0.1 earns 0.7. Where does asking
+# die out? A guess earns 0.02 on average. The whole way earns 1 minus the price
+# of about two and a half calls. So on average it pays up to a price of about
+# 0.4, and for questions of one hop beyond that.
 
 # %%
 priced = [run for run in runs if run["case"] not in controls[1:]]
@@ -406,7 +406,7 @@ for axis, name in zip(axes, ("right", "calls"), strict=True):
         for price in prices
     ]
     axis.plot(prices, means, "C0", lw=1, label="mean")
-    axis.set(xlabel="price of a call", ylim=(0, None))
+    axis.set(xlabel="price of a call", ylim=(0, 1.1 * max(means)))
 axes[0].set_title("Accuracy at the end")
 axes[1].set_title("Calls in an answer at the end")
 plt.show()
@@ -421,6 +421,14 @@ show.table(
 )
 
 # %% [markdown]
+# Up to a price of 0.2 the model asks nearly as often as without one. At 0.4
+# the asking dies out, also for one hop, where it would pay for a model that
+# knows how. The base does not: about half of its answers that ask end wrong,
+# and they have one and a half calls on average. So at 0.4 asking earns the
+# base less than guessing does. What a habit earns *before* it is mastered
+# decides here whether it is learnt. (Seed 1 begins to come back to it. 40
+# steps do not show where that ends.)
+#
 # ## Exercises
 #
 # **1.** Let the loss see the tool's words too: in *What the loss sees*,

@@ -97,6 +97,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
         "the tiny model's runs": run_tables.tiny_runs,
         "three bases": run_tables.bases,
         "TinyZero's task": run_tables.tinyzero_runs,
+        "a tool": run_tables.tool_runs,
         "Gemma's runs": run_tables.gemma_runs,
         "will and skill": run_tables.growth,
     },

@@ -17,6 +17,7 @@ from aha_lib.rl import grpo
 from aha_lib.tasks import traces
 
 HABITS = Path(__file__).with_name("habits.json")
+LOOK_UP = Path(__file__).with_name("look_up.json")
 TINY, GEMMA = record.DATA / "run", record.DATA / "gemma3-270m"
 SMALL = record.DATA / "tinyzero-small"
 GPU, GPU_FAST = GEMMA / "h100", GEMMA / "h100_2e-4"
@@ -170,6 +171,16 @@ def bases() -> list[str]:
             rows.append([taught, run["seed"], *ends_of_habit_run(run).cells()])
     head = ["worked text has", "seed", "accuracy", "tokens", "answers that search"]
     return table(head, rows)
+
+
+def tool_runs() -> list[str]:
+    """Look it up: each case of look_up.json, before and after."""
+    names = "right", "accuracy_1", "accuracy_2", "accuracy_3", "calls"
+    rows = []
+    for run in json.loads(LOOK_UP.read_text()):
+        cells = [change(run[name][0], run[name][-1], 2) for name in names]
+        rows.append([run["case"], run["seed"], *cells])
+    return table(["case", "seed", "accuracy", "1 hop", "2 hops", "3 hops", "calls"], rows)
 
 
 def gemma_folders() -> list[Path]:
