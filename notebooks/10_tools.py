@@ -67,8 +67,10 @@ devices.start()  # joins other hosts, and says which chips there are
 
 # %% tags=["parameters"]
 preset = "tiny"
+overrides = {}  # of the run's settings, for example {"seed": 1}
 
 # %%
+import dataclasses
 import json
 from contextlib import closing
 
@@ -89,7 +91,9 @@ from aha_lib.tasks.look_up import LookUp
 from aha_lib.tasks.rollout import Policy, rollout
 
 has_tool = "look_up" in SETTINGS[preset].task
-settings = SETTINGS[preset if has_tool else "look-up"]
+settings = dataclasses.replace(
+    SETTINGS[preset if has_tool else "look-up"], **overrides
+)
 folder = pathlib.Path(f"runs/{settings.preset}")  # an old run is resumed
 if not has_tool and preset != "tiny":
     print(f"{preset} has no tool: this is the small model of look it up.")

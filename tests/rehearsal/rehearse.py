@@ -39,6 +39,7 @@ COLUMNS = {
     "real": "Gemma 3 270M, eight devices",
 }
 PRESET = "gemma3-270m-short"
+PRESETS = {"10_tools": "look-up-270m"}  # of notebooks whose Gemma has a task of its own
 DEVICES = 8
 TIMEOUT = 1200  # seconds of a cell
 
@@ -72,8 +73,9 @@ class Rehearsal:
 def rehearse(name: str, how: Rehearsal, place: places.Place, values: dict | None = None) -> dict:
     """Run one notebook in a place; what `session.py` found, and how it was run."""
     notebook = jupytext.read(ROOT / f"notebooks/{name}.py")
-    shorter = SHORTER_TINY if how.preset == "tiny" else SHORTER
-    wanted = {"preset": how.preset} | shorter | (values or {})
+    preset = PRESETS.get(name, PRESET) if how.preset == PRESET else how.preset
+    shorter = SHORTER_TINY if preset == "tiny" else SHORTER
+    wanted = {"preset": preset} | shorter | (values or {})
     changed = set_parameters(notebook, wanted)
     for cell in notebook.cells:
         cell.source = place.text(cell.source)
@@ -99,7 +101,7 @@ def rehearse(name: str, how: Rehearsal, place: places.Place, values: dict | None
         raise RuntimeError(f"{name}: the session ended with {done.returncode}: {done.stderr}")
     went = json.loads(answer.read_text())
     went["package"] = went.get("devices", {}).get("package", "")
-    went |= {"notebook": name, "site": how.site, "preset": how.preset, "changed": changed}
+    went |= {"notebook": name, "site": how.site, "preset": preset, "changed": changed}
     went |= {"real_paths": place.real, "simulated": how.devices}
     return went
 
