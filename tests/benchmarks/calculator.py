@@ -3,11 +3,13 @@
 `python tests/benchmarks/calculator.py WAY …` trains the base `calculator` by GRPO in each of the
 ways below, and writes a row of calculator.json for each, with the base as it was before:
 - "free", "cheap", "dear": a call costs 0, 0.01, 0.05 of a right answer;
+- "always": a question mark and the result are put behind every `=`, at no price;
 - "barred": the same base, its question mark cut out of the vocabulary, on Countdown as it is.
 Every row has the accuracy on the same held-out puzzles, the calls of an answer, the share of the
 sums that is asked, and what the model itself would have said: at each `a op b =` of its answers,
 the probability of the right result where asking is barred. A model that knows when to ask does so
-where this is low.
+where this is low. What the tool can do for a model, "never" and "always" tell: the accuracy without
+question marks, and where one stands behind every `=`.
 """
 
 import argparse
@@ -25,24 +27,72 @@ from aha_lib import devices, loop
 from aha_lib.model import vocabulary, weights
 from aha_lib.model.tokenizer import WORDS, Tokenizer, tiny_model
 from aha_lib.presets import SETTINGS, Settings
-from aha_lib.tasks.calculator import ASK, KINDS, Calculator, Cheap, Dear, Sum, result
+from aha_lib.tasks.calculator import (
+    ASK,
+    KINDS,
+    Calculator,
+    Cheap,
+    Dear,
+    Sum,
+    result,
+    without_calls,
+)
 from aha_lib.tasks.rollout import Policy, Rollout, held_out_panel, rollout
 from aha_lib.tasks.task import Countdown
 
 FILE = Path(__file__).with_suffix(".json")
-WAYS = {"free": Calculator, "cheap": Cheap, "dear": Dear, "barred": Countdown}
 KEPT = ("reward", "train_accuracy", "right", "length", "calls", "asked", "true", "backtracks")
+
+
+class Always(Calculator):
+    """Every sum is asked, whether the model would or not: the question is a part of the reply."""
+
+    turn_end = "="
+
+    def reply(self, text, puzzle):
+        return f"{ASK} {super().reply(f'{text} {ASK}', puzzle)}"
+
+
+WAYS = {
+    "free": Calculator,
+    "cheap": Cheap,
+    "dear": Dear,
+    "always": Always,
+    "barred": Countdown,
+}
 
 
 def policy(way: str, settings: Settings, base: str) -> Policy:
     """The base, and the task it is trained on; barred, it has no question mark to write."""
     model, tokenizer, _ = weights.load(base, dtype=devices.dtypes()[0])
-    if way == "barred":
-        small = WORDS["small"]  # the words of this base in its order, without the last
-        assert WORDS["calculator"] == [*small, ASK]
-        model = vocabulary.cut(model, range(tokenizer.vocab_size - 1))
-        tokenizer = Tokenizer(tiny_model(small))
-    return Policy(model, tokenizer, WAYS[way].from_settings(settings), settings)
+    of = Policy(model, tokenizer, WAYS[way].from_settings(settings), settings)
+    return without_asking(of) if way == "barred" else of
+
+
+def without_asking(of: Policy) -> Policy:
+    """The same with the question mark cut out of the vocabulary, on Countdown as it is."""
+    small = WORDS["small"]  # the words of this base in its order, without the last
+    assert WORDS["calculator"] == [*small, ASK]
+    if of.tokenizer.vocab_size == 4 + len(small):
+        return of
+    model = vocabulary.cut(of.model, range(of.tokenizer.vocab_size - 1))
+    task = Countdown.from_settings(of.settings)
+    return Policy(model, Tokenizer(tiny_model(small)), task, of.settings)
+
+
+def always_asking(of: Policy) -> Policy:
+    """The same where a question mark and the result stand behind every `=`."""
+    return dataclasses.replace(of, task=Always.from_settings(of.settings))
+
+
+def accuracy(of: Policy, key) -> float:
+    """Of two answers to each held-out puzzle, whatever calls cost."""
+    out = rollout(of, held_out_panel(of.task, of.settings), key, group=2, temperature=1.0)
+    plain = Countdown.from_settings(of.settings)
+    judged = zip(out.texts, out.puzzles, strict=True)
+    return float(
+        np.mean([plain.reward(without_calls(text), puzzle) == 1 for text, puzzle in judged])
+    )
 
 
 @nnx.jit
@@ -92,7 +142,7 @@ def _sum_at(words: list[str]) -> Sum | None:
 
 
 def measured(policy: Policy, key) -> dict:
-    """What sampled answers to the held-out panel are like."""
+    """What sampled answers to the held-out panel are like, and never or always asked."""
     s = policy.settings
     out = rollout(policy, held_out_panel(policy.task, s), key, group=1, temperature=1.0)
     ended = (~out.completions.written[:, -1]).tolist()
@@ -104,6 +154,9 @@ def measured(policy: Policy, key) -> dict:
     for kind in KINDS:
         those = [(one, chance) for one, chance in every if one.kind == kind]
         found["sums"][kind] = described(those)
+    found["never"] = accuracy(without_asking(policy), key)
+    if policy.task.turn_end:
+        found["always"] = accuracy(always_asking(policy), key)
     return found
 
 
@@ -147,15 +200,16 @@ def main() -> None:
     parser.add_argument("--base", default="calculator", help="a name or a folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=SETTINGS["calculator"].steps)
+    parser.add_argument("--rate", type=float, default=SETTINGS["calculator"].learning_rate)
     chosen = parser.parse_args()
     devices.compilation_cache()
     settings = dataclasses.replace(
-        SETTINGS["calculator"], seed=chosen.seed, steps=chosen.steps, preset="calculator"
+        SETTINGS["calculator"], seed=chosen.seed, steps=chosen.steps, learning_rate=chosen.rate
     )
     for way in chosen.ways or WAYS:
         row = train(way, settings, chosen.base)
         row["settings"] = {"steps": chosen.steps, "prompts": settings.prompts}
-        row["settings"] |= {"group": settings.group, "completion_len": settings.completion_len}
+        row["settings"] |= {"group": settings.group, "learning_rate": chosen.rate}
         record = json.loads(FILE.read_text()) if FILE.exists() else []
         others = [one for one in record if (one["way"], one["seed"]) != (way, chosen.seed)]
         FILE.write_text(json.dumps([*others, row], indent=1) + "\n")
