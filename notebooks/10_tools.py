@@ -36,7 +36,8 @@
 # 3. accuracy rises from below a quarter to most questions, and calls with it;
 # 4. two controls stay where they were: a tool that knows nothing, and a base
 #    that has never seen a call;
-# 5. what a price on every call does.
+# 5. what a price on every call does;
+# 6. a second tool that helps, and that the reward does not find.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook: find aha_lib and what it needs.
@@ -433,6 +434,69 @@ show.table(
 # decides here whether it is learnt. (Seed 1 begins to come back to it. 40
 # steps do not show where that ends.)
 #
+# ## A tool that helps, and is not found
+# The second tool is a calculator, for Countdown with three numbers up to 99.
+# The model may write the result of a sum itself, `44 - 19 = 25`, or ask for
+# it: after `44 - 19 = ?` the tool writes `25`. The base was trained briefly,
+# so that fewer than half of its own sums are true, and it asks for one sum in
+# five. The reward sees the answer alone, as ever. Four ways of the same run
+# (`python tests/benchmarks/calculator.py`): the model chooses whether to
+# ask; it chooses and a call costs 0.05; it has no question mark; the question
+# mark is written for it, at every sum. Look at accuracy, and at the share of
+# sums that is asked.
+
+# %%
+WAYS = {
+    "free": "it chooses",
+    "dear": "it chooses, a call costs 0.05",
+    "barred": "it cannot ask",
+    "always": "every sum is asked for it",
+}
+sums = [run for run in stored("calculator") if run["way"] in WAYS]
+sums.sort(key=lambda run: ([*WAYS].index(run["way"]), run["seed"]))
+
+
+def ends(run: dict, name: str) -> str:
+    both = (run[when].get(name) for when in ("before", "after"))
+    return " → ".join("–" if x is None else f"{x:.2f}" for x in both)
+
+
+show.table(
+    ["", "seed", "accuracy", "sums asked", "own sums true"],
+    [
+        [
+            WAYS[run["way"]],
+            run["seed"],
+            *(ends(run, name) for name in ("right", "asked", "true")),
+        ]
+        for run in sums
+    ],
+)
+
+# %% [markdown]
+# The tool helps: where every sum is asked, accuracy ends highest. But a model
+# that may choose asks *less* in the end, with a price and without one. And
+# its own sums become false, as those of notebook 07's control did: an answer
+# can be right after false sums, and the reward sees only the answer.
+#
+# Why is this tool not found, and the other one was? Compare what asking earns
+# at the start. In *look it up* an answer without a call is right in one of
+# fifty. Here the base is as good without the tool as with it:
+
+# %%
+for run in sums:
+    if run["way"] in ("free", "always"):
+        start = run["before"]
+        print(
+            f"{run['way']}, seed {run['seed']}: of the base's answers",
+            f"{start['never']:.2f} are right without a call,",
+            f"{start['always']:.2f} with every sum asked",
+        )
+
+# %% [markdown]
+# (Standard errors are about 0.02.) What the tool is worth shows only when the
+# model has learnt to search. By then it has stopped asking.
+#
 # ## Exercises
 #
 # **1.** Let the loss see the tool's words too: in *What the loss sees*,
@@ -471,7 +535,8 @@ show.table(
 #   the same decode loop.
 # - In these runs the reward makes the usual habit of what was a rare one,
 #   if the tool helps. With an empty tool the asking dies out, and a base
-#   that never saw a call does not begin to ask.
+#   that never saw a call does not begin to ask. A calculator that helps a
+#   trained model, but not the base, is not found either.
 #
 # The sampler's turns are in
 # [`aha_lib/rl/sampler.py`](../aha_lib/rl/sampler.py), the task is
