@@ -475,9 +475,10 @@ show.table(
 
 # %% [markdown]
 # The tool helps: where every sum is asked, accuracy ends highest. But a model
-# that may choose asks *less* in the end, with a price and without one. And
-# its own sums become false, as those of notebook 07's control did: an answer
-# can be right after false sums, and the reward sees only the answer.
+# that may choose asks a *smaller* share of its sums in the end, with a price
+# and without one, and hardly does better than one that cannot ask. And its own
+# sums become false, as those of notebook 07's control did: an answer can be
+# right after false sums, and the reward sees only the answer.
 #
 # Why is this tool not found, and the other one was? Compare what asking earns
 # at the start. In *look it up* an answer without a call is right in one of

@@ -171,6 +171,26 @@ def test_the_tool_and_its_controls():
     assert [run["accuracy_1"][-1] > 0.1 for run in dear] == [False, True, False]
 
 
+def test_the_calculator():
+    """What docs/results.md and notebook 10 say of Countdown with a calculator."""
+    runs = json.loads((BENCHMARKS / "calculator.json").read_text())
+    by_way = {way: [r for r in runs if r["way"] == way] for way in {r["way"] for r in runs}}
+    ends = {way: [run["after"]["right"] for run in of] for way, of in by_way.items()}
+    assert len(ends["always"]) == len(ends["free"]) == len(ends["barred"]) == 2
+    others = [right for way in ends if way != "always" for right in ends[way]]
+    assert min(ends["always"]) > max(others) + 2 * 0.04, "by two errors of a difference"
+    gap = np.mean(ends["free"]) - np.mean(ends["barred"])
+    assert abs(gap) < 0.03
+    for way in ("free", "cheap", "dear"):
+        for run in by_way[way]:
+            assert run["before"]["true"] < 0.5
+            assert run["after"]["asked"] < run["before"]["asked"]
+            assert run["after"]["true"] < 0.6 * run["before"]["true"]
+    for run, said in zip(by_way["free"], ("0.37 and 0.38", "0.31 and 0.34"), strict=True):
+        base = run["before"]
+        assert f"{base['never']:.2f} and {base['always']:.2f}" == said and says(RESULTS, said)
+
+
 @pytest.mark.slow
 def test_what_is_said_of_gemma():
     """The tables are pages.py's; here what the text around them says."""

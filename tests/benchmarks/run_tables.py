@@ -18,6 +18,7 @@ from aha_lib.tasks import traces
 
 HABITS = Path(__file__).with_name("habits.json")
 LOOK_UP = Path(__file__).with_name("look_up.json")
+CALCULATOR = Path(__file__).with_name("calculator.json")
 TINY, GEMMA = record.DATA / "run", record.DATA / "gemma3-270m"
 SMALL = record.DATA / "tinyzero-small"
 GPU, GPU_FAST = GEMMA / "h100", GEMMA / "h100_2e-4"
@@ -181,6 +182,27 @@ def tool_runs() -> list[str]:
         cells = [change(run[name][0], run[name][-1], 2) for name in names]
         rows.append([run["case"], run["seed"], *cells])
     return table(["case", "seed", "accuracy", "1 hop", "2 hops", "3 hops", "calls"], rows)
+
+
+def calculator_runs() -> list[str]:
+    """Countdown with a calculator: each run of calculator.json, before and after."""
+    ways = {
+        "always": "every sum is asked for it",
+        "free": "it chooses",
+        "cheap": "it chooses, a call costs 0.01",
+        "dear": "it chooses, a call costs 0.05",
+        "barred": "it cannot ask",
+    }
+    runs = json.loads(CALCULATOR.read_text())
+    rows = []
+    for run in sorted(runs, key=lambda run: ([*ways].index(run["way"]), run["seed"])):
+        both = run["before"], run["after"]
+        cells = []
+        for name in ("right", "asked", "true"):
+            ends = [at.get(name) for at in both]
+            cells.append("–" if None in ends else change(*ends, 2))
+        rows.append([ways[run["way"]], run["seed"], *cells])
+    return table(["", "seed", "accuracy", "sums asked", "own sums true"], rows)
 
 
 def gemma_folders() -> list[Path]:
