@@ -434,6 +434,43 @@ show.table(
 # decides here whether it is learnt. (Seed 1 begins to come back to it. 40
 # steps do not show where that ends.)
 #
+# ## A Gemma that searches text
+# The same task in English, for Gemma 3 270M on two cores: 300 short passages
+# are drawn anew for every question, and the tool searches them by BM25
+# (`bm25s`, the extra `search`). A call is a line, `ask: where Mark Hall
+# lives`, and so `turn_end` is a newline. The reply is the best passage, which
+# may be about another Hall. The preset `look-up-270m` begins with a cold
+# start: 200 supervised steps on worked questions, of which half guess.
+
+# %%
+found = sorted((record.DATA / "look-up-270m").glob("seed*"))
+gemma = [record.read(path) for path in found]
+names = "accuracy", "accuracy_1", "accuracy_2", "accuracy_3", "calls"
+show.table(
+    ["run", "step", "accuracy", "1 hop", "2 hops", "3 hops", "calls"],
+    [
+        [run.name, row["step"], *(row.get(f"heldout_{n}") for n in names)]
+        for run in gemma
+        for row in run.measured
+    ],
+)
+
+# %%
+if gemma:
+    run = gemma[0]
+    english = tasks.load(run.settings)
+    last = run.kept[-1]["sampled"]
+    right = [
+        i for i, p in enumerate(run.panel) if english.reward(last[i], p) == 1
+    ]
+    i = max(right, key=lambda i: last[i].count("ask:"))
+    texts = {
+        f"step {row['step']}": row["sampled"][i]
+        for row in (run.kept[0], run.kept[-1])
+    }
+    display(show.answers(english, run.panel[i], texts))
+
+# %% [markdown]
 # ## A tool that helps, and is not found
 # The second tool is a calculator, for Countdown with three numbers up to 99.
 # The model may write the result of a sum itself, `44 - 19 = 25`, or ask for
