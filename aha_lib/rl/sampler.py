@@ -435,7 +435,11 @@ def _write_in_turns(
         # The longest row that goes on decides where all of them end.
         end = slot + used
         slot = int(position[~done].max())
-        rows = _pushed_together(rows, order, (slot - end)[order], done[order])
+        shift = slot - end
+        if keep == len(index) and not shift[~done].any():  # all lie where they should
+            rows = rows._replace(done=done)
+            continue
+        rows = _pushed_together(rows, order, shift[order], done[order])
         index = index[order]
     return Completions(*(array[: wanted.count] for array in turns.out))
 

@@ -86,6 +86,7 @@ class LookUp(Task[Question]):
 
     price: float = 0.0  # of a call, taken off the reward; the accuracy is then the measure "right"
     empty: bool = False  # the tool replies "nothing" whatever is asked: a control
+    elsewhere: bool = False  # what it tells are facts of another world: another control
 
     turn_end = ASK_END
 
@@ -117,7 +118,7 @@ class LookUp(Task[Question]):
         if query is None or self.empty:
             return NOTHING
         subject, relation = query
-        found = lookup(puzzle.world, subject, relation)
+        found = lookup(puzzle.world + self.elsewhere, subject, relation)
         if found is None:
             return NOTHING
         if text.count(ASK_END) == puzzle.miss:
@@ -140,13 +141,18 @@ class LookUp(Task[Question]):
         return told(logs)
 
     def log(self, text: str, puzzle: Question, ended: bool = True) -> Log:
-        """What a completion asked, and what it was told: each reply is worked out anew."""
+        """What a completion asked, and what it was told: each reply is worked out anew.
+
+        A call that got no reply, such as the last one of a row that was cut off, found nothing.
+        """
         calls, queries = [], []
         again = 0
         for match in re.finditer(re.escape(ASK_END), text):
             so_far = text[: match.end()]
             query = _query(so_far)
-            words = self.reply(so_far, puzzle).split()
+            reply = self.reply(so_far, puzzle)
+            is_there = text[match.end() :].lstrip().startswith(reply)
+            words = reply.split() if is_there else [NOTHING]
             missed = words[:1] != [NOTHING] and query is not None and words[0] != str(query[0])
             found = "" if missed or words == [NOTHING] else " ".join(words)
             again += bool(calls) and calls[-1].missed and query == queries[-1]

@@ -259,6 +259,8 @@ class LookUpText(Task[Question]):
         for so_far in _calls(text):
             reply = (self.reply(so_far, puzzle) or "").removesuffix("\n")
             again += bool(calls) and calls[-1].missed
+            if not text.startswith(reply, len(so_far)):  # such as the last call of a row cut off
+                reply = NOTHING
             is_hop = reply in shown
             calls.append(Call(reply if is_hop else "", not is_hop and reply != NOTHING))
         return Log(

@@ -111,6 +111,8 @@ def _turn_ends(policy: Policy) -> tuple[int, ...]:
     piece = policy.task.turn_end
     if not piece:
         return ()
+    if jax.process_count() > 1:  # a tool may be late for one host and not for another
+        raise ValueError("A task with a tool runs on one host: start one process.")
     tokens = policy.tokenizer.encode(piece, bos=False)
     if len(tokens) != 1:
         raise ValueError(
@@ -130,8 +132,8 @@ def _within(seconds: float, function: Callable[[], str | None]) -> str | None:
     def work():
         try:
             done.set_result(function())
-        except BaseException as error:
-            done.set_exception(error)
+        except BaseException as error:  # an exit too, and a timeout of the tool's own
+            done.set_exception(RuntimeError(repr(error)))
 
     threading.Thread(target=work, daemon=True).start()
     return done.result(seconds)
@@ -150,7 +152,7 @@ class Tool:
         self.puzzles = puzzles
         self.group = group
         self.given = Counter()  # replies, by the row
-        self.failed = Counter()  # by the kind of failure
+        self.failed: dict[int, str] = {}  # rows that the tool ended, and why
 
     def behind(self, sampling: sampler.Sampling, first: int) -> sampler.Sampling:
         """The sampling of a call whose row 0 belongs to puzzle `first`, with this tool."""
@@ -167,30 +169,30 @@ class Tool:
         try:
             asked = functools.partial(self.policy.task.reply, tokenizer.decode(tokens), puzzle)
             text = _within(s.reply_seconds, asked)
+            reply = tokenizer.encode(text or "", bos=False)
         except TimeoutError:
-            self.failed["late"] += 1
-            return None
+            return self.fail(row, "late")
         except Exception:  # whatever a tool does: the run goes on, and the failure is counted
-            self.failed["error"] += 1
-            return None
+            return self.fail(row, "error")
         if not text:
             return None if text is None else []
         if self.given[row] == s.turns:
-            self.failed["too many"] += 1
-            return None
-        reply = tokenizer.encode(text, bos=False)
+            return self.fail(row, "too many")
         if len(reply) > s.reply_len:
-            self.failed["too long"] += 1
-            return None
+            return self.fail(row, "too long")
         self.given[row] += 1
         return reply
+
+    def fail(self, row: int, why: str) -> None:
+        """A row has come to its end by the tool."""
+        self.failed[row] = why
 
     def measures(self) -> dict[str, float]:
         """Replies, and completions that the tool ended, as means over all completions."""
         rows = len(self.puzzles) * self.group
         return {
             "replies": self.given.total() / rows,
-            "failed_replies": self.failed.total() / rows,
+            "failed_replies": len(self.failed) / rows,
         }
 
 

@@ -1,6 +1,7 @@
 """Rows that wait for a tool's replies, against forward passes of each row alone: no cache."""
 
 import dataclasses
+import sys
 import time
 
 import jax
@@ -105,6 +106,8 @@ def test_turns_are_as_they_should_be(out):
         refused = reply(row, out.tokens[row, :end].tolist()) is None and asks[row]
         assert end == LENGTH or refused or (last == STOP and out.mask[row, end - 1])
     assert not out.logprobs[~out.mask].any()
+    in_a_reply = (ends == LENGTH) & ~out.mask[np.arange(len(ends)), -1]
+    assert in_a_reply.any(), "a row that is cut in the middle of a reply"
 
 
 def test_each_reply_stands_behind_its_call(out):
@@ -242,14 +245,18 @@ class Echo(Task[int]):
         if puzzle == 4:
             time.sleep(5)
         if puzzle == 5:
-            raise OSError("the tool is down")
+            raise TimeoutError("the tool is down")  # its own
+        if puzzle == 6:
+            sys.exit("the tool ends")
+        if puzzle == 7:
+            return 3  # no text
         return kinds.get(puzzle)
 
 
 def tool(**changes) -> rollout.Tool:
     model, tokenizer, _ = weights.load("tiny")
     settings = dataclasses.replace(SETTINGS["tiny"], reply_seconds=0.2, turns=2, **changes)
-    return rollout.Tool(Policy(model, tokenizer, Echo(), settings), list(range(6)), group=1)
+    return rollout.Tool(Policy(model, tokenizer, Echo(), settings), list(range(8)), group=1)
 
 
 def test_a_tool_that_fails_ends_the_row_and_is_counted():
@@ -257,13 +264,14 @@ def test_a_tool_that_fails_ends_the_row_and_is_counted():
     tokenizer = asked.policy.tokenizer
     so_far = tokenizer.encode("5 - 3 = 2 no", bos=False)
     seven = tokenizer.encode("7", bos=False)
-    answers = [asked.answer(row, so_far) for row in range(6)]
-    assert answers == [seven, [], None, None, None, None]
-    assert asked.failed == {"too long": 1, "late": 1, "error": 1}
+    answers = [asked.answer(row, so_far) for row in range(8)]
+    assert answers == [seven, [], None, None, None, None, None, None]
+    assert [asked.failed.pop(row) for row in (6, 7)] == ["error", "error"]
+    assert asked.failed == {3: "too long", 4: "late", 5: "error"}
     assert asked.answer(0, so_far) == seven
     assert asked.answer(0, so_far) is None, "the third reply, of two that a row may have"
-    assert asked.failed["too many"] == 1
-    assert asked.measures() == {"replies": 2 / 6, "failed_replies": 4 / 6}
+    assert asked.failed[0] == "too many"
+    assert asked.measures() == {"replies": 2 / 8, "failed_replies": 4 / 8}
 
 
 def test_a_turn_ends_with_one_piece():
