@@ -34,8 +34,9 @@
 # 2. sampler and trainer agree on the log-probabilities of rows with replies,
 #    and the replies get no gradient;
 # 3. accuracy rises from below a quarter to most questions, and calls with it;
-# 4. two controls stay where they were: a tool that knows nothing, and a base
-#    that has never seen a call;
+# 4. in three controls accuracy stays that of a guess: a tool that knows
+#    nothing, one that tells facts of another world, and a base that has never
+#    seen a call;
 # 5. what a price on every call does;
 # 6. a second tool that helps, and that the reward does not find.
 
@@ -91,13 +92,13 @@ from aha_lib.tasks import task as tasks
 from aha_lib.tasks.look_up import LookUp
 from aha_lib.tasks.rollout import Policy, rollout
 
-has_tool = "look_up" in SETTINGS[preset].task
+is_mine = "look_up" in SETTINGS[preset].task
 settings = dataclasses.replace(
-    SETTINGS[preset if has_tool else "look-up"], **overrides
+    SETTINGS[preset if is_mine else "look-up"], **overrides
 )
 folder = pathlib.Path(f"runs/{settings.preset}")  # an old run is resumed
-if not has_tool and preset != "tiny":
-    print(f"{preset} has no tool: this is the small model of look it up.")
+if not is_mine and preset != "tiny":
+    print(f"This notebook runs look it up: not {preset}, but its small model.")
 
 # %% [markdown]
 # ## A question that cannot be known by heart
@@ -167,11 +168,12 @@ HTML("<br>".join(shown))
 # %% [markdown]
 # The same as a picture of all rows, each from left to right. In the sampler
 # they run side by side. A row that has written `</ask>` stands still until all
-# others have come to a `</ask>` too, or to their end. Then the host asks the
-# task for all replies at once, and the replies' tokens are *forced*: they go
-# through the same decode loop as sampled tokens, in the place of these. Before
-# the rows go on, their KV caches are moved so that all rows end at the same
-# slot again. So nothing is computed twice.
+# others have come to a `</ask>` too, or to their end, at the latest for a
+# quarter of the longest completion. Then the host asks the task for the
+# replies, and the replies' tokens are *forced*: they go through the same
+# decode loop as sampled tokens, in the place of these. Before the rows go on,
+# their KV caches are moved so that all rows end at the same slot again. So
+# there is no second prefill.
 
 # %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
 # @title Draws who wrote what
@@ -200,22 +202,21 @@ plt.show()
 #
 # The replies are still in the context $o_{i,<t}$: the model reads them. It is
 # not pushed to write them. Lengths, entropy and the KL term count with the
-# same mask. One row as the loss sees it, where the last column is what the
-# loss adds up:
+# same mask. One row as the loss sees it. The last column is what of the token
+# goes into the gradient:
 
 # %%
 row = asking[0]
-right = task.reward(out.texts[row], puzzle)
 tokens, logprobs, mask, was_written = (x[row] for x in out.completions)
 show.table(
-    ["token", "written by", "mask", "log-probability", "counts"],
+    ["token", "written by", "mask", "log-probability", "gradient"],
     [
         [
             f"`{tokenizer.decode([token])}`" if token > 3 else "`<eos>`",
             "the model" if own else "the tool",
             int(own),
             f"{logprob:.2f}" if own else "",
-            "A × log-probability" if own else "nothing",
+            "A × its own" if own else "none",
         ]
         for token, logprob, own in zip(
             tokens[was_written],
@@ -314,11 +315,12 @@ show.explorer(mine.panel, mine.kept, asked)
 
 # %% [markdown]
 # ## Does it use the tool, or something else?
-# Two controls, three seeds each (`python tests/benchmarks/look_up.py OUT`):
+# Three controls, three seeds each (`python tests/benchmarks/look_up.py OUT`):
 #
 # - **An empty tool:** the base and the reward are the same, but the reply is
 #   always `nothing`. If accuracy rose here, it would not come from what the
 #   tool says.
+# - **Facts of another world:** the replies look as they should, and are wrong.
 # - **A base that never saw a call:** its worked text had guesses alone. If
 #   this base asked in the end, the reward would have invented the call.
 
@@ -333,7 +335,12 @@ def stored(name: str) -> list[dict]:
 
 
 runs = stored("look_up")
-controls = "tool", "empty tool", "no asking in the corpus"
+controls = [
+    "tool",
+    "empty tool",
+    "facts of another world",
+    "no asking in the corpus",
+]
 by_case = {
     case: [run for run in runs if run["case"] == case] for case in controls
 }
@@ -369,11 +376,11 @@ show.table(
 
 # %% [markdown]
 # With the tool accuracy rises in all three seeds, for each number of hops.
-# With an empty tool the accuracy stays at that of a guess, and the *calls die
-# out*: a call that never helps costs tokens, and the answers that ask are no
-# better than the others. The base that never saw a call makes none in the end
-# either. So the reward does with the tool what it did with searching in
-# notebook 07: it makes a rare habit the rule, where the habit pays.
+# Where the tool knows nothing, or tells the wrong facts, accuracy stays that
+# of a guess and the *calls die out*. The base that never saw a call never
+# wrote one, so there was none to reward. So the reward does with the tool what
+# it did with searching in notebook 07: it makes a rare habit the rule, where
+# the habit pays.
 #
 # ### Check
 # The statements above, asked of the recorded runs.
@@ -386,7 +393,8 @@ for case, of in by_case.items():
     if case == "tool":
         assert min(ends) >= 0.85 and min(calls) > 2
     else:
-        assert max(ends) < 0.1 and max(calls) < 0.05
+        assert max(ends) < 0.1
+        assert max(calls) < 0.1
 
 # %% [markdown]
 # ## What is a call worth?
@@ -398,6 +406,7 @@ for case, of in by_case.items():
 
 # %%
 priced = [run for run in runs if run["case"] not in controls[1:]]
+
 prices = sorted({run["price"] for run in priced})
 
 # %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
@@ -426,13 +435,37 @@ show.table(
 )
 
 # %% [markdown]
-# Up to a price of 0.2 the model asks nearly as often as without one. At 0.4
-# the asking dies out, also for one hop, where it would pay for a model that
-# knows how. The base does not: about half of its answers that ask end wrong,
-# and they have one and a half calls on average. So at 0.4 asking earns the
-# base less than guessing does. What a habit earns *before* it is mastered
-# decides here whether it is learnt. (Seed 1 begins to come back to it. 40
-# steps do not show where that ends.)
+# Up to a price of 0.2 the model asks nearly as often as without one. (Accuracy
+# is lowest in seed 1, at 0.05 and 0.1, and does not follow the price.) At 0.4
+# the asking dies out, for all questions. Does it pay the base to ask? What its
+# asking answers earn, by the number of hops:
+
+# %%
+questions = [task.puzzle(0, i, held_out=True) for i in range(120)]
+tried = rollout(policy, questions, key, group=8, temperature=1.0)
+rows = []
+for hops in (1, 2, 3):
+    logs = [
+        task.log(text, q)
+        for text, q in zip(tried.texts, tried.puzzles, strict=True)
+        if len(q.relations) == hops
+    ]
+    asks = [log for log in logs if log.calls]
+    right = np.mean([log.right for log in asks])
+    calls = np.mean([len(log.calls) for log in asks])
+    earned = [right - price * calls for price in (0.2, 0.4)]
+    guessed = np.mean([log.right for log in logs if not log.calls])
+    rows.append([hops, len(asks), right, calls, *earned, guessed])
+show.table(
+    ["hops", "answers", "right", "calls", "at 0.2", "at 0.4", "a guess"],
+    rows,
+)
+
+# %% [markdown]
+# At 0.4 a call pays the base for one hop, and for two and three it costs more
+# than it brings. These are two thirds of the questions. The asking dies out
+# for all of them: in 40 steps the model does not learn to ask by the number of
+# hops. (Seed 1 begins to: its one-hop questions come back at the end.)
 #
 # ## A Gemma that searches text
 # The same task in English, for Gemma 3 270M on two cores: 300 short passages
@@ -440,7 +473,8 @@ show.table(
 # (`bm25s`, the extra `search`). A call is a line, `ask: where Mark Hall
 # lives`, and so `turn_end` is a newline. The reply is the best passage, which
 # may be about another Hall. The preset `look-up-270m` begins with a cold
-# start: 200 supervised steps on worked questions, of which half guess.
+# start: 200 supervised steps on worked questions, of which half guess, 0.3 ask
+# once, and 0.2 follow the whole question.
 
 # %%
 found = sorted((record.DATA / "look-up-270m").glob("seed*"))
@@ -513,33 +547,40 @@ show.table(
 # %% [markdown]
 # The tool helps: where every sum is asked, accuracy ends highest. But a model
 # that may choose asks a *smaller* share of its sums in the end, with a price
-# and without one, and hardly does better than one that cannot ask. And its own
-# sums become false, as those of notebook 07's control did: an answer can be
-# right after false sums, and the reward sees only the answer.
+# and without one, and does no better than one that cannot ask, as far as two
+# seeds can tell. And its own sums become false, as those of notebook 07's
+# control did: an answer can be right after false sums, and the reward sees
+# only the answer.
 #
-# Why is this tool not found, and the other one was? Compare what asking earns
-# at the start. In *look it up* an answer without a call is right in one of
-# fifty. Here the base is as good without the tool as with it:
+# Why is this tool not found? Compare what asking is worth to each model,
+# before and after: the accuracy of 512 answers without a call, and of 512 with
+# every sum asked for it.
 
 # %%
-for run in sums:
-    if run["way"] in ("free", "always"):
-        start = run["before"]
-        print(
-            f"{run['way']}, seed {run['seed']}: of the base's answers",
-            f"{start['never']:.2f} are right without a call,",
-            f"{start['always']:.2f} with every sum asked",
-        )
+show.table(
+    ["trained while", "seed", "", "without a call", "every sum asked"],
+    [
+        [WAYS[run["way"]], run["seed"], when, at["never"], at.get("always")]
+        for run in sums
+        for when, at in (("before", run["before"]), ("after", run["after"]))
+        if run["way"] in ("free", "always")
+    ],
+)
 
 # %% [markdown]
-# (Standard errors are about 0.02.) What the tool is worth shows only when the
-# model has learnt to search. By then it has stopped asking.
+# (Standard errors are about 0.02, and the first lines of one seed are the same
+# base.) To the base the tool is worth nothing that these figures can show, and
+# so it is to a model that was trained while it chose. Only the models that
+# were trained on true results use them. So a call earned nothing on the way:
+# the model would have had to change first what it does with results. In *look
+# it up* the first call pays at once. (The two differ in more than that: the
+# model, the task, the learning rate.)
 #
 # ## Exercises
 #
-# **1.** Let the loss see the tool's words too: in *What the loss sees*,
-# replace `batch.mask` by `batch.written`. What would the model be trained to
-# do?
+# **1.** Let the loss see the tool's words too: after the check, compute
+# `slope` once more with `batch._replace(mask=batch.written)`. What would the
+# model be trained to do?
 #
 # <details><summary>Answer</summary>
 #
@@ -551,17 +592,16 @@ for run in sums:
 #
 # </details>
 #
-# **2.** Why is a wrong answer after three calls at a price of 0.1 worth -0.3,
-# and what does GRPO make of a group in which all answers are wrong, but some
-# asked more than others?
+# **2.** A wrong answer after three calls at a price of 0.1 is worth 0 - 0.3.
+# What does GRPO make of a group in which all answers are wrong, but some asked
+# more than others?
 #
 # <details><summary>Answer</summary>
 #
-# The price is taken off whatever the answer is worth. In such a group the
-# rewards differ by the calls alone, so the advantages push towards fewer
-# calls. Divided by the group's standard deviation they are as large as if
-# right answers were at stake. That is how a small price can end the asking
-# before the model has learnt what asking is good for.
+# In such a group the rewards differ by the calls alone, so the advantages push
+# towards fewer calls. Divided by the group's standard deviation they are as
+# large as if right answers were at stake. That could end the asking early. In
+# the runs above it did not, up to a price of 0.2.
 #
 # </details>
 #
@@ -573,8 +613,8 @@ for run in sums:
 #   the same decode loop.
 # - In these runs the reward makes the usual habit of what was a rare one,
 #   if the tool helps. With an empty tool the asking dies out, and a base
-#   that never saw a call does not begin to ask. A calculator that helps a
-#   trained model, but not the base, is not found either.
+#   that never saw a call does not begin to ask. A calculator that helps only
+#   models trained on its replies is not found either.
 #
 # The sampler's turns are in
 # [`aha_lib/rl/sampler.py`](../aha_lib/rl/sampler.py), the task is

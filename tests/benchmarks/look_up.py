@@ -1,9 +1,9 @@
 """A tool found by reward alone, and the controls that say why: runs of the task *look it up*.
 
 `python tests/benchmarks/look_up.py OUT` trains the shipped base with the tool, with one that never
-knows anything, with a price on every call, and a base that has never seen a call, which it
-pre-trains; three seeds each. It goes on where it was stopped. Each finished run is a row of
-look_up.json beside this file; the table is printed.
+knows anything, with one that tells facts of another world, with a price on every call; and a base
+that has never seen a call, which it pre-trains; three seeds each. It goes on where it was stopped.
+Each finished run is a row of look_up.json beside this file; the table is printed.
 """
 
 import argparse
@@ -25,6 +25,7 @@ WITHOUT = "look-up-no-asking"  # a preset of pre-training
 CASES = {
     "tool": LookUp(),
     "empty tool": LookUp(empty=True),
+    "facts of another world": LookUp(elsewhere=True),
     "no asking in the corpus": LookUp(),
     **{f"a call costs {price}": LookUp(price=price) for price in PRICES},
 }
