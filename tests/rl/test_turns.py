@@ -55,8 +55,8 @@ def reply(row, tokens):
     return [(7 * row + turn + k) % 20 + 4 for k in range(length)]
 
 
-def sample(model, *, prompts=PROMPTS, answer=reply, key=KEY, **changes):
-    tokens, valid = sampler.pad_left(prompts, 8, PAD)
+def sample(model, *, prompts=PROMPTS, answer=reply, key=KEY, width=8, **changes):
+    tokens, valid = sampler.pad_left(prompts, width, PAD)
     how = dict(group=GROUP, length=LENGTH, stop_ids={STOP}, pad_id=PAD, turn_ends=ASKS)
     sampling = sampler.Sampling(**how | changes, reply=answer)
     return sampler.sample(model, tokens, valid, key, sampling)
@@ -153,6 +153,20 @@ def test_a_row_depends_on_no_other(model, out):
     np.testing.assert_array_equal(alone.mask, out.mask[:GROUP])
 
 
+def test_more_padding_than_a_ring_has_room_for(model, out):
+    """Local layers then keep fewer slots than the prompts have: 6 + 12 of 24."""
+    wide = sample(model, width=24)
+    np.testing.assert_array_equal(wide.tokens, out.tokens)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_do_not_show(model, out, threads, monkeypatch):
+    monkeypatch.setattr(sampler, "cpu_threads", lambda params: threads)
+    again = sample(model)
+    np.testing.assert_array_equal(again.tokens, out.tokens)
+    np.testing.assert_array_equal(again.mask, out.mask)
+
+
 def test_replies_without_a_word_change_nothing(model):
     silent = sample(model, answer=lambda row, tokens: [])
     without = sample(model, answer=None)
@@ -167,6 +181,10 @@ def test_without_a_tool_no_turn_is_compiled(model, monkeypatch):
     monkeypatch.setattr(sampler, "_decode", lambda *args: calls.append(args) or decode(*args))
     sample(model, answer=None)
     assert calls and all(call.turn is None for _, _, _, call, _ in calls)
+    graph, params, rows, call, stage = calls[0]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rows)  # it is donated
+    lowered = decode.lower(graph, params, shapes, call, stage)
+    assert len(jax.tree.leaves(lowered.args_info)) == len(jax.tree.leaves((params, rows))) + 1
 
 
 def test_no_reply_gives_no_row_of_its_end(model):
