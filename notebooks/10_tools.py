@@ -506,10 +506,10 @@ if gemma:
 
 # %% [markdown]
 # The panel has 64 questions, so a standard error is about 0.05. First the
-# calls rise, up to where the limit of six replies ends answers. Then they
-# fall, and accuracy rises, greedily more than sampled. This is one seed, a few
-# steps, and no control: that the recipe runs with a Gemma and begins to work,
-# no more.
+# calls rise, up to where the limit of six replies ends a quarter of the
+# answers. Then they fall, and accuracy rises, greedily before sampled. It has
+# not come to its end after these steps. This is one seed of 64 answers a step,
+# and it has no control.
 #
 # ## A tool that helps, and is not found
 # The second tool is a calculator, for Countdown with three numbers up to 99.

@@ -174,6 +174,20 @@ def test_the_tool_and_its_controls():
     assert [run["accuracy_1"][-1] > 0.1 for run in dear] == [False, True, False]
 
 
+def test_the_tool_and_gemma():
+    run = record.read(record.DATA / "look-up-270m/seed0")
+    first, *_, last = run.measured
+    assert first["heldout_accuracy"] < 0.1 and last["heldout_accuracy"] > 0.4
+    assert first["heldout_greedy"] == 0 and last["heldout_greedy"] > 0.5
+    ended = [row["heldout_failed_replies"] for row in run.measured]
+    assert max(ended) == 0.25 and ended[-1] == 0
+    assert len(run.panel) == 64 and says(RESULTS, "64 held-out questions")
+    assert run.settings.prompts * run.settings.group == 64
+    seconds = sum(row["sample_seconds"] + row["update_seconds"] for row in run.rows[1:])
+    assert says(RESULTS, f"two cores, {seconds / 60:.0f} minutes in all")
+    assert says(RESULTS, f"{PRETRAINING['look-up-270m'].steps} steps; then 64 answers")
+
+
 def test_the_calculator():
     """What docs/results.md and notebook 10 say of Countdown with a calculator."""
     runs = json.loads((BENCHMARKS / "calculator.json").read_text())

@@ -98,6 +98,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
         "three bases": run_tables.bases,
         "TinyZero's task": run_tables.tinyzero_runs,
         "a tool": run_tables.tool_runs,
+        "a tool for Gemma": run_tables.tool_gemma,
         "a calculator": run_tables.calculator_runs,
         "Gemma's runs": run_tables.gemma_runs,
         "will and skill": run_tables.growth,

@@ -21,6 +21,7 @@ LOOK_UP = Path(__file__).with_name("look_up.json")
 CALCULATOR = Path(__file__).with_name("calculator.json")
 TINY, GEMMA = record.DATA / "run", record.DATA / "gemma3-270m"
 SMALL = record.DATA / "tinyzero-small"
+LOOK_UP_GEMMA = record.DATA / "look-up-270m"
 GPU, GPU_FAST = GEMMA / "h100", GEMMA / "h100_2e-4"
 COLD = {"seed": "with searches", "no_search": "without", "zero": "none"}  # by the folder's name
 BASES = {  # and the habits that their worked text has
@@ -182,6 +183,16 @@ def tool_runs() -> list[str]:
         cells = [change(run[name][0], run[name][-1], 2) for name in names]
         rows.append([run["case"], run["seed"], *cells])
     return table(["case", "seed", "accuracy", "1 hop", "2 hops", "3 hops", "calls"], rows)
+
+
+def tool_gemma() -> list[str]:
+    """Look it up in English: Gemma's held-out figures at each evaluation."""
+    names = "accuracy", "greedy", "accuracy_1", "accuracy_2", "accuracy_3", "calls"
+    rows = []
+    for folder in sorted(LOOK_UP_GEMMA.glob("seed*")):
+        for at in read(folder).measured:
+            rows.append([at["step"], *(f"{at[f'heldout_{name}']:.2f}" for name in names)])
+    return table(["step", "accuracy", "greedy", "1 hop", "2 hops", "3 hops", "calls"], rows)
 
 
 def calculator_runs() -> list[str]:
