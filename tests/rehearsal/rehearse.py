@@ -39,7 +39,6 @@ COLUMNS = {
     "real": "Gemma 3 270M, eight devices",
 }
 PRESET = "gemma3-270m-short"
-PRESETS = {"10_tools": "look-up-270m"}  # of notebooks whose Gemma has a task of its own
 DEVICES = 8
 TIMEOUT = 1200  # seconds of a cell
 
@@ -57,6 +56,9 @@ FEW = {
     "micro_batch": 8,
 }
 SHORTER = {"overrides": FEW}
+# Of notebooks whose Gemma has a task of its own. The random one spells English letter by letter.
+LETTERS = {"prompt_len": 96, "completion_len": 96, "reply_len": 96}
+OWN = {"10_tools": {"preset": "look-up-270m", "overrides": FEW | LETTERS}}
 SHORTER_TINY = {"overrides": {"steps": 2}}  # as tests/test_notebooks.py has it
 
 
@@ -73,9 +75,9 @@ class Rehearsal:
 def rehearse(name: str, how: Rehearsal, place: places.Place, values: dict | None = None) -> dict:
     """Run one notebook in a place; what `session.py` found, and how it was run."""
     notebook = jupytext.read(ROOT / f"notebooks/{name}.py")
-    preset = PRESETS.get(name, PRESET) if how.preset == PRESET else how.preset
-    shorter = SHORTER_TINY if preset == "tiny" else SHORTER
-    wanted = {"preset": preset} | shorter | (values or {})
+    shorter = SHORTER_TINY if how.preset == "tiny" else SHORTER
+    own = OWN.get(name, {}) if how.preset == PRESET else {}
+    wanted = {"preset": how.preset} | shorter | own | (values or {})
     changed = set_parameters(notebook, wanted)
     for cell in notebook.cells:
         cell.source = place.text(cell.source)
@@ -101,7 +103,7 @@ def rehearse(name: str, how: Rehearsal, place: places.Place, values: dict | None
         raise RuntimeError(f"{name}: the session ended with {done.returncode}: {done.stderr}")
     went = json.loads(answer.read_text())
     went["package"] = went.get("devices", {}).get("package", "")
-    went |= {"notebook": name, "site": how.site, "preset": preset, "changed": changed}
+    went |= {"notebook": name, "site": how.site, "preset": wanted["preset"], "changed": changed}
     went |= {"real_paths": place.real, "simulated": how.devices}
     return went
 

@@ -8,6 +8,7 @@ lies beside the weights in both layouts.
 
 import dataclasses
 import io
+import string
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def words() -> Tokenizer:
         puzzle = countdown.generate(0, index, PUZZLES["tiny"], held_out=False)
         texts += [countdown.prompt(puzzle, template) for template in ("short", "base")]
         texts += [f"{answer} = {puzzle.target}" for answer in countdown.solve(puzzle)]
+    # Characters of other tasks: a vocabulary that spells them in bytes cannot be cut.
+    texts.append(" ".join(string.ascii_letters + string.punctuation))
     lines = [line for text in texts for line in text.split("\n") if line]
     return gemma_like_tokenizer(lines, PIECES)
 
