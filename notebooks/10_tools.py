@@ -175,7 +175,7 @@ HTML("<br>".join(shown))
 # their KV caches are moved so that all rows end at the same slot again. So
 # there is no second prefill.
 
-# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
 # @title Draws who wrote what
 written = out.completions.written[asking].astype(int)
 who = written + (written & ~out.completions.mask[asking])
@@ -345,7 +345,7 @@ by_case = {
     case: [run for run in runs if run["case"] == case] for case in controls
 }
 
-# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
 # @title Draws the runs and their controls
 figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 for axis, name in zip(axes, ("right", "calls"), strict=True):
@@ -409,7 +409,7 @@ priced = [run for run in runs if run["case"] not in controls[1:]]
 
 prices = sorted({run["price"] for run in priced})
 
-# %% jupyter={"source_hidden": true} cellView="form" _kg_hide-input=true
+# %% _kg_hide-input=true cellView="form" jupyter={"source_hidden": true}
 # @title Draws accuracy and calls against the price
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
 for axis, name in zip(axes, ("right", "calls"), strict=True):
