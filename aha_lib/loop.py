@@ -122,7 +122,7 @@ def to_batch(out: Rollout, rewards: Float[np.ndarray, "P G"], settings: Settings
     gain = grpo.advantages(shaped, scale_by_std=s.scale_by_std, leave_one_out=s.leave_one_out)
     gain = gain.reshape(-1).astype(np.float32)
     batch = grpo.Batch(out.prompts, out.valid, tokens, mask, logprobs, gain)
-    return batch._replace(written=written)
+    return batch._replace(written=written) if out.replies else batch
 
 
 def refill(
