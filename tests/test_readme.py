@@ -174,6 +174,22 @@ def test_the_tool_and_its_controls():
     assert [run["accuracy_1"][-1] > 0.1 for run in dear] == [False, True, False]
 
 
+def test_tinyzeros_presets_fit():
+    """What docs/results.md says of them: each fits each chip, and has an estimate."""
+    rows = json.loads((BENCHMARKS / "tinyzero_fits.json").read_text())
+    assert {(row["preset"], row["chip"]) for row in rows} == {
+        (preset, chip)
+        for preset in ("tinyzero-270m", "tinyzero-1b", "tinyzero-2b")
+        for chip in ("v5e-8", "v3-8")
+    }
+    for row in rows:
+        assert row["fits"] and max(row["GiB"].values()) < row["GiB available"]
+        assert {"cold start: step", "sample: decode", "update: gradient"} <= row["GiB"].keys()
+        s = SETTINGS[row["preset"]]
+        assert s.completion_len == 1024 and s.lora and s.cold_start
+        assert not PRETRAINING[s.cold_start].cut
+
+
 def test_the_tool_and_gemma():
     run = record.read(record.DATA / "look-up-270m/seed0")
     first, *_, last = run.measured

@@ -97,6 +97,7 @@ TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
         "the tiny model's runs": run_tables.tiny_runs,
         "three bases": run_tables.bases,
         "TinyZero's task": run_tables.tinyzero_runs,
+        "TinyZero's presets": run_tables.tinyzero_fits,
         "a tool": run_tables.tool_runs,
         "a tool for Gemma": run_tables.tool_gemma,
         "a calculator": run_tables.calculator_runs,

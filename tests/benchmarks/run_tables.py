@@ -18,6 +18,7 @@ from aha_lib.tasks import traces
 
 HABITS = Path(__file__).with_name("habits.json")
 LOOK_UP = Path(__file__).with_name("look_up.json")
+TINYZERO_FITS = Path(__file__).with_name("tinyzero_fits.json")
 CALCULATOR = Path(__file__).with_name("calculator.json")
 TINY, GEMMA = record.DATA / "run", record.DATA / "gemma3-270m"
 SMALL = record.DATA / "tinyzero-small"
@@ -143,6 +144,22 @@ def tinyzero_runs() -> list[str]:
             rows.append([run.settings.seed, at["step"], *cells, *means])
     head = ["seed", "step", "accuracy", "3 numbers", "4 numbers", "greedy", "tokens"]
     return table([*head, "further attempts", "returns"], rows)
+
+
+def tinyzero_fits() -> list[str]:
+    """TinyZero's task on eight cores: the largest program of each phase, GiB a core; minutes."""
+    rows = []
+    for row in json.loads(TINYZERO_FITS.read_text()):
+        phases: dict[str, float] = {}
+        for program, size in row["GiB"].items():
+            phase = program.split(":")[0]
+            phases[phase] = max(size, phases.get(phase, 0.0))
+        sizes = [phases[phase] for phase in ("cold start", "sample", "update")]
+        cells = [f"{size:.1f}" for size in (*sizes, row["GiB available"])]
+        minutes = f"{row['minutes']:.0f}" if row["minutes"] else "–"
+        rows.append([row["preset"], row["chip"], *cells, minutes])
+    head = ["preset", "chip", "cold start, GiB", "sampling", "update", "a core has", "minutes"]
+    return table(head, rows)
 
 
 def tiny_runs() -> list[str]:
