@@ -72,8 +72,8 @@ def step(
     graph, params = nnx.split(policy.model)
     state = grpo.TrainState(params, opt_state)
     with futures.ThreadPoolExecutor(1) as beside:  # Python counts while the devices learn
-        ended = ~out.completions.written[:, -1]
-        counting = beside.submit(task.measures, out.texts, out.puzzles, ended.tolist())
+        ended = out.completions.ended.tolist()
+        counting = beside.submit(task.measures, out.texts, out.puzzles, ended)
         state, updated = grpo.train_step(graph, state, reference, batch, s)
         measured = counting.result()
     nnx.update(policy.model, state.params)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from aha_lib import devices
 from aha_lib.model import download, files, finite, layouts
 from aha_lib.model.gemma import Gemma, abstract
-from aha_lib.model.tokenizer import TINY_PATH, Tokenizer
+from aha_lib.model.tokenizer import TINY_PATH, WORDS, Tokenizer
 from aha_lib.presets import MODELS, ModelConfig
 
 # Preset -> Kaggle handle of its Flax weights ("-it": instruct). DeepMind has the same, such as
@@ -36,8 +36,7 @@ HANDLES = {
     "gemma3-1b": "google/gemma-3/flax/gemma3-1b",
     "gemma3-4b": "google/gemma-3/flax/gemma3-4b",
 }
-_OURS = ("tiny", "small", "look-up", "calculator")  # come with the package
-SHIPPED = {name: TINY_PATH.parents[1] / name for name in _OURS}
+SHIPPED = {name: TINY_PATH.parents[1] / name for name in WORDS}  # with the package
 MOST_PADDING = 128  # rows at most that an embedding has and its tokenizer does not: Gemma 1's, 2's
 
 _EMBED = re.compile(r"(.*)(?:embed_tokens\.weight|embedder/input_embedding)")

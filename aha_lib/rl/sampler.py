@@ -76,6 +76,11 @@ class Completions(NamedTuple):
     mask: Bool[np.ndarray, "B T"]  # True for sampled tokens, the stop token included
     written: Bool[np.ndarray, "B T"]  # True for these and for the tokens of replies: no gaps
 
+    @property
+    def ended(self) -> Bool[np.ndarray, " B"]:
+        """Which rows came to their end within the limit."""
+        return ~self.written[:, -1]
+
 
 class Stage(NamedTuple):
     """Columns of the completions that one call of the decode loop writes: its static arguments."""
@@ -416,12 +421,12 @@ def _write_in_turns(
     near = min(slots, window + columns) if window else slots
     rows = _with_slots(rows, wanted.prompt, (slots, slots, near, near))
     slot = prompt_len
+    position = to_host(rows.position)
     while True:
-        before = to_host(rows.position)
         turn = Turn(slot, turns.forced_columns(index, columns), turns.left(index))
         rows, *written = _decode(graph, params, rows, Call(float(s.temperature), turn), stage)
         written = [to_host(part) for part in written]
-        position = to_host(rows.position)
+        before, position = position, to_host(rows.position)
         used = position - before
         for row, i in enumerate(index.tolist()):
             if not turns.finished[i]:
@@ -440,7 +445,7 @@ def _write_in_turns(
             rows = rows._replace(done=done)
             continue
         rows = _pushed_together(rows, order, shift[order], done[order])
-        index = index[order]
+        index, position = index[order], position[order]
     return Completions(*(array[: wanted.count] for array in turns.out))
 
 

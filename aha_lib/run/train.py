@@ -243,7 +243,7 @@ def evaluate(policy: Policy, key, step: int) -> tuple[dict, dict]:
         "heldout_greedy": float(greedily.mean()),
         "heldout_length": float(out.completions.mask.sum(1).mean()),
     }
-    ended = (~out.completions.written[:, -1]).tolist()
+    ended = out.completions.ended.tolist()
     for name, value in task.measures(out.texts, out.puzzles, ended).items():
         # Means are also measured in training: those of the panel have a name of their own.
         metrics[name if isinstance(value, dict) else f"heldout_{name}"] = value

@@ -104,13 +104,11 @@ def _sampling(policy: Policy, group: int, temperature: float) -> sampler.Samplin
 
 
 def _turn_ends(policy: Policy) -> tuple[int, ...]:
-    """The token after which a row waits for a reply; none for a task without a tool.
+    """The token after which a row waits for a reply.
 
     ValueError where the vocabulary does not have it as one piece.
     """
     piece = policy.task.turn_end
-    if not piece:
-        return ()
     if jax.process_count() > 1:  # a tool may be late for one host and not for another
         raise ValueError("A task with a tool runs on one host: start one process.")
     tokens = policy.tokenizer.encode(piece, bos=False)
@@ -151,6 +149,7 @@ class Tool:
         self.policy = policy
         self.puzzles = puzzles
         self.group = group
+        self.turn_ends = _turn_ends(policy)
         self.given = Counter()  # replies, by the row
         self.failed: dict[int, str] = {}  # rows that the tool ended, and why
 
@@ -160,7 +159,7 @@ class Tool:
         def reply(row: int, tokens: list[int]) -> list[int] | None:
             return self.answer(first * self.group + row, tokens)
 
-        return dataclasses.replace(sampling, turn_ends=_turn_ends(self.policy), reply=reply)
+        return dataclasses.replace(sampling, turn_ends=self.turn_ends, reply=reply)
 
     def answer(self, row: int, tokens: list[int]) -> list[int] | None:
         """The tokens of a reply to a row that is to go on; None ends it."""

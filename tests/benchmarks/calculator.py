@@ -145,7 +145,7 @@ def measured(policy: Policy, key) -> dict:
     """What sampled answers to the held-out panel are like, and never or always asked."""
     s = policy.settings
     out = rollout(policy, held_out_panel(policy.task, s), key, group=1, temperature=1.0)
-    ended = (~out.completions.written[:, -1]).tolist()
+    ended = out.completions.ended.tolist()
     found = Calculator.from_settings(s).measures(out.texts, out.puzzles, ended)
     found["length"] = float(out.completions.written.sum(1).mean())
     found["standard_error"] = (found["right"] * (1 - found["right"]) / len(out.texts)) ** 0.5
